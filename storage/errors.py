@@ -1,7 +1,7 @@
 """The one tree of errors that people see.
 
-Each says what was found, where, what was expected and what to do. Only mistakes of a user and faults
-of a machine belong here; for our own bugs there is `assert`.
+Each says what was found, where, what was expected and what to do. Only mistakes of a user and
+faults of a machine belong here; for our own bugs there is `assert`.
 """
 
 import errno
@@ -38,7 +38,7 @@ class FewscanError(Exception):
         super().__init__("\n".join([found, *(f"  {k}: {v}" for k, v in details if v)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default would call the class with the joined message; worker processes send these home.
+        # The default would call the class with the joined message, and workers send these home.
         return _rebuild, (type(self), self.found, self.where, self.expected, self.remedy)
 
 

@@ -1,0 +1,39 @@
+"""One owner at a time for a folder, also when the last owner was killed."""
+
+import errno
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from storage.errors import FewscanError
+
+POLL_S = 0.1
+
+
+@contextmanager
+def exclusive(lock_file: Path, busy: FewscanError, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold `lock_file` (created if missing) for the block; the kernel drops it if we die.
+
+    Raises `busy` if somebody else still holds it after `wait_s` seconds. A file system without
+    locks (some Lustre mounts) lets everybody in: there the scheduler alone keeps runs apart.
+    """
+    deadline = time.monotonic() + wait_s
+    with lock_file.open("a") as file:
+        while not _try_lock(file.fileno()):
+            if time.monotonic() >= deadline:
+                raise busy
+            time.sleep(POLL_S)
+        yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True

@@ -1,0 +1,275 @@
+"""Study folders and run folders: the truth about what was run, on disk.
+
+These two classes own every path in a study's folder; nobody else joins one. They know files and
+JSON, not what a run computes.
+
+    STUDY/
+      study.yaml           the resolved study, as last swept
+      runs/ID/             one folder a run, see `RunFolder`
+      mlflow.db, mlartifacts/    the MLflow view, rebuilt from the run folders at will
+      report/              figures and tables
+
+The events of a run are JSON lines. A line of metrics counts only once a later line ("checkpoint",
+"started" or "finished") says that a checkpoint covers it, because a run that is killed goes back to
+its last checkpoint and says the rest again. `RunFolder.committed_events` returns the lines that count.
+"""
+
+import json
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from storage.atomic import remove_leftovers, write_json
+from storage.errors import RunError, disk_full_explained
+from storage.locks import exclusive
+
+State = Literal["missing", "interrupted", "running", "failed", "finished"]
+
+HEARTBEAT_EVERY_S = 2.0
+RUNNING_IF_SEEN_WITHIN_S = 60.0
+OWNER_WAIT_S = 60.0
+COMMITTING = frozenset({"checkpoint", "started", "finished"})
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Every file of one run.
+
+    `spec.json` is written first, `result.json` last: a run is finished if and only if that exists.
+    """
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def spec(self) -> Path:
+        """What is run: the spec, its names and the store's path."""
+        return self.path / "spec.json"
+
+    @property
+    def events(self) -> Path:
+        """JSON lines: attempts, metrics by step, checkpoints."""
+        return self.path / "events.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """The heartbeat: step, steps in all, host, process, time."""
+        return self.path / "progress.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """All that is needed to go on; deleted once the run is finished."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def model(self) -> Path:
+        """The weights that validation chose."""
+        return self.path / "model.pt"
+
+    @property
+    def cases(self) -> Path:
+        """One row a patient of the test split."""
+        return self.path / "cases.csv"
+
+    @property
+    def examples(self) -> Path:
+        """A few test slices with truth and prediction, for the report."""
+        return self.path / "examples.npz"
+
+    @property
+    def result(self) -> Path:
+        """The numbers. Nothing in it depends on time or place, so equal runs have equal bytes."""
+        return self.path / "result.json"
+
+    @property
+    def error(self) -> Path:
+        """Why the last attempt failed; gone when an attempt succeeds."""
+        return self.path / "error.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    def sibling(self, run_id: str) -> "RunFolder":
+        """The folder of another run of the same study."""
+        return RunFolder(self.path.parent / run_id)
+
+    def create(self, record: dict[str, Any]) -> None:
+        """Write `spec.json` if it is missing or differs (a store that has moved)."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.spec.exists() or self.read_spec() != record:
+            write_json(self.spec, record)
+
+    def read_spec(self) -> dict[str, Any]:
+        return _read_json(self.spec)
+
+    def read_result(self) -> dict[str, Any]:
+        return _read_json(self.result)
+
+    def read_error(self) -> dict[str, Any]:
+        return _read_json(self.error)
+
+    def read_progress(self) -> dict[str, Any]:
+        """The last heartbeat, or an empty dict if there was none."""
+        return _read_json(self.progress) if self.progress.exists() else {}
+
+    def state(self) -> State:
+        """What the files say, from any machine that sees them."""
+        if self.result.exists():
+            return "finished"
+        if not self.spec.exists():
+            return "missing"
+        if self.error.exists():
+            return "failed"
+        if time.time() - self.read_progress().get("time", 0.0) < RUNNING_IF_SEEN_WITHIN_S:
+            return "running"
+        return "interrupted" if self.events.exists() else "missing"
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Be the only writer of this folder for the block.
+
+        An error in the block is recorded in `error.json` and passes on. Raises `RunError` if
+        another process still holds the folder after a minute: a kill takes a while to arrive.
+        """
+        busy = RunError(
+            f"run {self.run_id} is being run by another process",
+            where=self.path,
+            expected="one process a run",
+            remedy="wait for the other sweep, or end it; then run the same command again",
+        )
+        with exclusive(self.lock, busy, wait_s=OWNER_WAIT_S):
+            remove_leftovers(self.path)
+            self.error.unlink(missing_ok=True)
+            try:
+                yield
+            except Exception as error:
+                self.fail(error)
+                raise
+            finally:
+                self.progress.unlink(missing_ok=True)
+
+    def fail(self, error: BaseException) -> None:
+        """Record why this run failed; a full disk must not hide the error it caused."""
+        record = {
+            "kind": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+            "host": socket.gethostname(),
+            "time": time.time(),
+        }
+        try:
+            write_json(self.error, record)
+        except Exception as second:
+            error.add_note(f"and error.json could not be written: {second}")
+
+    def beat(self, step: int, steps: int) -> None:
+        """Leave a heartbeat: readable at any moment, not worth an fsync."""
+        beat = {"step": step, "steps": steps, "host": socket.gethostname(), "time": time.time()}
+        temporary = self.progress.with_suffix(".tmp")
+        temporary.write_text(json.dumps(beat))
+        os.replace(temporary, self.progress)
+
+    def append_event(self, kind: str, **fields: Any) -> int:
+        """Add one line with the current time; returns the size of the file after it, in bytes."""
+        line = json.dumps({"kind": kind, "time": round(time.time(), 3), **fields}, allow_nan=False)
+        with disk_full_explained(self.events), self.events.open("ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def truncate_events(self, size_bytes: int) -> None:
+        """Forget the lines after the last checkpoint, and half a line that a kill left."""
+        if self.events.exists():
+            os.truncate(self.events, size_bytes)
+
+    def committed_events(self) -> list[dict[str, Any]]:
+        """The events up to the last one that a checkpoint covers, oldest first."""
+        if not self.events.exists():
+            return []
+        whole_lines = self.events.read_bytes().split(b"\n")[:-1]
+        events = [json.loads(line) for line in whole_lines]
+        while events and events[-1]["kind"] not in COMMITTING:
+            events.pop()
+        return events
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Every file of one study."""
+
+    path: Path
+
+    @property
+    def study(self) -> Path:
+        return self.path / "study.yaml"
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    @property
+    def mlflow_database(self) -> Path:
+        return self.path / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        return self.path / "mlartifacts"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    @property
+    def imports(self) -> Path:
+        """Names given to imported checkpoints: a JSON object, name → run id."""
+        return self.path / "imports.json"
+
+    @property
+    def ray_token(self) -> Path:
+        return self.path / "ray.token"
+
+    @property
+    def sweep_log(self) -> Path:
+        return self.path / "sweep.log"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    def run(self, run_id: str) -> RunFolder:
+        return RunFolder(self.runs / run_id)
+
+    def read_imports(self) -> dict[str, str]:
+        return _read_json(self.imports) if self.imports.exists() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunError(
+            "a file of a run is missing",
+            where=path,
+            expected="a run folder written by fewscan",
+            remedy="run `fewscan sweep` again; it rebuilds what is missing",
+        ) from error
+    except ValueError as error:
+        raise RunError(
+            f"the file is not JSON ({error})",
+            where=path,
+            expected="a file written by fewscan, which writes it whole or not at all",
+            remedy=f"disk or hand has changed it: delete the folder {path.parent} and sweep again",
+        ) from error
+    assert isinstance(value, dict)
+    return value
