@@ -1,0 +1,123 @@
+"""NIfTI files: bytes on disk ↔ voxels and where they lie in the patient.
+
+The only module that knows nibabel, which reads the header; ISA-L undoes the gzip stream in half of
+zlib's time. What a file means (modality, labels) is decided in `scans`.
+
+Letters: X, Y, Z the array's own axes.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from isal import igzip, igzip_lib
+
+from storage.atomic import write_bytes
+from storage.errors import ScanError
+
+_UNREADABLE: Any = (OSError, EOFError, igzip_lib.IsalError)  # Any: isal's stubs type it as a value
+_COPY_AGAIN = "copy or download the file again"
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A three-dimensional image on its grid."""
+
+    voxels_XYZ: np.ndarray
+    """values in the file's own type, native byte order; float64 if the header scales them"""
+    affine: np.ndarray
+    """(4, 4) float64, voxel index → millimetres"""
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxels along each axis."""
+        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0)).tolist()
+        return x, y, z
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read a `.nii` or `.nii.gz` file (NIfTI-1 or 2, one file for header and image).
+
+    Raises `ScanError` if it cannot be read, is damaged, is no NIfTI, or is not three-dimensional.
+    """
+    data = _gunzipped(path)
+    header = _header(data, path)
+    raw_XYZ = _voxels(data, header, path)
+    slope, intercept = header.get_slope_inter()
+    if slope not in (None, 1.0) or intercept not in (None, 0.0):
+        raw_XYZ = raw_XYZ * np.float64(slope) + np.float64(intercept)
+    return Volume(raw_XYZ, _affine(header, path))
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write `array` as NIfTI-1, gzipped if `path` ends in `.gz`, atomically.
+
+    The bytes depend on nothing but the arguments: the gzip header carries neither name nor time.
+    """
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ScanError(
+            f"the name {path.name!r}", where=path, expected=".nii or .nii.gz at its end"
+        )
+    image = nibabel.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    data = image.to_bytes()
+    write_bytes(path, igzip.compress(data, 1, mtime=0) if path.suffix == ".gz" else data)
+
+
+def _gunzipped(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        return igzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except _UNREADABLE as error:
+        raise ScanError(
+            f"the file cannot be read: {error}",
+            where=path,
+            expected="a whole .nii or .nii.gz file",
+            remedy=_COPY_AGAIN,
+        ) from error
+
+
+def _header(data: bytes, path: Path) -> nibabel.Nifti1Header:
+    sizes = {nibabel.Nifti1Header: 348, nibabel.Nifti2Header: 540}
+    for kind, size in sizes.items():
+        if {data[:4]} & {size.to_bytes(4, "little"), size.to_bytes(4, "big")}:
+            try:
+                return kind.from_fileobj(BytesIO(data))
+            except Exception as error:  # nibabel raises many kinds for a header of rubbish
+                raise _no_nifti(f"a broken NIfTI header ({error})", path) from error
+    raise _no_nifti(f"no NIfTI header in {len(data)} bytes", path)
+
+
+def _no_nifti(found: str, path: Path) -> ScanError:
+    expected = "a NIfTI file with header and image in one (.nii or .nii.gz)"
+    return ScanError(found, where=path, expected=expected, remedy=_COPY_AGAIN)
+
+
+def _voxels(data: bytes, header: nibabel.Nifti1Header, path: Path) -> np.ndarray:
+    dtype, offset = header.get_data_dtype(), header.get_data_offset()
+    shape = header.get_data_shape()
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or min(shape) < 1 or dtype.kind not in "iuf":
+        expected = "three dimensions of real numbers"
+        raise ScanError(f"shape {tuple(shape)} of {dtype}", where=path, expected=expected)
+    count = int(np.prod(shape))
+    size = offset + count * dtype.itemsize
+    if len(data) < size:
+        found = f"the file ends after {len(data)} of {size} bytes"
+        raise ScanError(found, where=path, expected="all voxels", remedy=_COPY_AGAIN)
+    voxels = np.frombuffer(data, dtype, count, offset).reshape(shape, order="F")
+    return voxels.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _affine(header: nibabel.Nifti1Header, path: Path) -> np.ndarray:
+    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+        found = f"an affine that is not invertible: {affine.tolist()}"
+        raise ScanError(found, where=path, expected="millimetres per voxel in the header")
+    return affine
