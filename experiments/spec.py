@@ -18,6 +18,14 @@ Target = Literal["binary", "multiclass"]
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
 
 
+def _require_at_least(spec: Any, minimum: float, *names: str) -> None:
+    """Raise ValueError for the first of the fields that is set and smaller than `minimum`."""
+    for name in names:
+        value = getattr(spec, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} is {value}, expected at least {minimum}")
+
+
 @dataclass(frozen=True)
 class Network:
     """The U-Net that all arms share."""
@@ -26,6 +34,10 @@ class Network:
     """Channels of the first level; each level below doubles them."""
     depth: int = 4
     """Levels, one more than there are poolings."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "width")
+        _require_at_least(self, 2, "depth")
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,10 @@ class Noise:
     """Side of the grid that the noise is drawn on, before it is interpolated to the slice."""
     std: float = 0.2
     """Standard deviation on that grid, in units of the images' 99th percentile."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "resolution")
+        _require_at_least(self, 0, "std")
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,11 @@ class Training:
     """Validate on this many slices, evenly spaced. None: on all."""
     precision: Precision = "auto"
     """auto: bf16 autocast where the device computes it natively, else fp32."""
+
+    def __post_init__(self) -> None:
+        counts = ("iterations", "validate_every", "batch_size", "lr_step_every")
+        _require_at_least(self, 1, *counts, "lr_half_period", "validation_slices")
+        _require_at_least(self, 0, "lr", "weight_decay", "clip_norm")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,142 @@
+"""Where a run executes: CPU or CUDA, one process or several ranks of DDP.
+
+Nothing in here may change what a run computes beyond rounding. Process groups are made by whoever
+starts the ranks (Ray Train in a sweep, `launch` in a bare process), not by the stages.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from experiments.spec import Precision
+from storage.errors import DeviceError
+
+RANKS_MEET_WITHIN = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The place of one rank of a run."""
+
+    device: str = "cpu"
+    """As torch writes it: "cpu", "cuda:0"."""
+    threads: int = 1
+    """CPU threads of torch in this rank; the bits of a CPU run depend on it."""
+    rank: int = 0
+    world_size: int = 1
+    checkpoint_every_s: float = 60.0
+    """Seconds of work that a kill may cost."""
+
+    @property
+    def is_first(self) -> bool:
+        """Only the first rank writes to the run folder."""
+        return self.rank == 0
+
+    def set_up(self) -> None:
+        """Make this process compute reproducibly here. Raises `DeviceError` if CUDA is absent."""
+        torch.set_num_threads(self.threads)
+        if self.device.startswith("cuda"):
+            require_cuda()
+            torch.cuda.set_device(self.device)
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)  # says which operation is not
+
+    def share_of(self, batch_size: int) -> slice:
+        """This rank's part of a global batch."""
+        each, rest = divmod(batch_size, self.world_size)
+        if rest:
+            raise DeviceError(
+                f"a batch of {batch_size} cannot be shared by {self.world_size} devices",
+                where="batch_size",
+                expected="a multiple of the number of devices",
+                remedy="change batch_size or resources.*.devices",
+            )
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The model itself on one device, its DDP twin on several."""
+        return model if self.world_size == 1 else DistributedDataParallel(model)
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """The sum of every rank's `value`, on every rank (not differentiable)."""
+        if self.world_size > 1:
+            value = value.clone()
+            distributed.all_reduce(value)
+        return value
+
+    def wait_for_all(self) -> None:
+        """Return once every rank has come here."""
+        if self.world_size > 1:
+            distributed.barrier()
+
+    def dtype(self, precision: Precision) -> torch.dtype:
+        """What the weights are kept in: float32, or float64 for exact comparisons."""
+        return torch.float64 if precision == "fp64" else torch.float32
+
+    def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
+        """bf16 autocast, if the precision asks for it or (auto) the device has it natively."""
+        kind = self.device.partition(":")[0]
+        wanted = precision == "bf16" or (precision == "auto" and has_native_bf16(kind))
+        return torch.autocast(kind, torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def has_native_bf16(kind: str) -> bool:
+    """Whether "cpu" or "cuda" multiplies bf16 matrices in hardware here."""
+    if kind == "cuda":
+        return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
+    cpu: Any = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+def require_cuda() -> None:
+    """Raise `DeviceError` unless torch sees a CUDA device."""
+    if not torch.cuda.is_available():
+        raise DeviceError(
+            f"CUDA was asked for, and torch {torch.__version__} sees no CUDA device",
+            where="resources.device",
+            expected="an NVIDIA driver and a CUDA build of torch, or device: cpu",
+            remedy="set resources.device to auto or cpu, or install a CUDA build of torch",
+        )
+
+
+def launch(stage: Callable[[Devices], None], devices: Devices) -> None:
+    """Run `stage` in `devices.world_size` new processes that share a process group.
+
+    For bare processes, tests and profiles; a sweep leaves this to Ray Train. `stage` must be
+    picklable. An error in any rank ends them all and is raised here.
+    """
+    with TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(
+            _rank_main, (stage, devices, Path(folder) / "meet"), nprocs=devices.world_size
+        )
+
+
+def _rank_main(
+    rank: int, stage: Callable[[Devices], None], devices: Devices, meeting: Path
+) -> None:
+    with process_group(devices, rank, f"file://{meeting}"):
+        device = f"cuda:{rank}" if devices.device.startswith("cuda") else "cpu"
+        stage(replace(devices, rank=rank, device=device))
+
+
+@contextlib.contextmanager
+def process_group(devices: Devices, rank: int, url: str) -> Iterator[None]:
+    """A process group for the block: NCCL between GPUs, gloo between CPUs."""
+    backend = "nccl" if devices.device.startswith("cuda") else "gloo"
+    distributed.init_process_group(
+        backend, url, timeout=RANKS_MEET_WITHIN, rank=rank, world_size=devices.world_size
+    )
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,205 @@
+"""The training loop, one for all stages.
+
+Every random number is a function of (seed, step), so a run that is killed anywhere and goes on from
+its checkpoint ends with the bits of a run that was never disturbed. A task says what a step's loss
+is; the loop does the rest: optimiser, learning rate, validation, checkpoints, events.
+"""
+
+import math
+import platform
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from experiments.checkpoint import TrainingState, load_state, save_state
+from experiments.devices import Devices
+from experiments.spec import Training, seed_for
+from storage.errors import RunError
+from storage.runs import HEARTBEAT_EVERY_S, RunFolder
+
+
+class Task(Protocol):
+    """What a network is taught."""
+
+    def loss(self, model: nn.Module, step: int) -> Tensor:
+        """The loss of this rank's share of the global batch of `step`: a scalar with a gradient.
+
+        Must depend on nothing but the model, the step and what the task was made from. The mean of
+        the gradients over ranks must be the gradient of the global batch.
+        """
+
+    def validation_loss(self, model: nn.Module) -> float:
+        """The loss that chooses the model, the same number on every rank."""
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Which items make the batch of a step: epoch after epoch, each in a new random order.
+
+    A batch may span two epochs, so every step is full and every item is seen equally often.
+    """
+
+    items: int
+    batch_size: int
+    seed: int
+    _orders: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def indices(self, step: int) -> Tensor:
+        """(batch_size,) int64 indices of the global batch of `step`."""
+        first = step * self.batch_size
+        places = range(first, first + self.batch_size)
+        return torch.stack([self._order(p // self.items)[p % self.items] for p in places])
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            self._orders.pop(epoch - 2, None)
+            generator = torch.Generator().manual_seed(seed_for(self.seed, "order", epoch))
+            self._orders[epoch] = torch.randperm(self.items, generator=generator)
+        return self._orders[epoch]
+
+
+def learning_rate(training: Training, step: int) -> float:
+    """The rate of `step`: torch's CosineAnnealingLR in closed form, going on past its T_max.
+
+    Holzschuh et al. and Kascenas et al. leave T_max at 100 changes, 32 steps each, so their rate
+    swings with a period of 6,400 steps; `lr_half_period` None goes down once, to the end.
+    """
+    half_period = training.lr_half_period or training.iterations
+    changed_at = step // training.lr_step_every * training.lr_step_every
+    return training.lr * (1 + math.cos(math.pi * changed_at / half_period)) / 2
+
+
+def train(
+    model: nn.Module, task: Task, training: Training, folder: RunFolder, devices: Devices
+) -> TrainingState:
+    """Train `model` on this rank's device, from the folder's checkpoint if there is one.
+
+    Returns the final state; its `best` are the weights that validation chose. Raises `RunError` if
+    a loss is not finite, `DiskFullError` if a checkpoint finds no room.
+    """
+    loop = _Loop(model, task, training, folder, devices)
+    loop.begin()
+    while loop.state.step < training.iterations:
+        loop.step()
+        if loop.state.step % training.validate_every == 0 or loop.state.step == training.iterations:
+            loop.validate()
+        loop.look_at_the_clock()
+    loop.checkpoint()
+    return loop.state
+
+
+class _Loop:
+    """The parts of a training that go on from step to step. The first rank alone writes."""
+
+    def __init__(
+        self, model: nn.Module, task: Task, training: Training, folder: RunFolder, devices: Devices
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.training = training
+        self.folder = folder
+        self.devices = devices
+        self.optimiser = torch.optim.Adam(
+            model.parameters(), training.lr, weight_decay=training.weight_decay, amsgrad=True
+        )
+        self.state = self._resume()
+        self.parallel = devices.parallel(model)
+        self.last_beat = -math.inf
+        self.last_checkpoint = time.monotonic()
+
+    def _resume(self) -> TrainingState:
+        first = next(self.model.parameters())
+        state = load_state(self.folder.checkpoint)
+        if state is None:
+            zero = torch.zeros((), dtype=first.dtype, device=first.device)
+            return TrainingState(0, {}, {}, {}, 0, math.inf, zero, 0)
+        self.model.load_state_dict(state.model)
+        self.optimiser.load_state_dict(state.optimiser)
+        state.window_loss = state.window_loss.to(first.device)
+        return state
+
+    def begin(self) -> None:
+        if self.devices.is_first:
+            self.folder.truncate_events(self.state.events_bytes)
+            self.folder.append_event("started", step=self.state.step, **describe(self.devices))
+
+    def step(self) -> None:
+        """One step of the optimiser on the global batch."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.training, self.state.step)
+        self.optimiser.zero_grad()
+        with self.devices.autocast(self.training.precision):
+            loss = self.task.loss(self.parallel, self.state.step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+        self.optimiser.step()
+        self.state.window_loss += loss.detach()
+        self.state.step += 1
+
+    def validate(self) -> None:
+        """Validate, keep the model if it is the best so far, and tell the folder."""
+        state = self.state
+        with torch.no_grad(), self.devices.autocast(self.training.precision):
+            validation_loss = self.task.validation_loss(self.model)
+        train_loss = self._mean_loss_since_validation()
+        self._require_finite(train_loss, validation_loss)
+        if validation_loss < state.best_loss:
+            state.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            state.best_step, state.best_loss = state.step, validation_loss
+        values = {
+            "train/loss": train_loss,
+            "validation/loss": validation_loss,
+            "lr": learning_rate(self.training, state.step - 1),
+        }
+        if self.devices.is_first:
+            self.folder.append_event("metrics", step=state.step, values=values)
+
+    def _mean_loss_since_validation(self) -> float:
+        steps = (self.state.step - 1) % self.training.validate_every + 1
+        total = self.devices.sum_over_ranks(self.state.window_loss).item()
+        self.state.window_loss.zero_()
+        return total / self.devices.world_size / steps
+
+    def _require_finite(self, train_loss: float, validation_loss: float) -> None:
+        if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
+            raise RunError(
+                f"the loss is not finite at step {self.state.step}: training {train_loss}, "
+                f"validation {validation_loss}",
+                where=self.folder.path,
+                expected="finite losses",
+                remedy="lower the learning rate, or set precision to fp32",
+            )
+
+    def look_at_the_clock(self) -> None:
+        """Leave a heartbeat or a checkpoint if it is time; the result depends on neither."""
+        now = time.monotonic()
+        if self.devices.is_first and now - self.last_beat >= HEARTBEAT_EVERY_S:
+            self.folder.beat(self.state.step, self.training.iterations)
+            self.last_beat = now
+        if now - self.last_checkpoint >= self.devices.checkpoint_every_s:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write down everything that is needed to go on from here."""
+        if self.devices.is_first:
+            state = self.state
+            state.model, state.optimiser = self.model.state_dict(), self.optimiser.state_dict()
+            state.events_bytes = self.folder.events.stat().st_size
+            save_state(self.folder.checkpoint, state)
+            self.folder.append_event("checkpoint", step=state.step)
+        self.last_checkpoint = time.monotonic()
+
+
+def describe(devices: Devices) -> dict[str, Any]:
+    """Where this attempt runs, for the record: nothing in it is part of the result."""
+    cuda = devices.device.startswith("cuda")
+    return {
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name(devices.device) if cuda else "cpu",
+        "ranks": devices.world_size,
+        "threads": devices.threads,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }

@@ -1,0 +1,210 @@
+"""The study file: what a person asks for, validated before anything runs.
+
+YAML becomes one frozen value. Every mistake in the file is named at once, each with its place, what
+was expected and, for an unknown key, the nearest known one.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from experiments.spec import Augmentation, Evaluation, Network, Noise, Target, Training
+from storage.errors import StudyError
+
+SCRATCH = "scratch"
+"""The init that starts from random weights."""
+
+Baseline = Literal["unsupervised", "supervised"]
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """One pre-training on healthy slices, to start fine-tunings from."""
+
+    training: Training
+    noise: Noise = Noise()
+    seed: int = 0
+    init: str = SCRATCH
+    """scratch, another pre-training's name, or the name of an imported checkpoint."""
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """The grid: label counts × seeds × inits × targets."""
+
+    label_counts: tuple[int | Literal["all"], ...]
+    """Numbers of labelled scans; "all" is the whole training split."""
+    training: Training
+    """The same for every cell: arms share their update budget."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    inits: tuple[str, ...] = (SCRATCH,)
+    """The arms: scratch, names of pre-trainings, names of imported checkpoints."""
+    targets: tuple[Target, ...] = ("binary", "multiclass")
+    augmentation: Augmentation = Augmentation()
+
+    def __post_init__(self) -> None:
+        for name in ("label_counts", "seeds", "inits", "targets"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} needs at least one value, and none twice")
+        if any(count != "all" and count < 1 for count in self.label_counts):
+            raise ValueError("a label count is a whole number from 1, or all")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one run of a stage gets. None of it changes what is computed."""
+
+    devices: int = 1
+    """Ranks; more than one trains by DDP, each on a whole device."""
+    gpu_share: float = 1.0
+    """Of a GPU, for a run on one device; several runs share a GPU if it is below 1."""
+    cpus: int = 1
+    """CPU cores a rank: the threads of a CPU rank, the helpers of a GPU rank."""
+
+    def __post_init__(self) -> None:
+        if min(self.devices, self.cpus) < 1:
+            raise ValueError("devices and cpus are whole numbers from 1")
+        if not 0 < self.gpu_share <= 1:
+            raise ValueError(f"gpu_share is {self.gpu_share}, expected above 0 and at most 1")
+        if self.devices > 1 and self.gpu_share != 1:
+            raise ValueError("several devices a run go with gpu_share 1: DDP needs whole GPUs")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where runs run."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where Ray sees a GPU, else the CPU."""
+    pretrain: Share = Share()
+    finetune: Share = Share()
+    checkpoint_every_s: float = 60.0
+    """Seconds of work that a kill may cost."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study: a store of slices, a grid of runs, a folder that holds all that comes of it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    name: str
+    store: Path
+    """The slice store that `fewscan prepare` made; relative to where the command is given."""
+    folder: Path
+    """Where runs, MLflow's data and reports go; relative to where the command is given."""
+    finetune: Finetuning
+    network: Network = Network()
+    pretrain: dict[str, Pretraining] = field(default_factory=dict)
+    evaluation: Evaluation = Evaluation()
+    baselines: tuple[Baseline, ...] = ("unsupervised", "supervised")
+    """unsupervised: each pre-trained network's own anomaly score. supervised: scratch on all labels."""
+    resources: Resources = Resources()
+
+
+_STUDY: TypeAdapter[Study] = TypeAdapter(Study)
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file and apply `--set` overrides such as "finetune.seeds=[0,1]".
+
+    Raises `StudyError` that lists every mistake. Whether store, counts and parents exist is for
+    `harness.plan` to say, which has them at hand.
+    """
+    document = _read_yaml(path)
+    for override in overrides:
+        _override(document, override)
+    return parse_study(document, where=str(path))
+
+
+def parse_study(document: dict[str, Any], where: str) -> Study:
+    """Validate plain values; paths in the study become absolute."""
+    try:
+        study = _STUDY.validate_python(document)
+    except ValidationError as error:
+        mistakes = [_explain(e["type"], e["loc"], e["msg"], e["input"]) for e in error.errors()]
+        raise StudyError(
+            "the study file has mistakes:\n" + "\n".join(f"    {m}" for m in mistakes),
+            where=where,
+            expected="the keys and values of experiments/paper.yaml, which says what each means",
+            remedy="mend each line above; `fewscan plan STUDY` checks the file and runs nothing",
+        ) from None
+    return _with_absolute_paths(study)
+
+
+def dump_study(study: Study) -> str:
+    """The resolved study as YAML that `load_study` reads back to the same value."""
+    return yaml.safe_dump(_STUDY.dump_python(study, mode="json"), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StudyError(
+            f"the study file cannot be read: {error}",
+            where=path,
+            expected="a YAML file such as experiments/demo.yaml",
+            remedy="check the path and, if a line is named, its indentation",
+        ) from error
+    if not isinstance(document, dict):
+        raise StudyError(
+            f"the file holds {type(document).__name__}, not a mapping",
+            where=path,
+            expected="keys such as name, store, folder, finetune",
+            remedy="start from a copy of experiments/demo.yaml",
+        )
+    return document
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not all(name.split(".")):
+        raise StudyError(
+            f"cannot understand the override {override!r}",
+            where="--set",
+            expected="key.key=value, the value as in YAML",
+            remedy='for example: --set "finetune.seeds=[0,1]"',
+        )
+    *parents, last = name.split(".")
+    for parent in parents:
+        inner = document.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise StudyError(
+                f"{parent!r} holds the value {inner!r}, not keys",
+                where=f"--set {override}",
+                expected="a path through mappings",
+                remedy="see experiments/paper.yaml for the keys of a study",
+            )
+        document = inner
+    document[last] = yaml.safe_load(text)
+
+
+def _explain(kind: str, location: tuple[int | str, ...], message: str, value: Any) -> str:
+    name = ".".join(str(part) for part in location)
+    if kind == "unexpected_keyword_argument":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"{name}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{name}: is missing"
+    return f"{name}: {message}, found {value!r}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that a study file may have at `location`."""
+    here: Any = Study
+    for part in location:
+        inner = [t for t in get_args(here) if is_dataclass(t)]
+        here = inner[0] if inner else get_type_hints(here).get(str(part))
+    return [f.name for f in fields(here)] if is_dataclass(here) else []
+
+
+def _with_absolute_paths(study: Study) -> Study:
+    return replace(study, store=study.store.absolute(), folder=study.folder.absolute())
