@@ -1,14 +1,15 @@
 """Who trains, who validates, who tests; and which of the training scans have labels.
 
 The split is the one of Kascenas et al. (2022), by the rule in their published code: sort the ids,
-shuffle them with seed 0, give 75 % to training, 5 % to validation, the rest to the test. On the 1251
-subjects of BraTS 2021 it gives the published lists, in order; on other subjects the rule is the same.
+shuffle them with seed 0, give 75 % to training, 5 % to validation, the rest to the test. On the
+1251 subjects of BraTS 2021 it gives the published lists, in order; on others the rule is the same.
 """
 
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import pairwise
 
 from storage.errors import StudyError
 
@@ -80,7 +81,7 @@ def label_subset(train_ids: Sequence[str], count: int, seed: int) -> tuple[str, 
 
 def _require_enough(ids: Sequence[str]) -> None:
     if len(set(ids)) < len(ids):
-        twice = next(a for a, b in zip(ids, ids[1:], strict=False) if a == b)
+        twice = next(a for a, b in pairwise(ids) if a == b)
         raise StudyError(f"subject {twice} comes twice", expected="each subject once")
     if len(ids) < FEWEST_SUBJECTS:
         raise StudyError(
