@@ -1,7 +1,7 @@
 """What torch writes into a run folder: the checkpoint to go on from, the model that was kept.
 
-A checkpoint is one file, so it is consistent by construction: weights, optimiser, best model so far,
-step, and how far the events reached. Both files are loaded with `weights_only=True`.
+A checkpoint is one file, so it is consistent by construction: weights, optimiser, best model so
+far, step, and how far the events reached. Both files are loaded with `weights_only=True`.
 """
 
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""How much arithmetic a run is: for the order of runs and the estimate of hours, not for results."""
+"""How much arithmetic a run is: for the order of runs and the estimate of hours."""
 
 from experiments.spec import Denoise, Imported, Network, RunSpec, Training
 from storage.slices import SliceStore

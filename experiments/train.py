@@ -73,15 +73,21 @@ def learning_rate(training: Training, step: int) -> float:
 
 
 def train(
-    model: nn.Module, task: Task, training: Training, folder: RunFolder, devices: Devices
+    model: nn.Module,
+    task: Task,
+    training: Training,
+    folder: RunFolder,
+    devices: Devices,
+    facts: dict[str, Any],
 ) -> TrainingState:
     """Train `model` on this rank's device, from the folder's checkpoint if there is one.
 
-    Returns the final state; its `best` are the weights that validation chose. Raises `RunError` if
-    a loss is not finite, `DiskFullError` if a checkpoint finds no room.
+    `facts` go into the event that opens the attempt. Returns the final state; its `best` are the
+    weights that validation chose. Raises `RunError` if a loss is not finite, `DiskFullError` if a
+    checkpoint finds no room.
     """
     loop = _Loop(model, task, training, folder, devices)
-    loop.begin()
+    loop.begin(facts)
     while loop.state.step < training.iterations:
         loop.step()
         if loop.state.step % training.validate_every == 0 or loop.state.step == training.iterations:
@@ -121,10 +127,12 @@ class _Loop:
         state.window_loss = state.window_loss.to(first.device)
         return state
 
-    def begin(self) -> None:
+    def begin(self, facts: dict[str, Any]) -> None:
+        """Open an attempt in the events, after those that the checkpoint covers."""
         if self.devices.is_first:
             self.folder.truncate_events(self.state.events_bytes)
-            self.folder.append_event("started", step=self.state.step, **describe(self.devices))
+            facts = describe(self.devices) | facts
+            self.folder.append_event("started", step=self.state.step, **facts)
 
     def step(self) -> None:
         """One step of the optimiser on the global batch."""

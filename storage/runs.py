@@ -10,8 +10,8 @@ JSON, not what a run computes.
       report/              figures and tables
 
 The events of a run are JSON lines. A line of metrics counts only once a later line ("checkpoint",
-"started" or "finished") says that a checkpoint covers it, because a run that is killed goes back to
-its last checkpoint and says the rest again. `RunFolder.committed_events` returns the lines that count.
+"started" or "finished") says that a checkpoint covers it: a run that is killed goes back to its last
+checkpoint and says the rest again. `RunFolder.committed_events` returns the lines that count.
 """
 
 import json
@@ -79,11 +79,6 @@ class RunFolder:
     def cases(self) -> Path:
         """One row a patient of the test split."""
         return self.path / "cases.csv"
-
-    @property
-    def examples(self) -> Path:
-        """A few test slices with truth and prediction, for the report."""
-        return self.path / "examples.npz"
 
     @property
     def result(self) -> Path:

@@ -1,0 +1,107 @@
+"""Fine-tuning: learn to segment from a few labelled scans, then score the test split.
+
+Holzschuh et al., "Combining Anomaly Detection and Supervised Learning for Medical Image
+Segmentation" (MIDL 2023): soft Dice and cross-entropy, nnU-Net-like augmentation, the model with
+the lowest validation loss.
+"""
+
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments import augment
+from experiments.checkpoint import load_model, save_model
+from experiments.data import SliceData, open_store
+from experiments.devices import Devices
+from experiments.evaluate import Prediction, evaluate
+from experiments.losses import segmentation_loss, segmentation_sums, sums_over_ranks
+from experiments.spec import Segment, run_id, seed_for
+from experiments.start import initial_network
+from experiments.train import BatchOrder, train
+from storage.runs import RunFolder
+from storage.splits import label_subset
+
+
+def finetune(spec: Segment, folder: RunFolder, devices: Devices) -> dict[str, Any]:
+    """The stage of `Segment`: leaves the best model and the cases, and returns the result."""
+    store = open_store(folder, spec.data)
+    dtype = devices.dtype(spec.training.precision)
+    labelled = label_subset(store.split.train, spec.label_count, spec.seed)
+    at_most = spec.training.validation_slices
+    task = SegmentTask(
+        spec,
+        SliceData.load(store, labelled, devices, dtype),
+        SliceData.load(store, store.split.validation, devices, dtype, at_most=at_most),
+        devices,
+    )
+    outputs = 2 if spec.target == "binary" else 1 + len(store.classes)
+    model, start = initial_network(spec, len(store.channels), outputs, folder, devices)
+    state = train(model, task, spec.training, folder, devices, start)
+    if not devices.is_first:
+        return {}
+    save_model(folder.model, model, state.best)
+    kept = load_model(folder.model).float().to(devices.device)
+
+    def predict(images_NCHW: Tensor) -> Prediction:
+        return prediction(kept(images_NCHW))
+
+    return {
+        "kind": spec.kind,
+        "labelled": list(labelled),
+        "best_step": state.best_step,
+        "validation_loss": state.best_loss,
+        **evaluate(predict, spec.evaluation, store, folder, devices),
+    }
+
+
+def prediction(logits_NCHW: Tensor) -> Prediction:
+    """Probability of any lesion, and with several classes the most probable one."""
+    probabilities = logits_NCHW.softmax(dim=1)
+    labels = probabilities.argmax(dim=1) if logits_NCHW.shape[1] > 2 else None
+    return Prediction(probabilities[:, 1:].sum(dim=1), labels)
+
+
+class SegmentTask:
+    """Soft Dice and cross-entropy on augmented slices of the labelled scans."""
+
+    def __init__(
+        self, spec: Segment, training: SliceData, validation: SliceData, devices: Devices
+    ) -> None:
+        self.binary = spec.target == "binary"
+        self.augmented = spec.augmentation.policy == "nnunet"
+        self.training = training
+        self.validation = validation
+        self.devices = devices
+        self.batch_size = spec.training.batch_size
+        self.seed = seed_for(run_id(spec), "segment")
+        self.order = BatchOrder(len(training), self.batch_size, self.seed)
+
+    def loss(self, model: nn.Module, step: int) -> Tensor:
+        """The loss of the whole global batch, to which this rank adds the sums of its share."""
+        share = self.devices.share_of(self.batch_size)
+        batch = self.training.batch(self.order.indices(step)[share])
+        images_NCHW, labels_NHW = batch.images_NCHW, batch.labels_NHW
+        if self.augmented:
+            generator = torch.Generator().manual_seed(seed_for(self.seed, "augment", step))
+            channels = images_NCHW.shape[1]
+            draws = augment.draw(augment.Augmentation(), self.batch_size, channels, generator)
+            images_NCHW, labels_NHW = augment.apply(images_NCHW, labels_NHW, draws[share])
+        sums = segmentation_sums(model(images_NCHW), self._targets(labels_NHW))
+        return segmentation_loss(sums_over_ranks(sums))
+
+    def validation_loss(self, model: nn.Module) -> float:
+        """The loss of all validation slices taken as one batch, not augmented."""
+        sums = reduce(
+            add,
+            (
+                segmentation_sums(model(batch.images_NCHW), self._targets(batch.labels_NHW))
+                for _, batch in self.validation.validation_batches(self.devices)
+            ),
+        )
+        return segmentation_loss(sums_over_ranks(sums)).item()
+
+    def _targets(self, labels_NHW: Tensor) -> Tensor:
+        return (labels_NHW > 0).long() if self.binary else labels_NHW

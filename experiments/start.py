@@ -1,0 +1,41 @@
+"""The network that a training starts from: random weights, or those of another run."""
+
+from typing import Any
+
+import torch
+
+from experiments.checkpoint import load_model
+from experiments.devices import Devices
+from experiments.spec import Denoise, Segment, run_id, seed_for
+from experiments.unet import UNet, load_for_transfer, require_same_tensors
+from storage.runs import RunFolder
+
+
+def initial_network(
+    spec: Denoise | Segment,
+    in_channels: int,
+    out_channels: int,
+    folder: RunFolder,
+    devices: Devices,
+) -> tuple[UNet, dict[str, Any]]:
+    """The network on its device, and what it took over from which run, for the record.
+
+    Random weights are drawn on the CPU from the run's id, so that they are the same everywhere.
+    A fine-tuning takes everything but the head; a pre-training that goes on from another takes
+    the head too. Raises `RunError` if the parent's network does not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(run_id(spec), "weights"))
+        model = UNet(in_channels, out_channels, spec.network.width, spec.network.depth)
+    facts: dict[str, Any] = {"init": spec.init or "scratch", "loaded": [], "replaced": []}
+    if spec.init is not None:
+        weights = load_model(folder.sibling(spec.init).model).state_dict()
+        if isinstance(spec, Segment):
+            report = load_for_transfer(model, weights)
+            facts |= {"loaded": list(report.loaded), "replaced": list(report.replaced)}
+        else:
+            fit = "start from a run with the same network and modalities"
+            require_same_tensors(model.state_dict(), weights, remedy=fit)
+            model.load_state_dict(weights)
+            facts["loaded"] = list(weights)
+    return model.to(devices.device, devices.dtype(spec.training.precision)), facts

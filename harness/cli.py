@@ -1,0 +1,220 @@
+"""The command line: thin, one function a command; what they do is elsewhere.
+
+Heavy modules are imported inside the commands, so that `--help` is instant.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from storage.errors import FewscanError
+
+console = Console(width=None if sys.stdout.isatty() else 120)
+
+
+class Commands(click.Group):
+    """Shows our own errors without a traceback, and exits with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FewscanError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+
+
+def example(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+study_argument = click.argument("study", type=click.Path(path_type=Path))
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help='Override a value of the study file, e.g. --set "finetune.seeds=[0,1]". Repeatable.',
+)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fewscan")
+def main() -> None:
+    """How few labelled scans are enough, and does anomaly-detection pre-training lower the number?
+
+    Scans → slices → pre-train → fine-tune → score → figure. Every command that works long may be
+    killed and given again: it goes on.
+    """
+    logging.basicConfig(level=os.environ.get("FEWSCAN_LOG", "WARNING"))
+
+
+@main.command(epilog=example("fewscan phantom demo/scans --subjects 40"))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--subjects", type=click.IntRange(1), required=True, help="How many scans.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bytes.")
+@click.option("--workers", type=click.IntRange(1), help="Processes. Default: the CPU cores.")
+def phantom(out: Path, subjects: int, seed: int, workers: int | None) -> None:
+    """Write BraTS-shaped synthetic scans into OUT, to try everything without data."""
+    from storage.phantom import write_phantoms
+
+    with _bar("phantoms") as step:
+        write_phantoms(out, subjects, seed, workers, progress=lambda done: step(done, subjects))
+    console.print(f"{subjects} scans in {out}")
+
+
+@main.command(epilog=example("fewscan prepare BraTS2021_Training_Data brats2021.zarr"))
+@click.argument("scans", type=click.Path(path_type=Path))
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--size", type=click.IntRange(8), default=128, show_default=True, help="Pixels.")
+@click.option("--workers", type=click.IntRange(1), help="Processes. Default: the CPU cores.")
+def prepare(scans: Path, store: Path, size: int, workers: int | None) -> None:
+    """Turn NIfTI scans (BraTS 2021 or 2023 names) into a Zarr store of slices.
+
+    A scan that cannot be used is listed with its reason and does not stop the others; mend it and
+    give the command again. Exits with 1 if there is such a scan.
+    """
+    from storage.prepare import prepare as prepare_store
+
+    with _bar("scans") as step:
+        report = prepare_store(scans, store, size=size, workers=workers, progress=step)
+    console.print(f"{report.subjects} subjects in {store}, fingerprint {report.fingerprint}")
+    for subject, reason in report.skipped:
+        click.echo(f"skipped {subject}: {reason}", err=True)
+    sys.exit(1 if report.skipped else 0)
+
+
+@main.command(epilog=example("fewscan check brats2021.zarr"))
+@click.argument("store", type=click.Path(path_type=Path))
+def check(store: Path) -> None:
+    """Verify every checksum of STORE and say what is in it."""
+    from storage.prepare import check as check_store
+
+    console.print(check_store(store).render(), highlight=False)
+
+
+@main.command(
+    "import-checkpoint", epilog=example("fewscan import-checkpoint dae.pt my.yaml --as dae")
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@study_argument
+@click.option("--as", "name", required=True, help="The name it gets in finetune.inits.")
+@set_option
+def import_checkpoint(file: Path, study: Path, name: str, overrides: tuple[str, ...]) -> None:
+    """Take a network trained with the public DenoisingAE code, to fine-tune from it."""
+    from harness.imports import import_published
+    from harness.study import load_study
+
+    run = import_published(file, load_study(study, overrides), name)
+    console.print(f"{name} is run {run}; add {name!r} to finetune.inits to start from it")
+
+
+@main.command(epilog=example("fewscan plan experiments/paper.yaml --set store=brats2021.zarr"))
+@study_argument
+@set_option
+def plan(study: Path, overrides: tuple[str, ...]) -> None:
+    """List every run, its parents, what is done and what it costs. Runs nothing."""
+    from harness.plan import load_plan
+    from harness.status import render_plan
+
+    console.print(render_plan(load_plan(study, overrides)), highlight=False)
+
+
+@main.command(epilog=example("fewscan sweep experiments/demo.yaml"))
+@study_argument
+@set_option
+def sweep(study: Path, overrides: tuple[str, ...]) -> None:
+    """Run the study, or go on with it: the same command.
+
+    Exits with 1 if a run failed; the others are finished all the same.
+    """
+    from harness.plan import load_plan
+    from harness.report import render_report
+    from harness.sweep import sweep_locally
+
+    loaded = load_plan(study, overrides)
+    outcome = sweep_locally(loaded, console)
+    for run in outcome.failed:
+        message = loaded.folder_of(run).read_error()["message"]
+        click.echo(f"failed: {run.run_id} {run.name}: {message}", err=True)
+    for run in outcome.blocked:
+        click.echo(f"blocked by a failed parent: {run.run_id} {run.name}", err=True)
+    if outcome.left:
+        click.echo(f"{len(outcome.left)} runs are left: give the same command again", err=True)
+    if outcome.finished:
+        console.print(render_report(loaded), highlight=False)
+        _say_where(loaded)
+    sys.exit(1 if outcome.failed or outcome.left else 0)
+
+
+@main.command(epilog=example("fewscan status experiments/demo.yaml"))
+@study_argument
+@set_option
+def status(study: Path, overrides: tuple[str, ...]) -> None:
+    """Where the study stands: label count × init × seed."""
+    from harness.plan import load_plan
+    from harness.status import read_status, render_status
+
+    console.print(render_status(read_status(load_plan(study, overrides))), highlight=False)
+
+
+@main.command(epilog=example("fewscan report experiments/demo.yaml"))
+@study_argument
+@set_option
+def report(study: Path, overrides: tuple[str, ...]) -> None:
+    """Draw the figure and write the tables from what is finished."""
+    from harness.plan import load_plan
+    from harness.report import render_report, write_report
+
+    loaded = load_plan(study, overrides)
+    write_report(loaded)
+    console.print(render_report(loaded), highlight=False)
+    _say_where(loaded)
+
+
+@main.command(epilog=example("fewscan ui experiments/demo.yaml"))
+@study_argument
+@set_option
+@click.option("--port", type=click.IntRange(1, 65535), help="Default: a free one.")
+def ui(study: Path, overrides: tuple[str, ...], port: int | None) -> None:
+    """Serve the MLflow UI on this study, on 127.0.0.1, until Ctrl-C."""
+    from harness.plan import load_plan
+    from harness.tracking import serve_ui
+
+    serve_ui(load_plan(study, overrides), port=port)
+
+
+@main.command(epilog=example("fewscan sync experiments/paper.yaml --to http://mlflow.lab:5000"))
+@study_argument
+@set_option
+@click.option("--to", "uri", help="Default: where the sweep tracks to.")
+def sync(study: Path, overrides: tuple[str, ...], uri: str | None) -> None:
+    """Rebuild the MLflow view from the run folders, here or elsewhere."""
+    from harness.plan import load_plan
+    from harness.tracking import sync as sync_view
+
+    sync_view(load_plan(study, overrides), uri)
+
+
+def _say_where(plan: Any) -> None:
+    folder = plan.folder
+    console.print(f"figure  {folder.report / 'figure.png'}", soft_wrap=True)
+    console.print(f"tables  {folder.report / 'figure.csv'}, numbers.csv", soft_wrap=True)
+    where = os.environ.get("MLFLOW_TRACKING_URI") or folder.mlflow_database
+    console.print(f"MLflow  {where}, shown by `fewscan ui STUDY`", soft_wrap=True)
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that is told (done, total)."""
+    with Progress(console=console) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

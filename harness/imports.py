@@ -1,0 +1,57 @@
+"""Checkpoints trained elsewhere, as finished runs of a study."""
+
+import hashlib
+from pathlib import Path
+
+from experiments.checkpoint import Weights, save_model
+from experiments.published import read_checkpoint
+from experiments.spec import Imported, run_id, to_json
+from experiments.unet import UNet
+from harness.study import SCRATCH, Study
+from storage.atomic import write_json
+from storage.errors import StudyError
+from storage.runs import StudyFolder
+
+
+def import_published(file: Path, study: Study, name: str) -> str:
+    """Make a run folder from a checkpoint of the public DenoisingAE code; returns the run's id.
+
+    Raises `RunError` if the file is no such checkpoint, `StudyError` if the name is taken.
+    """
+    if name == SCRATCH or name in study.pretrain:
+        raise StudyError(
+            f"the name {name!r} is taken",
+            where="--as",
+            expected="a name that no pre-training of the study has, and not scratch",
+            remedy="choose another name",
+        )
+    checkpoint = read_checkpoint(file)
+    model = UNet(
+        checkpoint.in_channels, checkpoint.out_channels, checkpoint.width, checkpoint.depth
+    )
+    spec = Imported(sha256_of(checkpoint.weights))
+    studies = StudyFolder(study.folder)
+    folder = studies.run(run_id(spec))
+    record = {
+        "id": folder.run_id,
+        "spec": to_json(spec),
+        "store": "",
+        "study": study.name,
+        "name": f"imported {name}",
+        "arm": "pre-training",
+        "init": SCRATCH,
+    }
+    folder.create(record)
+    save_model(folder.model, model, checkpoint.weights)
+    write_json(folder.result, {"kind": spec.kind, "file": file.name})
+    write_json(studies.imports, studies.read_imports() | {name: folder.run_id})
+    return folder.run_id
+
+
+def sha256_of(weights: Weights) -> str:
+    """Of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name} {tuple(weights[name].shape)}".encode())
+        digest.update(weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,256 @@
+"""All of a study's runs under one Ray Tune run: the only module that knows Ray.
+
+A searcher offers the runs whose parents are finished, longest first, so there are no barriers. What
+Ray remembers is never needed: which runs are finished, interrupted or failed is read from the run
+folders, and starting again is the same as going on.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train.torch
+from ray import train, tune
+from ray.tune.search import Searcher
+
+from experiments.devices import Devices, require_cuda
+from experiments.stages import run_stage
+from harness.plan import Plan, PlannedRun
+from harness.study import Share
+from storage.runs import RunFolder, StudyFolder
+
+INFRASTRUCTURE_RETRIES = 3
+"""How often Tune starts a run again whose process died (memory, hardware); each goes on from its
+checkpoint. An error that the run itself raised is never retried within a sweep."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the runs of a sweep."""
+
+    finished: tuple[PlannedRun, ...]
+    failed: tuple[PlannedRun, ...]
+    blocked: tuple[PlannedRun, ...]
+    """Never started, because a parent failed."""
+    left: tuple[PlannedRun, ...]
+    """Not finished, because the sweep was interrupted."""
+
+
+class ReadyRuns(Searcher):
+    """Offers each unfinished run once its parents are finished, the longest first.
+
+    "Longest" is the arithmetic of the run and of the longest chain of runs that waits for it.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(metric="finished", mode="max")
+        self._folders = {run.run_id: plan.folder_of(run) for run in plan.runs}
+        self._parents = {run.run_id: run.parents for run in plan.runs}
+        waiting = [r.run_id for r in plan.runs if not self._is_finished(r.run_id)]
+        chain = chain_flops(plan)
+        self._waiting = sorted(waiting, key=lambda run_id: -chain[run_id])
+        self._offered: dict[str, str] = {}
+        self._failed: set[str] = set()
+
+    def _is_finished(self, run_id: str) -> bool:
+        return self._folders[run_id].result.exists() if run_id in self._folders else True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The config of a run that can start; None while all wait; FINISHED at the end."""
+        self._drop_blocked()
+        for run_id in self._waiting:
+            if all(map(self._is_finished, self._parents[run_id])):
+                self._waiting.remove(run_id)
+                self._offered[trial_id] = run_id
+                return {"folder": str(self._folders[run_id].path)}
+        return None if self._waiting else Searcher.FINISHED
+
+    def _drop_blocked(self) -> None:
+        """A run waits for ever if a parent has failed; so do, in turn, its children."""
+        for run_id in list(self._waiting):
+            if self._failed.intersection(self._parents[run_id]):
+                self._waiting.remove(run_id)
+                self._failed.add(run_id)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Note a run whose folder has no result as failed."""
+        run_id = self._offered[trial_id]
+        if not self._is_finished(run_id):
+            self._failed.add(run_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the folders say it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: the folders say it all."""
+
+
+def chain_flops(plan: Plan) -> dict[str, float]:
+    """For each run, its own arithmetic and that of the longest chain of runs that waits for it."""
+    chain: dict[str, float] = {}
+    after: dict[str, float] = {}
+    for run in reversed(plan.runs):
+        chain[run.run_id] = run.flops + after.get(run.run_id, 0.0)
+        for parent in run.parents:
+            after[parent] = max(after.get(parent, 0.0), chain[run.run_id])
+    return chain
+
+
+def run_all(plan: Plan) -> Outcome:
+    """Run what is not finished on the Ray cluster that this process is connected to."""
+    for run in plan.runs:
+        if not plan.folder_of(run).result.exists():
+            plan.folder_of(run).create(plan.record(run))
+    runs = {str(plan.folder_of(run).path): run for run in plan.runs}
+    use_gpu = wants_gpu(plan)
+    interval_s = plan.study.resources.checkpoint_every_s
+
+    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        return _placement(plan.share_of(runs[config["folder"]]), use_gpu)
+
+    def trial(config: dict[str, Any]) -> dict[str, float]:
+        share = plan.share_of(runs[config["folder"]])
+        return run_trial(RunFolder(Path(config["folder"])), share, use_gpu, interval_s)
+
+    with tempfile.TemporaryDirectory(prefix="fewscan-tune-") as scratch:
+        tune.Tuner(
+            tune.with_resources(trial, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=ReadyRuns(plan), num_samples=-1, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=INFRASTRUCTURE_RETRIES),
+            ),
+        ).fit()
+    return outcome(plan)
+
+
+def outcome(plan: Plan) -> Outcome:
+    """Sort the plan's runs by what their folders say."""
+    kinds: dict[str, str] = {}
+    for run in plan.runs:
+        kind: str = plan.folder_of(run).state()
+        if kind not in ("finished", "failed"):
+            hopeless = any(kinds.get(parent) in ("failed", "blocked") for parent in run.parents)
+            kind = "blocked" if hopeless else "left"
+        kinds[run.run_id] = kind
+
+    def of(kind: str) -> tuple[PlannedRun, ...]:
+        return tuple(run for run in plan.runs if kinds[run.run_id] == kind)
+
+    return Outcome(of("finished"), of("failed"), of("blocked"), of("left"))
+
+
+def wants_gpu(plan: Plan) -> bool:
+    """Whether runs get GPUs. Raises `DeviceError` if CUDA was asked for and no node has one."""
+    wish = plan.study.resources.device
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    if wish == "cuda" and not has_gpu:
+        require_cuda()
+    return has_gpu and wish != "cpu"
+
+
+def _placement(share: Share, use_gpu: bool) -> tune.PlacementGroupFactory:
+    if share.devices > 1:
+        # The ranks get their own places from Ray Train; this one only waits for them.
+        return tune.PlacementGroupFactory([{"CPU": 0.01}])
+    gpu = {"GPU": share.gpu_share} if use_gpu else {}
+    return tune.PlacementGroupFactory([{"CPU": share.cpus, **gpu}])
+
+
+def run_trial(
+    folder: RunFolder, share: Share, use_gpu: bool, checkpoint_every_s: float
+) -> dict[str, float]:
+    """One run in a Tune actor. Its errors stay in its folder: to Tune every run has an end."""
+    try:
+        if share.devices > 1:
+            _run_on_several_devices(folder, share, use_gpu, checkpoint_every_s)
+        else:
+            device = "cuda:0" if use_gpu else "cpu"
+            run_stage(folder, Devices(device, share.cpus, checkpoint_every_s=checkpoint_every_s))
+    except Exception as error:
+        if not folder.error.exists():
+            folder.fail(error)
+    return {"finished": float(folder.result.exists())}
+
+
+def _run_on_several_devices(
+    folder: RunFolder, share: Share, use_gpu: bool, checkpoint_every_s: float
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="fewscan-train-") as scratch:
+        trainer = ray.train.torch.TorchTrainer(
+            _rank_main,
+            train_loop_config={
+                "folder": str(folder.path),
+                "threads": share.cpus,
+                "checkpoint_every_s": checkpoint_every_s,
+            },
+            scaling_config=train.ScalingConfig(
+                num_workers=share.devices,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if use_gpu else {})},
+            ),
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            # A name and a place of its own: Train would resume from its own state, ours is better.
+            run_config=train.RunConfig(name=folder.run_id, storage_path=scratch),
+        )
+        trainer.fit()
+
+
+def _rank_main(config: dict[str, Any]) -> None:
+    context = train.get_context()
+    devices = Devices(
+        device=str(ray.train.torch.get_device()),
+        threads=config["threads"],
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        checkpoint_every_s=config["checkpoint_every_s"],
+    )
+    run_stage(RunFolder(Path(config["folder"])), devices)
+
+
+@contextlib.contextmanager
+def local_ray(folder: StudyFolder) -> Iterator[None]:
+    """A Ray of our own on this machine, for the block.
+
+    Its address is its own (a bare `ray.init()` would join any cluster it finds), its temporary
+    folder is short (sockets allow 107 bytes), and only holders of the study's token may use it.
+    """
+    prefix = f"fewscan-{os.getuid()}-{abs(hash(str(folder.path))) % 16**6:06x}-"
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    use_token(folder)
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(scratch),
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def use_token(folder: StudyFolder) -> None:
+    """Make this process and Ray's own present the study's token; create it on first use."""
+    if not folder.ray_token.exists():
+        descriptor = os.open(folder.ray_token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder.ray_token)

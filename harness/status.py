@@ -1,0 +1,128 @@
+"""Where a study stands, read from its folders alone, from any machine that sees them."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from experiments.spec import Segment
+from harness.plan import Plan, PlannedRun
+from storage.runs import State
+
+ASSUMED_FLOPS = 100e12
+"""For the estimate of hours: a tenth of the bf16 matrix rate of an H100, by its data sheet."""
+
+SYMBOLS: dict[State, str] = {
+    "finished": "[green]✓[/]",
+    "running": "[cyan]▶[/]",
+    "interrupted": "[yellow]‖[/]",
+    "failed": "[red]✗[/]",
+    "missing": "[dim]·[/]",
+}
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """The state of each run of a plan, and how far the running ones are."""
+
+    plan: Plan
+    states: dict[str, State]
+    """Run id → state."""
+    fractions: dict[str, float]
+    """Run id → part of its steps that is done, 0 to 1."""
+
+    @property
+    def done_fraction(self) -> float:
+        """Part of the whole study's arithmetic that is done, 0 to 1."""
+        total = sum(run.flops for run in self.plan.runs)
+        done = sum(run.flops * self.fractions[run.run_id] for run in self.plan.runs)
+        return done / total if total else 1.0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every run has a result."""
+        return all(state == "finished" for state in self.states.values())
+
+    def count(self) -> Counter[State]:
+        """How many runs are in each state."""
+        return Counter(self.states.values())
+
+    def failed(self) -> list[PlannedRun]:
+        """The runs whose last attempt raised an error."""
+        return [run for run in self.plan.runs if self.states[run.run_id] == "failed"]
+
+
+def read_status(plan: Plan) -> StudyStatus:
+    """Ask every run folder of the plan."""
+    states: dict[str, State] = {}
+    fractions: dict[str, float] = {}
+    for run in plan.runs:
+        folder = plan.folder_of(run)
+        state = states[run.run_id] = folder.state()
+        beat = folder.read_progress() if state == "running" else {}
+        fraction = beat["step"] / max(beat["steps"], 1) if beat else 0.0
+        fractions[run.run_id] = 1.0 if state == "finished" else fraction
+    return StudyStatus(plan, states, fractions)
+
+
+def render_status(status: StudyStatus) -> RenderableType:
+    """Label count × init × seed for each target, one symbol a seed; the other runs above."""
+    parts: list[RenderableType] = [_other_runs(status)]
+    parts += [_grid(status, target) for target in status.plan.study.finetune.targets]
+    parts.append("  ".join(f"{symbol} {state}" for state, symbol in SYMBOLS.items()))
+    parts.append(_summary(status))
+    for run in status.failed():
+        message = status.plan.folder_of(run).read_error()["message"]
+        parts.append(f"[red]failed[/] {run.run_id} {run.name}\n    {message}")
+    return Group(*parts)
+
+
+def _other_runs(status: StudyStatus) -> Table:
+    table = Table(box=None, show_header=False)
+    for run in status.plan.runs:
+        if not isinstance(run.spec, Segment):
+            percent = f"{status.fractions[run.run_id]:.0%}"
+            table.add_row(SYMBOLS[status.states[run.run_id]], run.name, percent, run.run_id)
+    return table
+
+
+def _grid(status: StudyStatus, target: str) -> Table:
+    cells: dict[tuple[str, int], str] = {}
+    for run in status.plan.runs:
+        if isinstance(run.spec, Segment) and run.spec.target == target:
+            key = (run.init, run.spec.label_count)
+            cells[key] = cells.get(key, "") + SYMBOLS[status.states[run.run_id]]
+    counts = sorted({count for _, count in cells})
+    table = Table(title=f"{target}: one symbol a seed", title_justify="left")
+    table.add_column("labelled scans")
+    for count in counts:
+        table.add_column(str(count))
+    for init in dict.fromkeys(init for init, _ in cells):
+        table.add_row(init, *(cells.get((init, count), "") for count in counts))
+    return table
+
+
+def _summary(status: StudyStatus) -> str:
+    count = status.count()
+    states = ", ".join(f"{count[state]} {state}" for state in SYMBOLS if count[state])
+    return f"{len(status.states)} runs: {states}; {status.done_fraction:.0%} of the work is done"
+
+
+def render_plan(plan: Plan) -> RenderableType:
+    """Every run with its parents and whether it is done, and the arithmetic of it all."""
+    status = read_status(plan)
+    table = Table(title=f"study {plan.study.name} on {plan.store.path}", title_justify="left")
+    for column in ("run", "", "what", "starts from", "PFLOP"):
+        table.add_column(column, justify="right" if column == "PFLOP" else "left")
+    for run in plan.runs:
+        state = SYMBOLS[status.states[run.run_id]]
+        parents = ", ".join(run.parents) or "–"
+        table.add_row(run.run_id, state, run.name, parents, f"{run.flops / 1e15:.3g}")
+    left = sum(r.flops * (1 - status.fractions[r.run_id]) for r in plan.runs)
+    hours = left / ASSUMED_FLOPS / 3600
+    estimate = (
+        f"{left / 1e15:.4g} PFLOP are left: {hours:.3g} device-hours if a device computes "
+        f"{ASSUMED_FLOPS / 1e12:.0f} TFLOP/s on this network (assumed, not measured)"
+    )
+    return Group(table, _summary(status), estimate)

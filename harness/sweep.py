@@ -1,0 +1,152 @@
+"""One sweep of a study on this machine, from the study file to the figure.
+
+Rerunning is resuming: what is finished is skipped, what was interrupted goes on.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from harness.plan import Plan
+from harness.report import write_report
+from harness.schedule import Outcome, local_ray, run_all
+from harness.status import SYMBOLS, StudyStatus, read_status
+from harness.study import dump_study
+from harness.tracking import Tracker
+from storage.atomic import write_bytes
+from storage.errors import StudyError, TrackingError
+from storage.locks import exclusive
+
+LOOK_EVERY_S = 2.0
+"""Seconds between two looks at the run folders, for MLflow and the progress bar."""
+
+
+def sweep_locally(plan: Plan, console: Console) -> Outcome:
+    """Run everything that is not finished, track it, and write the report.
+
+    Raises `StudyError` if another sweep of this study is under way.
+    """
+    folder = plan.folder
+    folder.runs.mkdir(parents=True, exist_ok=True)
+    busy = StudyError(
+        f"the study {plan.study.name} is being swept by another process",
+        where=folder.path,
+        expected="one sweep a study",
+        remedy="watch it with `fewscan status`, or end it first",
+    )
+    with exclusive(folder.lock, busy):
+        write_bytes(folder.study, dump_study(plan.study).encode())
+        view = View(plan, console)
+        try:
+            with watched(plan, console, view), local_ray(folder):
+                outcome = run_all(plan)
+            view.log_report(write_report(plan))
+        finally:
+            view.close(finished=read_status(plan).is_finished)
+    return outcome
+
+
+class View:
+    """MLflow as seen by a sweep: if it cannot be reached the sweep goes on, and it catches up."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self._plan = plan
+        self._console = console
+        self._tracker: Tracker | None = None
+        self._complaint = ""
+
+    def update(self) -> None:
+        """Bring MLflow up to date with the run folders."""
+        self._try(lambda tracker: tracker.update())
+
+    def log_report(self, files: Sequence[Path]) -> None:
+        """Put the report on the study's run."""
+        self._try(lambda tracker: tracker.log_report(files))
+
+    def close(self, finished: bool) -> None:
+        """The last update, with final statuses."""
+        self._try(lambda tracker: tracker.close(finished=finished))
+
+    def _try(self, action: Callable[[Tracker], None]) -> None:
+        try:
+            if self._tracker is None:
+                self._tracker = Tracker(self._plan)
+            action(self._tracker)
+            self._complaint = ""
+        except TrackingError as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                self._console.print(f"[yellow]MLflow lags behind:[/] {error}", highlight=False)
+
+
+@contextmanager
+def watched(plan: Plan, console: Console, view: View) -> Iterator[None]:
+    """Follow the run folders for the block: a line for each run that ends, a bar for the whole.
+
+    This thread is the only one that touches MLflow meanwhile.
+    """
+    ended = threading.Event()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+    )
+    task = bar.add_task(plan.study.name, total=1.0)
+    before = read_status(plan)
+
+    def look() -> None:
+        nonlocal before
+        now = read_status(plan)
+        announce(before, now, console)
+        bar.update(task, completed=now.done_fraction, description=describe(now))
+        before = now
+
+    def watch() -> None:
+        while not ended.wait(LOOK_EVERY_S):
+            look()
+            view.update()
+
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    with bar:
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            look()
+
+
+def describe(status: StudyStatus) -> str:
+    """One line on where the sweep stands."""
+    count = status.count()
+    failed = f", {count['failed']} failed" if count["failed"] else ""
+    return f"{count['finished']}/{len(status.states)} runs done, {count['running']} running{failed}"
+
+
+def announce(before: StudyStatus, now: StudyStatus, console: Console) -> None:
+    """Print a line for each run that was finished or failed since the last look."""
+    for run in now.plan.runs:
+        state = now.states[run.run_id]
+        if state == before.states[run.run_id] or state not in ("finished", "failed"):
+            continue
+        folder = now.plan.folder_of(run)
+        if state == "failed":
+            detail = folder.read_error()["message"].partition("\n")[0]
+        else:
+            detail = headline(folder.read_result())
+        console.print(f"{SYMBOLS[state]} {run.name}  {detail}", highlight=False)
+
+
+def headline(result: dict) -> str:
+    """The numbers of a result that fit on a line."""
+    test = result.get("test", {})
+    names = {"ap": "AP", "best_dice": "⌈Dice⌉", "class_dice_mean": "class Dice"}
+    shown = [f"{names[k]} {test[k]:.3f}" for k in names if test.get(k) is not None]
+    return ", ".join(shown) or f"validation loss {result['validation_loss']:.5f}"
