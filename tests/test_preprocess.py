@@ -1,0 +1,130 @@
+"""Slices are what the published preprocessing gives, and its fast parts what numpy gives."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fake_scans import AFFINE, fake_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.errors import ScanError
+from storage.preprocess import bright_quantile, counted_quantile, preprocess, resized_labels
+from storage.scans import Scan
+
+
+def scan_of(channels: list[np.ndarray], labels: np.ndarray | None) -> Scan:
+    fortran = [np.asfortranarray(channel) for channel in channels]
+    labels = None if labels is None else np.asfortranarray(labels)
+    return Scan(tuple(fortran), labels, AFFINE, (1.0, 1.0, 1.5))
+
+
+def interpolate(images_NCXY: np.ndarray, size: int) -> np.ndarray:
+    images = torch.from_numpy(np.ascontiguousarray(images_NCXY, dtype=np.float64))
+    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False).numpy()
+
+
+def published(
+    channels: list[np.ndarray], labels_XYZ: np.ndarray, size: int
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """First slice, images and binary masks as the paper describes them, in plain float64."""
+    normalised = np.stack([c / np.quantile(c[c > 0].astype(float), 0.99) for c in channels])
+    filled = np.flatnonzero(normalised.mean(axis=0).sum(axis=(0, 1)) > 0.5)
+    first, end = filled[0], filled[-1] + 1
+    images = interpolate(normalised[..., first:end].transpose(3, 0, 1, 2), size)
+    masks = interpolate((labels_XYZ[..., first:end] > 0.5).transpose(2, 0, 1)[:, None], size) > 0.5
+    return int(first), images, masks[:, 0]
+
+
+def head(shape_XYZ: tuple[int, int, int]) -> tuple[list[np.ndarray], np.ndarray]:
+    """A scan with a ragged lesion."""
+    channels, classes = fake_images(0, shape_XYZ)
+    ragged = np.random.default_rng(1).random(shape_XYZ) < 0.7
+    return channels, classes * ragged
+
+
+def test_slices_of_brats_size_are_the_published_ones_bit_for_bit() -> None:
+    channels, classes = head((240, 240, 20))
+    first, images, masks = published(channels, classes, 128)
+    result = preprocess(scan_of(channels, classes), 128)
+    assert result.first == first == 1
+    assert np.array_equal(result.images_NCHW, images.astype(np.float16))
+    assert result.labels_NHW is not None
+    assert np.array_equal(result.labels_NHW > 0, masks)
+    assert masks.any(axis=(1, 2)).sum() > 3
+
+
+@pytest.mark.parametrize("size", [7, 24, 31])
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+def test_any_size_and_type(size: int, dtype: type) -> None:
+    channels, classes = fake_images(5)
+    channels = [channel.astype(dtype) for channel in channels[:2]]
+    first, images, masks = published(channels, classes, size)
+    result = preprocess(scan_of(channels, classes), size)
+    assert result.first == first
+    np.testing.assert_allclose(result.images_NCHW, images, rtol=2**-10, atol=1e-7)
+    assert result.labels_NHW is not None
+    assert np.array_equal(result.labels_NHW > 0, masks)
+
+
+def test_slices_keep_the_array_axes() -> None:
+    """Row is X, column is Y: at the scan's own size nothing moves."""
+    channels, classes = fake_images(2, (16, 16, 6))
+    result = preprocess(scan_of(channels, classes), 16)
+    for n, z in enumerate(range(result.first, result.first + len(result.images_NCHW))):
+        assert np.array_equal(result.labels_NHW[n], classes[:, :, z])
+        expected = (channels[1][:, :, z] / result.quantiles[1]).astype(np.float16)
+        assert np.array_equal(result.images_NCHW[n, 1], expected)
+
+
+def test_a_pixel_of_the_lesion_gets_the_class_with_the_largest_share() -> None:
+    _, classes = head((60, 60, 12))
+    shares = [interpolate((classes == k).transpose(2, 0, 1)[:, None], 32)[:, 0] for k in (1, 2, 3)]
+    labels = resized_labels(classes, 32)
+    assert set(np.unique(labels)) == {0, 1, 2, 3}
+    largest = np.max(shares, axis=0)
+    chosen = np.choose(np.maximum(labels.astype(int) - 1, 0), shares)
+    inside = labels > 0
+    np.testing.assert_allclose(chosen[inside], largest[inside], rtol=0, atol=1e-12)
+
+
+def test_half_of_a_lesion_is_not_a_lesion() -> None:
+    """Shares of exactly one half: the published threshold is "more than"."""
+    classes = np.zeros((8, 8, 1), np.uint8)
+    classes[:3] = 2
+    labels = resized_labels(classes, 4)
+    assert labels[0].tolist() == [[2] * 4, [0] * 4, [0] * 4, [0] * 4]
+
+
+def test_labels_are_optional_and_empty_slices_at_the_ends_go() -> None:
+    channels, _ = fake_images(0)
+    result = preprocess(scan_of(channels, None), 12)
+    assert result.labels_NHW is None
+    assert result.first == 1
+    assert len(result.images_NCHW) == channels[0].shape[2] - 2
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=400), st.floats(0, 1))
+def test_counting_gives_numpys_quantile(values: list[int], q: float) -> None:
+    assert counted_quantile(np.bincount(values), q) == np.quantile(np.array(values, float), q)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.uint8, np.int32, np.float32, np.float64])
+def test_quantile_of_each_type(dtype: type) -> None:
+    voxels = np.random.default_rng(0).integers(-50, 120, (30, 20, 10)).astype(dtype)
+    voxels[::3] = 0
+    bright = voxels[voxels > 0].astype(float)
+    assert bright_quantile(np.asfortranarray(voxels)) == np.quantile(bright, 0.99)
+
+
+def test_nothing_in_any_slice_and_a_voxel_beyond_half_precision() -> None:
+    speck = np.zeros((4, 4, 3), np.int16)
+    speck[1, 1, 1] = 5
+    empty = [speck, *(np.roll(speck, shift, axis=2) for shift in (1, 2, 1))]
+    with pytest.raises(ScanError, match="no slice"):
+        preprocess(scan_of(empty, None), 4)
+    outlier = np.ones((20, 20, 3), np.float32)
+    outlier[0, 0, 0] = 1e6
+    with pytest.raises(ScanError, match="channel 2"):
+        preprocess(scan_of([np.ones_like(outlier), outlier], None), 4)

@@ -1,0 +1,151 @@
+"""Scans are found under either naming; what cannot be used is named with its reason."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_scans import AFFINE, PARTS_2021, fake_images, write_subject
+
+from storage.errors import ScanError
+from storage.nifti import read_nifti, write_nifti
+from storage.scans import Scan, find_scans, group_files, read_scan
+
+OLD, NEW = "BraTS2021_00007", "BraTS-GLI-00008-001"
+
+
+def read_only_scan(folder: Path) -> Scan:
+    (files,) = find_scans(folder).scans
+    return read_scan(files)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("subject", [OLD, NEW])
+def test_both_namings_give_the_same_scan(tmp_path: Path, subject: str, suffix: str) -> None:
+    write_subject(tmp_path, subject, seed=3, suffix=suffix)
+    channels, classes = fake_images(seed=3)
+    scan = read_only_scan(tmp_path)
+    for read, written in zip(scan.channels_XYZ, channels, strict=True):
+        assert np.array_equal(read, written)
+    assert np.array_equal(scan.labels_XYZ, classes)
+    assert scan.labels_XYZ.dtype == np.uint8
+    assert np.array_equal(scan.affine, AFFINE)
+    assert scan.spacing_mm == (1.0, 1.0, 1.5)
+
+
+def test_catalog(tmp_path: Path) -> None:
+    write_subject(tmp_path / "a" / "b", OLD)
+    write_subject(tmp_path, NEW)
+    (tmp_path / NEW / "notes.txt").write_text("not a scan")
+    (tmp_path / NEW / f"._{NEW}-t1n.nii.gz").write_bytes(b"left by a Mac")
+    catalog = find_scans(tmp_path)
+    assert catalog.channels == ("flair", "t1", "t1ce", "t2")
+    assert catalog.classes == ("necrotic_core", "oedema", "enhancing")
+    assert [files.id for files in catalog.scans] == [NEW, OLD]
+    assert [files.naming for files in catalog.scans] == ["BraTS 2023", "BraTS 2021"]
+    assert [files.label_values for files in catalog.scans] == [(1, 2, 3), (1, 2, 4)]
+    assert [path.name[-9:-7] for path in catalog.scans[0].channel_files] == ["2f", "1n", "1c", "2w"]
+    assert catalog.problems == {}
+
+
+def test_a_scan_without_labels_can_be_read_from_its_files(tmp_path: Path) -> None:
+    place = write_subject(tmp_path, OLD)
+    paths = [place / f"{OLD}_{part}.nii.gz" for part in PARTS_2021]
+    (files,) = group_files(reversed(paths)).scans
+    assert files.channel_files == tuple(paths)
+    assert files.label_file is None
+    assert read_scan(files).labels_XYZ is None
+
+
+def test_strange_folders_are_problems_of_their_own(tmp_path: Path) -> None:
+    write_subject(tmp_path, OLD)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    write_nifti(tmp_path / "other" / "brain.nii.gz", np.ones((2, 2, 2)), AFFINE)
+    problems = find_scans(tmp_path).problems
+    assert problems["empty"].found == "an empty folder"
+    assert "brain.nii.gz" in problems["other"].found
+    assert "flair" in problems["other"].expected
+
+
+def test_nothing_to_find(tmp_path: Path) -> None:
+    with pytest.raises(ScanError, match="no such folder") as caught:
+        find_scans(tmp_path / "none")
+    assert caught.value.where == str(tmp_path / "none")
+    with pytest.raises(ScanError, match="no scans"):
+        find_scans(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["flair", "t1ce"])
+def test_missing_modality(tmp_path: Path, part: str) -> None:
+    (write_subject(tmp_path, OLD) / f"{OLD}_{part}.nii.gz").unlink()
+    catalog = find_scans(tmp_path)
+    assert catalog.scans == ()
+    assert catalog.problems[OLD].found == f"missing: {OLD}_{part}.nii.gz"
+    assert catalog.problems[OLD].where == str(tmp_path / OLD)
+
+
+def test_same_subject_in_two_folders(tmp_path: Path) -> None:
+    write_subject(tmp_path / "a", OLD)
+    write_subject(tmp_path / "b", OLD)
+    problem = find_scans(tmp_path).problems[OLD]
+    assert "twice" in problem.found
+    assert str(tmp_path / "a") in problem.found
+    assert str(tmp_path / "b") in problem.found
+
+
+def test_same_subject_in_both_editions(tmp_path: Path) -> None:
+    write_subject(tmp_path, "BraTS-GLI-00007-000")
+    write_subject(tmp_path, OLD)
+    write_subject(tmp_path, "BraTS-GLI-00007-001")
+    catalog = find_scans(tmp_path)
+    assert [files.id for files in catalog.scans] == ["BraTS-GLI-00007-001"], "a later scan is new"
+    assert set(catalog.problems) == {OLD, "BraTS-GLI-00007-000"}
+    assert "BraTS2021_00007" in catalog.problems["BraTS-GLI-00007-000"].found
+
+
+def rewrite(
+    change: Callable[[np.ndarray], np.ndarray], part: str = "t2", affine: np.ndarray = AFFINE
+) -> Callable[[Path], None]:
+    def damage(place: Path) -> None:
+        path = place / f"{OLD}_{part}.nii.gz"
+        write_nifti(path, change(read_nifti(path).voxels_XYZ), affine)
+
+    return damage
+
+
+def with_one(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(voxels_XYZ: np.ndarray) -> np.ndarray:
+        changed = voxels_XYZ.astype(np.float32)
+        changed[12, 10, 5] = value
+        return changed
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (rewrite(lambda v: v[:-1]), r"shape \(23, 20, 10\)"),
+        (rewrite(lambda v: v[..., :-1], "seg"), r"shape \(24, 20, 9\)"),
+        (rewrite(lambda v: v, affine=np.diag([1.0, -1, 1.5, 1])), "affine"),
+        (rewrite(lambda v: v, "seg", np.diag([-1.0, -1, 1, 1])), "affine"),
+        (rewrite(lambda v: v * 0), "empty image"),
+        (rewrite(with_one(np.nan)), "1 NaN or infinite"),
+        (rewrite(with_one(np.inf)), "1 NaN or infinite"),
+        (rewrite(with_one(-np.inf)), "1 NaN or infinite"),
+        (rewrite(with_one(7), "seg"), r"label values \[7"),
+        (rewrite(with_one(3), "seg"), r"label values \[3"),
+        (rewrite(with_one(1.5), "seg"), r"label values \[1\.5\]"),
+        (lambda place: (place / f"{OLD}_t1.nii.gz").write_bytes(b"hello"), "no NIfTI header"),
+    ],
+)
+def test_a_scan_that_does_not_fit_together(
+    tmp_path: Path, damage: Callable[[Path], None], found: str
+) -> None:
+    damage(write_subject(tmp_path, OLD))
+    with pytest.raises(ScanError, match=found) as caught:
+        read_only_scan(tmp_path)
+    assert str(tmp_path / OLD) in caught.value.where
+    assert caught.value.expected
+    assert caught.value.remedy
