@@ -1,0 +1,211 @@
+"""What the study measures: AP and ⌈Dice⌉ over pooled pixels, Dice per patient and class.
+
+Everything is counted, never collected: memory does not grow with the number of patients, counts of
+parts can be added, and the results are exact. A half-precision score is one of 32,768 non-negative
+numbers, so a count per number and per class of pixel says all that AP and ⌈Dice⌉ ask.
+
+Letters in names: P patients, K classes, Z slices of a scan, H and W rows and columns of a slice,
+V the non-negative half-precision numbers in ascending order.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+Array = torch.Tensor | np.ndarray
+
+HALF_VALUES = 2**15
+"""Non-negative bit patterns of a half-precision number; as integers they are ordered like it."""
+
+LARGEST_HALF = float(np.finfo(np.float16).max)
+_INFINITY_BITS = int(np.float16(np.inf).view(np.int16))
+
+THRESHOLDS = np.arange(1000) / 1000
+"""Where ⌈Dice⌉ looks for its best; compared with the scores in half precision."""
+
+
+class PixelScores:
+    """Anomaly scores of pixels with their truth, as counts: exact AP and ⌈Dice⌉ in one pass.
+
+    Equal to pooling all pixels, rounding their scores to half precision, and computing
+    scikit-learn's average precision and the Dice at each of 1000 thresholds (as Kascenas et al.,
+    MIDL 2022, do). `a + b` holds the pixels of both. Where no pixel is positive neither metric is
+    defined, and both are nan.
+    """
+
+    def __init__(self, counts_2V: np.ndarray | None = None) -> None:
+        """Start empty, or from `counts_2V`: int64 pixels per score, without and with lesion."""
+        self.counts_2V = np.zeros((2, HALF_VALUES), np.int64) if counts_2V is None else counts_2V
+
+    def update(self, scores: Array, mask: Array) -> None:
+        """Count the pixels of `scores`, which have a lesion where `mask` is not zero.
+
+        Both are of one shape, whichever, and on any device. It takes 2 bytes a pixel, and 10 more
+        for one with a lesion, until it returns.
+        Raises ValueError if the shapes differ or if, in half precision, a score is negative, NaN
+        or infinite (then nothing is counted). −0 counts as 0.
+        """
+        scores, mask = _tensor(scores), _tensor(mask)
+        if scores.shape != mask.shape:
+            raise ValueError(f"scores are {tuple(scores.shape)}, the mask is {tuple(mask.shape)}")
+        bits = _half_bits(scores)
+        lesion = mask.to(scores.device, torch.bool).flatten()
+        pixels_V = torch.bincount(bits, minlength=HALF_VALUES).cpu().numpy()
+        positives_V = torch.bincount(bits[lesion], minlength=HALF_VALUES).cpu().numpy()
+        self.counts_2V[0] += pixels_V - positives_V
+        self.counts_2V[1] += positives_V
+
+    def __add__(self, other: "PixelScores") -> "PixelScores":
+        return PixelScores(self.counts_2V + other.counts_2V)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels counted."""
+        return int(self.counts_2V.sum())
+
+    @property
+    def positives(self) -> int:
+        """Pixels counted that have a lesion."""
+        return int(self.counts_2V[1].sum())
+
+    def average_precision(self) -> float:
+        """Σ (Rₙ − Rₙ₋₁) Pₙ over the scores that occur, descending; nan without a positive pixel."""
+        if self.positives == 0:
+            return float("nan")
+        occurring = self.counts_2V.any(axis=0)
+        hits_V, detected_V = self._detections()
+        precision = hits_V[occurring] / detected_V[occurring]
+        recall = np.append(hits_V[occurring] / self.positives, 0.0)
+        # The terms and their order are scikit-learn's, so that the sum has the same last bit.
+        return float(-np.sum(np.diff(recall) * precision))
+
+    def best_dice(self) -> tuple[float, float]:
+        """⌈Dice⌉ and its threshold, the first of the best; (nan, nan) without a positive pixel.
+
+        Tried are 0, 0.001 … 0.999. To apply the threshold to other scores compare as was done here,
+        in half precision: `scores.half() > threshold`.
+        """
+        if self.positives == 0:
+            return float("nan"), float("nan")
+        dice = self._dice(THRESHOLDS)
+        best = int(np.argmax(dice))
+        return float(dice[best]), float(THRESHOLDS[best])
+
+    def dice_at(self, threshold: float) -> float:
+        """Dice of score > threshold, both in half precision; nan without a positive pixel.
+
+        Raises ValueError unless 0 ≤ threshold ≤ 65504.
+        """
+        if not 0 <= threshold <= LARGEST_HALF:
+            raise ValueError(f"threshold {threshold} is not between 0 and {LARGEST_HALF:.0f}")
+        return float("nan") if self.positives == 0 else float(self._dice(np.array([threshold]))[0])
+
+    def to_bytes(self) -> bytes:
+        """The counts as a compressed `.npz`, for `from_bytes`."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, counts_2V=self.counts_2V)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "PixelScores":
+        """What `to_bytes` wrote."""
+        with np.load(io.BytesIO(data)) as arrays:
+            return cls(arrays["counts_2V"])
+
+    def _detections(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positive pixels, and all pixels, that score at least each half-precision number."""
+        negatives_V, positives_V = self.counts_2V[:, ::-1].cumsum(axis=1)[:, ::-1]
+        return positives_V, negatives_V + positives_V
+
+    def _dice(self, thresholds: np.ndarray) -> np.ndarray:
+        next_above = thresholds.astype(np.float16).view(np.int16) + 1
+        hits_V, detected_V = self._detections()
+        return 2 * hits_V[next_above] / (detected_V[next_above] + self.positives)
+
+
+class ClassOverlap:
+    """Voxels per class that prediction and truth share, and that only one of them has.
+
+    The counts stay on the device of the labels. For Dice per patient make one object a patient.
+    """
+
+    def __init__(self, classes: Sequence[int], counts_3K: torch.Tensor | None = None) -> None:
+        """Start empty for the label values `classes`, or from true and false positives, misses."""
+        self.classes = tuple(classes)
+        empty_3K = torch.zeros((3, len(self.classes)), dtype=torch.int64)
+        self.counts_3K = empty_3K if counts_3K is None else counts_3K
+
+    def update(self, prediction: Array, truth: Array) -> None:
+        """Count the voxels of two arrays of labels; ValueError if their shapes differ."""
+        prediction, truth = _tensor(prediction), _tensor(truth)
+        if prediction.shape != truth.shape:
+            raise ValueError(
+                f"the prediction is {tuple(prediction.shape)}, the truth {tuple(truth.shape)}"
+            )
+        counts_K3 = [_overlap(prediction == label, truth == label) for label in self.classes]
+        self.counts_3K = self.counts_3K.to(prediction.device) + torch.stack(counts_K3, dim=1)
+
+    def __add__(self, other: "ClassOverlap") -> "ClassOverlap":
+        assert self.classes == other.classes
+        device = self.counts_3K.device
+        return ClassOverlap(self.classes, self.counts_3K + other.counts_3K.to(device))
+
+    def dice(self) -> np.ndarray:
+        """Dice of each class, shape (K,), with `class_dice`'s rule for empty classes."""
+        hits_K, false_K, missed_K = self.counts_3K.cpu().numpy()
+        with np.errstate(invalid="ignore"):
+            return 2 * hits_K / (2 * hits_K + false_K + missed_K)
+
+
+def class_dice(
+    prediction_ZHW: Array,
+    truth_ZHW: Array,
+    classes: Sequence[int],
+) -> np.ndarray:
+    """Dice of one patient's 3D scan for each label value in `classes`, shape (K,).
+
+    A class that is in neither prediction nor truth is nan: there was nothing to find and nothing
+    was found, so the patient does not count for it. A class that is only predicted, or only true,
+    has Dice 0. Raises ValueError if the shapes differ.
+    """
+    overlap = ClassOverlap(classes)
+    overlap.update(prediction_ZHW, truth_ZHW)
+    return overlap.dice()
+
+
+def mean_class_dice(dice_PK: np.ndarray) -> float:
+    """Mean over patients, then over classes (Holzschuh et al., MIDL 2023), of `class_dice`s.
+
+    A patient whose class is nan is left out of that class's mean, and a class that is nan for every
+    patient is left out of the mean over classes; nan if that leaves none.
+    """
+    seen_K = ~np.isnan(dice_PK).all(axis=0)
+    if not seen_K.any():
+        return float("nan")
+    return float(np.nanmean(dice_PK[:, seen_K], axis=0).mean())
+
+
+def _tensor(values: Array) -> torch.Tensor:
+    # torch.tensor copies, so it takes the read-only arrays that stores give.
+    return values.detach() if isinstance(values, torch.Tensor) else torch.tensor(values)
+
+
+def _half_bits(scores: torch.Tensor) -> torch.Tensor:
+    """The int16 bit patterns of the scores in half precision, flat; ValueError as in `update`."""
+    half = scores.to(torch.float16, copy=True).flatten()
+    half += 0.0  # −0 + 0 is 0
+    bits = half.view(torch.int16)
+    if bits.numel() and (bits.min() < 0 or bits.max() >= _INFINITY_BITS):
+        faults = {"NaN": half.isnan(), "infinite": half.isinf(), "negative": half < 0}
+        found = ", ".join(f"{int(fault.sum())} {name}" for name, fault in faults.items())
+        raise ValueError(
+            f"scores must lie between 0 and {LARGEST_HALF:.0f}; of {half.numel()}, {found}"
+        )
+    return bits
+
+
+def _overlap(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    hits = (prediction & truth).count_nonzero()
+    return torch.stack([hits, prediction.count_nonzero() - hits, truth.count_nonzero() - hits])
