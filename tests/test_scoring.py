@@ -1,0 +1,139 @@
+"""Anomaly scores and small components, against plain versions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from experiments.median import median_filter_plain
+from experiments.scoring import anomaly_score, eroded, foreground, remove_small_components
+
+
+def plain_anomaly_score(images_NCHW, outputs_NCHW):
+    """The definition, line by line."""
+    seen = images_NCHW.sum(dim=1, keepdim=True) > 0.01
+    kept = F.avg_pool2d(seen.float(), kernel_size=5, stride=1, padding=2) > 0.95
+    error = ((images_NCHW - outputs_NCHW) * kept).abs().mean(dim=1)
+    return median_filter_plain(error)
+
+
+def heads(images, channels=4, size=32, seed=0):
+    """Discs of tissue with pinholes on zeros, and outputs that differ a little everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    disc = (rows - size / 2) ** 2 + (columns - size / 2) ** 2 < (0.45 * size) ** 2
+    pinholes = torch.rand(images, 1, size, size, generator=generator) > 0.02
+    images_NCHW = torch.rand(images, channels, size, size, generator=generator) * disc * pinholes
+    noise = torch.randn(images, channels, size, size, generator=generator)
+    return images_NCHW, images_NCHW + 0.1 * noise
+
+
+@pytest.mark.parametrize(("images", "channels", "size"), [(3, 4, 32), (1, 1, 20), (5, 2, 47)])
+def test_score_is_exactly_the_plain_one(images, channels, size):
+    images_NCHW, outputs_NCHW = heads(images, channels, size)
+    scores_NHW = anomaly_score(images_NCHW, outputs_NCHW)
+    assert scores_NHW.shape == (images, size, size)
+    assert torch.equal(scores_NHW, plain_anomaly_score(images_NCHW, outputs_NCHW))
+    assert scores_NHW.any()
+
+
+def test_score_is_float32_and_carries_no_gradient():
+    images_NCHW, outputs_NCHW = heads(1)
+    outputs_NCHW.requires_grad_()
+    scores_NHW = anomaly_score(images_NCHW.half(), outputs_NCHW.bfloat16())
+    assert scores_NHW.dtype == torch.float32
+    assert not scores_NHW.requires_grad
+
+
+def test_inputs_are_left_as_they_are():
+    images_NCHW, outputs_NCHW = heads(2)
+    before = images_NCHW.clone(), outputs_NCHW.clone()
+    anomaly_score(images_NCHW, outputs_NCHW)
+    assert torch.equal(images_NCHW, before[0])
+    assert torch.equal(outputs_NCHW, before[1])
+
+
+def test_a_network_that_broke_does_not_look_healthy():
+    images_NCHW, outputs_NCHW = heads(1)
+    outputs_NCHW[0, 2, 16, 16] = math.nan
+    assert anomaly_score(images_NCHW, outputs_NCHW).isnan().any()
+
+
+def test_foreground_is_the_channel_sum_above_a_hundredth():
+    images_NCHW = torch.tensor([0.004, 0.006, 0.0, 0.5]).view(1, 1, 1, 4).repeat(1, 2, 1, 1)
+    assert foreground(images_NCHW).flatten().tolist() == [False, True, False, True]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(0, 0.3), st.integers(0, 2**16))
+def test_erosion_is_the_average_pooling(share, seed):
+    generator = torch.Generator().manual_seed(seed)
+    seen_NHW = torch.rand(2, 11, 9, generator=generator) >= share
+    average = F.avg_pool2d(seen_NHW[:, None].float(), 5, stride=1, padding=2)[:, 0]
+    assert torch.equal(eroded(seen_NHW), average > 0.95)
+
+
+def test_erosion_clears_the_border_and_forgives_one_pixel():
+    seen_NHW = torch.ones(1, 15, 15, dtype=torch.bool)
+    expected = torch.zeros_like(seen_NHW)
+    expected[:, 2:-2, 2:-2] = True
+    assert torch.equal(eroded(seen_NHW), expected)
+    seen_NHW[0, 7, 7] = False
+    assert torch.equal(eroded(seen_NHW), expected)
+    seen_NHW[0, 7, 8] = False
+    assert not eroded(seen_NHW)[0, 7, 7]
+
+
+def plain_removal(mask_ZHW, max_voxels):
+    """Component by component, each filled on the whole grid."""
+    kept_ZHW = mask_ZHW.copy()
+    everywhere = np.ones((3, 3, 3))
+    labels_ZHW, components = ndimage.label(mask_ZHW, everywhere)
+    for label in range(1, components + 1):
+        component = labels_ZHW == label
+        if ndimage.binary_fill_holes(component, everywhere).sum() <= max_voxels:
+            kept_ZHW[component] = False
+    return kept_ZHW
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.floats(0.02, 0.2), st.integers(0, 2**16), st.sampled_from([0, 1, 5, 20]))
+def test_removal_equals_the_plain_one(share, seed, max_voxels):
+    mask_ZHW = np.random.default_rng(seed).random((7, 8, 9)) < share
+    np.testing.assert_array_equal(
+        remove_small_components(mask_ZHW, max_voxels), plain_removal(mask_ZHW, max_voxels)
+    )
+
+
+def test_twenty_voxels_go_and_twenty_one_stay():
+    mask_ZHW = np.zeros((5, 12, 30), bool)
+    mask_ZHW[1, 2, :20] = True
+    mask_ZHW[3, 8, :21] = True
+    before = mask_ZHW.copy()
+    kept_ZHW = remove_small_components(mask_ZHW)
+    assert not kept_ZHW[1].any()
+    assert kept_ZHW[3].sum() == 21
+    np.testing.assert_array_equal(mask_ZHW, before)
+
+
+def test_voxels_that_touch_at_a_corner_are_one_component():
+    mask_ZHW = np.zeros((21, 21, 21), bool)
+    mask_ZHW[np.arange(21), np.arange(21), np.arange(21)] = True
+    np.testing.assert_array_equal(remove_small_components(mask_ZHW), mask_ZHW)
+
+
+def test_holes_count_as_part_of_a_component():
+    mask_ZHW = np.zeros((9, 9, 9), bool)
+    mask_ZHW[1:4, 1:4, 1:4] = True
+    mask_ZHW[2, 2, 2] = False
+    assert remove_small_components(mask_ZHW, max_voxels=26).sum() == 26
+    assert not remove_small_components(mask_ZHW, max_voxels=27).any()
+
+
+def test_an_empty_mask_stays_empty():
+    assert not remove_small_components(np.zeros((3, 4, 5), bool)).any()
