@@ -8,6 +8,7 @@ Letters in shapes: N images, C channels, H and W rows and columns.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -201,15 +202,22 @@ def load_for_transfer(model: UNet, weights: Mapping[str, Tensor]) -> TransferRep
 
 
 def require_same_tensors(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, remedy: str
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    *,
+    remedy: str,
+    where: Path | None = None,
 ) -> None:
-    """Raise `RunError` that names the first difference, unless names and shapes are the same."""
+    """Raise `RunError` that names the first difference, unless names and shapes are the same.
+
+    `where` is the file that the tensors were found in, if they come from one.
+    """
     for name in [*expected, *found]:
         shapes = [_shape_text(tensors.get(name)) for tensors in (found, expected)]
         if shapes[0] != shapes[1]:
             raise RunError(
                 f"the weights do not fit the network: {shapes[0]}",
-                where=name,
+                where=name if where is None else f"{name} in {where}",
                 expected=shapes[1],
                 remedy=remedy,
             )
