@@ -1,0 +1,237 @@
+"""Random changes of labelled slices, as in nnU-Net's 2D training: draw, apply, tell.
+
+`draw` decides on the CPU what happens to each image of a global batch, `apply` makes it happen on
+the device that the images are on, and `Draws.describe` tells. An image's result depends on its own
+draw alone, so each rank may apply its own slice of the draws.
+
+The table is nnU-Net 2.8's (Isensee et al. 2021; batchgeneratorsv2). Its ranges assume z-scored
+images; ours are scaled by the 99th percentile, so its noise is relatively stronger here. As nnU-Net
+does with skull-stripped scans, what is outside the head is set to 0 again after the intensities
+were changed. Where the table has BG(a, b), half of the values are from U(a, 1), half from U(1, b).
+
+Letters in names: N images, C channels, H and W rows and columns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from experiments import transforms
+from experiments.scoring import foreground
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How often each transform happens to an image, and between which bounds; nnU-Net's values."""
+
+    rotation_probability: float = 0.2
+    rotation_deg: Range = (-180.0, 180.0)
+    """About the centre of the slice."""
+    scaling_probability: float = 0.2
+    """Independent of rotation; one resampling does both."""
+    scale: Range = (0.7, 1.4)
+    """The same along both axes; above 1 things become smaller."""
+    noise_probability: float = 0.1
+    noise_sigma: Range = (0.0, 0.1)
+    """Standard deviation, in units of the images; all channels get the same noise."""
+    blur_probability: float = 0.2
+    blur_channel_probability: float = 0.5
+    """Of each channel, if the image is blurred at all."""
+    blur_sigma_px: Range = (0.5, 1.0)
+    """For each channel and axis."""
+    brightness_probability: float = 0.15
+    brightness: Range = (0.75, 1.25)
+    """BG: the factor, for each channel."""
+    contrast_probability: float = 0.15
+    contrast: Range = (0.75, 1.25)
+    """BG: the factor about the mean, for each channel."""
+    low_resolution_probability: float = 0.25
+    low_resolution_channel_probability: float = 0.5
+    """Of each channel, if the image is degraded at all."""
+    low_resolution: Range = (0.5, 1.0)
+    """Share of the rows and columns that is left, for each channel."""
+    inverted_gamma_probability: float = 0.1
+    gamma_probability: float = 0.3
+    gamma: Range = (0.7, 1.5)
+    """BG: the exponent of both gamma transforms, for each channel."""
+    mirror_probability: float = 0.5
+    """Of each axis."""
+
+
+def _unless_drawn(identity: float) -> Any:
+    return field(metadata={"identity": identity})
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What happens to each image of a batch; `draws[a:b]` is what happens to images a to b.
+
+    Small tensors on the CPU, in the order of the table. Where a transform was not drawn, its value
+    is the one that changes nothing.
+    """
+
+    rotation_rad_N: Tensor = _unless_drawn(0)
+    scale_N: Tensor = _unless_drawn(1)
+    noise_sigma_N: Tensor = _unless_drawn(0)
+    noise_seed_N: Tensor = _unless_drawn(0)
+    """int64 seed of the image's pixel noise, which is drawn where the image is."""
+    blur_sigma_px_NC2: Tensor = _unless_drawn(0)
+    """Along the rows' axis and along the columns'."""
+    brightness_NC: Tensor = _unless_drawn(1)
+    contrast_NC: Tensor = _unless_drawn(1)
+    low_resolution_NC: Tensor = _unless_drawn(1)
+    inverted_gamma_NC: Tensor = _unless_drawn(1)
+    gamma_NC: Tensor = _unless_drawn(1)
+    mirror_N2: Tensor = _unless_drawn(0)
+    """Whether the order of rows, and of columns, is reversed (bool)."""
+
+    def __len__(self) -> int:
+        return len(self.scale_N)
+
+    def __getitem__(self, images: slice) -> "Draws":
+        return Draws(**{f.name: getattr(self, f.name)[images] for f in fields(self)})
+
+    def drawn(self, name: str) -> Tensor:
+        """Where the transform of this field happens: a bool tensor of the field's shape."""
+        identity = next(f.metadata["identity"] for f in fields(self) if f.name == name)
+        values: Tensor = getattr(self, name)
+        return values != identity
+
+    def describe(self, image: int) -> dict[str, Any]:
+        """The transforms that happen to one image, with their parameters as plain values.
+
+        Lists are per channel (a channel whose value is the identity is left alone), mirroring is
+        (rows, columns).
+        """
+        return {
+            f.name.rpartition("_")[0]: getattr(self, f.name)[image].tolist()
+            for f in fields(self)
+            if self.drawn(f.name)[image].any()
+        }
+
+
+def draw(spec: Augmentation, batch_size: int, channels: int, generator: Generator) -> Draws:
+    """Draw what happens to each of `batch_size` images; `generator` is one of the CPU."""
+    n, c, dice = batch_size, channels, _Dice(generator)
+    rotated = dice.happens(spec.rotation_probability, n)
+    scaled = dice.happens(spec.scaling_probability, n)
+    noisy = dice.happens(spec.noise_probability, n)
+    blurred = dice.happens(spec.blur_probability, n, 1)
+    blurred = blurred & dice.happens(spec.blur_channel_probability, n, c)
+    brightened = dice.happens(spec.brightness_probability, n, 1)
+    contrasted = dice.happens(spec.contrast_probability, n, 1)
+    lowered = dice.happens(spec.low_resolution_probability, n, 1)
+    lowered = lowered & dice.happens(spec.low_resolution_channel_probability, n, c)
+    inverted_curved = dice.happens(spec.inverted_gamma_probability, n, 1)
+    curved = dice.happens(spec.gamma_probability, n, 1)
+    return Draws(
+        rotation_rad_N=dice.uniform(spec.rotation_deg, n).deg2rad().where(rotated, 0),
+        scale_N=dice.uniform(spec.scale, n).where(scaled, 1),
+        noise_sigma_N=dice.uniform(spec.noise_sigma, n).where(noisy, 0),
+        noise_seed_N=dice.seeds(n).where(noisy, 0),
+        blur_sigma_px_NC2=dice.uniform(spec.blur_sigma_px, n, c, 2).where(blurred[..., None], 0),
+        brightness_NC=dice.around_one(spec.brightness, n, c).where(brightened, 1),
+        contrast_NC=dice.around_one(spec.contrast, n, c).where(contrasted, 1),
+        low_resolution_NC=dice.uniform(spec.low_resolution, n, c).where(lowered, 1),
+        inverted_gamma_NC=dice.around_one(spec.gamma, n, c).where(inverted_curved, 1),
+        gamma_NC=dice.around_one(spec.gamma, n, c).where(curved, 1),
+        mirror_N2=dice.happens(spec.mirror_probability, n, 2),
+    )
+
+
+@dataclass(frozen=True)
+class _Dice:
+    """Random tensors from one generator."""
+
+    generator: Generator
+
+    def happens(self, probability: float, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator) < probability
+
+    def uniform(self, bounds: Range, *shape: int) -> Tensor:
+        low, high = bounds
+        return low + (high - low) * torch.rand(shape, generator=self.generator)
+
+    def around_one(self, bounds: Range, *shape: int) -> Tensor:
+        low, high = bounds
+        below = self.happens(0.5, *shape)
+        return self.uniform((low, 1), *shape).where(below, self.uniform((1, high), *shape))
+
+    def seeds(self, *shape: int) -> Tensor:
+        return torch.randint(2**63 - 1, shape, generator=self.generator)
+
+
+def apply(images_NCHW: Tensor, labels_NHW: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """New images and labels, changed as drawn, where the old ones are; those stay as they were.
+
+    What was not drawn for an image leaves its bits untouched.
+    """
+    images = images_NCHW.clone(memory_format=torch.contiguous_format)
+    labels = labels_NHW.clone()
+    _warp(images, labels, draws)
+    inside_NHW = foreground(images)
+    _add_noise(images, draws)
+    _change_planes(images, draws)
+    _clear_outside(images, inside_NHW, draws)
+    _mirror(images, labels, draws)
+    return images, labels
+
+
+_ON_PLANES: tuple[tuple[str, Callable[[Tensor, Tensor], Tensor]], ...] = (
+    ("blur_sigma_px_NC2", transforms.blur),
+    ("brightness_NC", transforms.change_brightness),
+    ("contrast_NC", transforms.change_contrast),
+    ("low_resolution_NC", transforms.lower_resolution),
+    ("inverted_gamma_NC", transforms.change_inverted_gamma),
+    ("gamma_NC", transforms.change_gamma),
+)
+_INTENSITIES = ("noise_sigma_N", *(name for name, _ in _ON_PLANES))
+
+
+def _warp(images: Tensor, labels: Tensor, draws: Draws) -> None:
+    chosen = _chosen_images(draws, "rotation_rad_N", "scale_N")
+    if len(chosen):
+        where = chosen.to(images.device)
+        images[where], labels[where] = transforms.warp(
+            images[where], labels[where], draws.rotation_rad_N[chosen], draws.scale_N[chosen]
+        )
+
+
+def _add_noise(images: Tensor, draws: Draws) -> None:
+    chosen = _chosen_images(draws, "noise_sigma_N")
+    if len(chosen):
+        where = chosen.to(images.device)
+        images[where] = transforms.add_noise(
+            images[where], draws.noise_sigma_N[chosen], draws.noise_seed_N[chosen]
+        )
+
+
+def _change_planes(images: Tensor, draws: Draws) -> None:
+    planes = images.flatten(0, 1)
+    for name, change in _ON_PLANES:
+        chosen = draws.drawn(name).view(len(planes), -1).any(dim=1).nonzero().flatten()
+        if len(chosen):
+            where = chosen.to(images.device)
+            planes[where] = change(planes[where], getattr(draws, name).flatten(0, 1)[chosen])
+
+
+def _clear_outside(images: Tensor, inside_NHW: Tensor, draws: Draws) -> None:
+    where = _chosen_images(draws, *_INTENSITIES).to(images.device)
+    images[where] = images[where].masked_fill(~inside_NHW[where].unsqueeze(1), 0)
+
+
+def _mirror(images: Tensor, labels: Tensor, draws: Draws) -> None:
+    for axis, mirrored_N in zip((-2, -1), draws.mirror_N2.unbind(dim=1), strict=True):
+        where = mirrored_N.nonzero().flatten().to(images.device)
+        images[where], labels[where] = images[where].flip(axis), labels[where].flip(axis)
+
+
+def _chosen_images(draws: Draws, *names: str) -> Tensor:
+    """Indices (on the CPU) of the images to which one of these transforms happens."""
+    happens = [draws.drawn(name).view(len(draws), -1).any(dim=1) for name in names]
+    return torch.stack(happens).any(dim=0).nonzero().flatten()

@@ -1,0 +1,130 @@
+"""The transforms of nnU-Net's 2D training, as functions of images and parameters.
+
+Nothing is decided in here: `experiments.augment` draws the parameters. What the transforms mean is
+what they mean in nnU-Net 2.8 with batchgeneratorsv2 (Isensee et al. 2021); the code is our own.
+
+Letters in names: N images, C channels, P planes (one channel of one image each), H and W rows and
+columns. Parameters have one value an image (N), or one a plane (P).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+_TINY = 1e-7
+"""Keeps a constant plane from being divided by 0."""
+
+_KERNEL_SIGMAS = 3
+"""Blurring kernels end at the first pixel that is this many standard deviations away."""
+
+
+def warp(
+    images_NCHW: Tensor, labels_NHW: Tensor, angles_rad_N: Tensor, scales_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rotate and scale about the centre: bilinear for images, nearest for labels, 0 outside.
+
+    A positive angle turns counter-clockwise (rows shown downwards). The scale is nnU-Net's: what is
+    multiplied is the place that a pixel is fetched from, so a scale above 1 makes things smaller.
+    """
+    grid_NHW2 = _sampling_grid(images_NCHW, angles_rad_N, scales_N)
+    images = F.grid_sample(images_NCHW, grid_NHW2, "bilinear", "zeros", align_corners=False)
+    labels = labels_NHW.unsqueeze(1).to(images)
+    labels = F.grid_sample(labels, grid_NHW2, "nearest", "zeros", align_corners=False)
+    return images, labels.squeeze(1).to(labels_NHW.dtype)
+
+
+def _sampling_grid(images_NCHW: Tensor, angles_rad_N: Tensor, scales_N: Tensor) -> Tensor:
+    height, width = images_NCHW.shape[-2:]
+    y = torch.arange(height).to(images_NCHW).sub((height - 1) / 2).view(1, -1, 1)
+    x = torch.arange(width).to(images_NCHW).sub((width - 1) / 2).view(1, 1, -1)
+    cosine = _per_plane(angles_rad_N.cos() * scales_N, images_NCHW)
+    sine = _per_plane(angles_rad_N.sin() * scales_N, images_NCHW)
+    from_x, from_y = cosine * x - sine * y, sine * x + cosine * y
+    return torch.stack([from_x * (2 / width), from_y * (2 / height)], dim=-1)
+
+
+def add_noise(images_NCHW: Tensor, sigmas_N: Tensor, seeds_N: Tensor) -> Tensor:
+    """Add Gaussian noise, the same to all channels of an image; each image has its own seed."""
+    size, device = images_NCHW.shape[-2:], images_NCHW.device
+    generators = [Generator(device).manual_seed(seed) for seed in seeds_N.tolist()]
+    noise_NHW = torch.stack([torch.randn(size, generator=g, device=device) for g in generators])
+    return images_NCHW + (noise_NHW * _per_plane(sigmas_N, noise_NHW)).unsqueeze(1).to(images_NCHW)
+
+
+def blur(planes_PHW: Tensor, sigmas_px_P2: Tensor) -> Tensor:
+    """Gaussian blur with a standard deviation along the rows' axis and one along the columns'."""
+    along_rows, along_columns = sigmas_px_P2.unbind(dim=1)
+    return _blur_last_axis(_blur_last_axis(planes_PHW.mT, along_rows).mT, along_columns)
+
+
+def _blur_last_axis(planes_PHW: Tensor, sigmas_px_P: Tensor) -> Tensor:
+    # A sum of shifted planes rather than a convolution: no TF32, no bf16 under autocast.
+    radii_P = (_KERNEL_SIGMAS * sigmas_px_P).ceil()
+    radius = int(radii_P.max())
+    offsets_K = torch.arange(-radius, radius + 1)
+    weights_PK = (offsets_K / sigmas_px_P[:, None]).square().div(-2).exp()
+    weights_PK *= offsets_K.abs() <= radii_P[:, None]
+    weights_PK /= weights_PK.sum(dim=1, keepdim=True)
+    padded = F.pad(planes_PHW, (radius, radius), mode="reflect")
+    blurred = torch.zeros_like(planes_PHW)
+    for k, weights_P in enumerate(weights_PK.unbind(dim=1)):
+        blurred += padded.narrow(-1, k, planes_PHW.shape[-1]) * _per_plane(weights_P, planes_PHW)
+    return blurred
+
+
+def change_brightness(planes_PHW: Tensor, factors_P: Tensor) -> Tensor:
+    """Multiply each plane by its factor."""
+    return planes_PHW * _per_plane(factors_P, planes_PHW)
+
+
+def change_contrast(planes_PHW: Tensor, factors_P: Tensor) -> Tensor:
+    """Stretch each plane about its mean, clipped to the range that it had."""
+    mean, low, high = _mean(planes_PHW), _min(planes_PHW), _max(planes_PHW)
+    stretched = (planes_PHW - mean) * _per_plane(factors_P, planes_PHW) + mean
+    return stretched.clamp(low, high)
+
+
+def lower_resolution(planes_PHW: Tensor, scales_P: Tensor) -> Tensor:
+    """Shrink each plane to its scale by taking nearest pixels, and enlarge it bilinearly."""
+    size = planes_PHW.shape[-2:]
+    lowered = []
+    for plane_HW, scale in zip(planes_PHW, scales_P.tolist(), strict=True):
+        shrunk = [max(1, round(length * scale)) for length in size]
+        coarse = F.interpolate(plane_HW[None, None], shrunk, mode="nearest-exact")
+        lowered.append(F.interpolate(coarse, size, mode="bilinear", align_corners=False)[0, 0])
+    return torch.stack(lowered)
+
+
+def change_gamma(planes_PHW: Tensor, gammas_P: Tensor) -> Tensor:
+    """Raise each plane, rescaled to [0, 1], to its power; then restore its mean and deviation."""
+    low = _min(planes_PHW)
+    spread = _max(planes_PHW) - low
+    rescaled = (planes_PHW - low) / spread.clamp(min=_TINY)
+    curved = rescaled.pow(_per_plane(gammas_P, planes_PHW)) * spread + low
+    factor = _std(planes_PHW) / _std(curved).clamp(min=_TINY)
+    return (curved - _mean(curved)) * factor + _mean(planes_PHW)
+
+
+def change_inverted_gamma(planes_PHW: Tensor, gammas_P: Tensor) -> Tensor:
+    """`change_gamma` of the negative: it acts on the bright end instead of the dark one."""
+    return -change_gamma(-planes_PHW, gammas_P)
+
+
+def _per_plane(parameters_P: Tensor, planes: Tensor) -> Tensor:
+    return parameters_P.to(planes).view(-1, 1, 1)
+
+
+def _mean(planes_PHW: Tensor) -> Tensor:
+    return planes_PHW.mean(dim=(-2, -1), keepdim=True)
+
+
+def _std(planes_PHW: Tensor) -> Tensor:
+    return planes_PHW.std(dim=(-2, -1), keepdim=True)
+
+
+def _min(planes_PHW: Tensor) -> Tensor:
+    return planes_PHW.amin(dim=(-2, -1), keepdim=True)
+
+
+def _max(planes_PHW: Tensor) -> Tensor:
+    return planes_PHW.amax(dim=(-2, -1), keepdim=True)
