@@ -125,11 +125,11 @@ def group_files(paths: Iterable[Path]) -> Catalog:
                 groups[found[0], naming][found[1]].append(path)
     ids_of = defaultdict(list)
     for subject, _ in groups:
-        ids_of[_person(subject)].append(subject)
+        ids_of[person(subject)].append(subject)
     scans, problems = [], {}
     for (subject, naming), files in sorted(groups.items(), key=lambda item: item[0][0]):
         try:
-            _refuse_twice(subject, ids_of[_person(subject)], files)
+            _refuse_twice(subject, ids_of[person(subject)], files)
             scans.append(_scan_files(subject, naming, files))
         except ScanError as error:
             problems[subject] = error
@@ -155,11 +155,17 @@ def read_scan(files: ScanFiles) -> Scan:
     return Scan(channels_XYZ, labels_XYZ, volumes[0].affine, volumes[0].spacing_mm)
 
 
+def person(subject: str) -> str:
+    """The same for a person's first scan in BraTS 2021 and in BraTS 2023, else the subject's id."""
+    match = re.fullmatch(r"BraTS(?:2021_(\d{5})|-GLI-(\d{5})-000)", subject)
+    return (match[1] or match[2]) if match else subject
+
+
 def _walk(folder: Path) -> tuple[list[Path], dict[str, ScanError]]:
     """All files named like parts of a scan, and the folders where one would expect some."""
     files, strangers = [], {}
     for place, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
         images = [n for n in sorted(names) if n.endswith((".nii", ".nii.gz")) and n[0] != "."]
         known = [n for n in images if any(naming.recognise(n) for naming in NAMINGS)]
         files += [Path(place, name) for name in known]
@@ -174,12 +180,6 @@ def _expected_names() -> str:
     return " or ".join(
         f"ID{naming.separator}{{{','.join((*naming.parts, LABELS))}}}.nii.gz" for naming in NAMINGS
     )
-
-
-def _person(subject: str) -> str:
-    """The same for one person's first scan in BraTS 2021 and in BraTS 2023."""
-    match = re.fullmatch(r"BraTS(?:2021_(\d{5})|-GLI-(\d{5})-000)", subject)
-    return (match[1] or match[2]) if match else subject
 
 
 def _refuse_twice(subject: str, ids: list[str], files: dict[str, list[Path]]) -> None:

@@ -1,0 +1,150 @@
+"""Is a store what it was when it was made, and what is in it?
+
+Letters: N slices, K lesion classes.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from storage.errors import StoreError, StudyError
+from storage.manifest import PREPARE_AGAIN
+from storage.slices import Slices, SliceStore, slices_sha256
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a sound store holds."""
+
+    path: Path
+    fingerprint: str
+    size: int
+    """rows and columns of a slice"""
+    channels: tuple[str, ...]
+    subjects: int
+    slices: int
+    healthy_slices: int
+    """of them, those without a lesion pixel"""
+    lesion_mm3: dict[str, tuple[float, float, float]]
+    """class → smallest, median and largest volume of a subject, at the scans' own resolution"""
+    split: tuple[int, int, int] | None
+    """subjects in train, validation and test; None if there are too few for all three"""
+    published: bool
+    """whether the split is the published one"""
+    skipped: dict[str, str]
+    """scans that could not be used when it was made: id → reason"""
+
+    def render(self) -> str:
+        """The report as lines of text."""
+        lines = [
+            f"{self.path}: sound",
+            f"fingerprint     {self.fingerprint}",
+            f"subjects        {self.subjects}",
+            f"channels        {', '.join(self.channels)}",
+            f"slices          {self.slices} of {self.size} × {self.size}",
+            f"healthy slices  {self.healthy_slices}",
+            *(f"{name:<15} {_millilitres(v)}" for name, v in self.lesion_mm3.items()),
+            f"split           {self._split_text()}",
+            *(f"skipped         {subject}: {reason}" for subject, reason in self.skipped.items()),
+        ]
+        return "\n".join(lines)
+
+    def _split_text(self) -> str:
+        if self.split is None:
+            return "none: too few subjects for a validation part"
+        sizes = "train {}, validation {}, test {}".format(*self.split)
+        kind = "the published lists" if self.published else "the published rule on other subjects"
+        return f"{sizes} ({kind})"
+
+
+def _millilitres(volumes_mm3: tuple[float, float, float]) -> str:
+    smallest, middle, largest = (volume / 1000 for volume in volumes_mm3)
+    return f"{middle:.1f} ml (median; {smallest:.1f} to {largest:.1f})"
+
+
+def check(path: Path, progress: Callable[[int, int], None] | None = None) -> CheckReport:
+    """Read all of a store and compare it with its checksums, hashes and counts.
+
+    Raises `StoreError` that names the subject whose slices are not what was written.
+    """
+    store = SliceStore.open(path)
+    _require_arrays(store)
+    for done, subject in enumerate(store.subjects, start=1):
+        _require_content(store, store.read_subject(subject))
+        if progress:
+            progress(done, len(store.subjects))
+    return _report(store)
+
+
+def _require_arrays(store: SliceStore) -> None:
+    """What other Zarr readers see must be what the manifest says."""
+    parameters = store.manifest.parameters
+    rows = 1 + max(subject.row for subject in store.subjects.values())
+    plane = (parameters.depth, store.size, store.size)
+    expected = {
+        "images": ("float16", (plane[0], len(store.channels), *plane[1:])),
+        "labels": ("uint8", plane),
+    }
+    for (name, (dtype, shape)), array in zip(expected.items(), _arrays(store), strict=True):
+        if array.dtype != dtype or array.shape[1:] != shape or array.shape[0] < rows:
+            raise StoreError(
+                f"an array of {array.dtype} {array.shape}",
+                where=store.path / name,
+                expected=f"{dtype} ({rows} or more, {', '.join(map(str, shape))})",
+                remedy=PREPARE_AGAIN,
+            )
+
+
+def _arrays(store: SliceStore) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return store.arrays()
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise StoreError(
+            f"damaged array metadata ({error})",
+            where=store.path,
+            expected="the zarr.json files as they were written",
+            remedy=PREPARE_AGAIN,
+        ) from error
+
+
+def _require_content(store: SliceStore, slices: Slices) -> None:
+    subject = store.subjects[slices.ids[0]]
+    labels_NHW = slices.labels_NHW
+    classes = range(1, len(store.classes) + 1)
+    pixels_NK = np.stack([(labels_NHW == k).sum(axis=(1, 2)) for k in classes], axis=1)
+    content = slices_sha256(subject.first, slices.images_NCHW, labels_NHW)
+    if content != subject.sha256 or not np.array_equal(pixels_NK, subject.lesion_pixels_NK):
+        raise StoreError(
+            f"the slices of subject {subject.id} are not those that were written",
+            where=store.folder.images_shard(subject.row),
+            expected=f"content with SHA-256 {subject.sha256}",
+            remedy=PREPARE_AGAIN,
+        )
+
+
+def _report(store: SliceStore) -> CheckReport:
+    subjects = list(store.subjects.values())
+    volumes_K = zip(*(subject.lesion_mm3 for subject in subjects), strict=True)
+    split = None
+    with suppress(StudyError):
+        split = store.split
+    return CheckReport(
+        path=store.path,
+        fingerprint=store.fingerprint,
+        size=store.size,
+        channels=store.channels,
+        subjects=len(subjects),
+        slices=sum(len(subject.positions) for subject in subjects),
+        healthy_slices=sum(len(subject.healthy_positions) for subject in subjects),
+        lesion_mm3={
+            name: (min(volumes), median(volumes), max(volumes))
+            for name, volumes in zip(store.classes, volumes_K, strict=True)
+        },
+        split=(len(split.train), len(split.validation), len(split.test)) if split else None,
+        published=split is not None and split.published,
+        skipped=store.skipped,
+    )

@@ -1,0 +1,219 @@
+"""NIfTI scans → a slice store: parallel, restartable, and in place only when complete.
+
+Each subject's shards are written first, then its record; the manifest comes when all are done, and
+then `STORE.partial` becomes STORE. Killed anywhere, the same command goes on with the subjects that
+have no record. A finished store takes in scans that are new or were skipped in the same way; its
+readers see them when the manifest is replaced.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from storage.atomic import remove_leftovers, sync_folder, write_json
+from storage.errors import FewscanError, ScanError, StoreError, disk_full_explained
+from storage.jobs import Job, run_jobs
+from storage.locks import exclusive
+from storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
+from storage.nifti import read_shape
+from storage.scans import Catalog, ScanFiles, find_scans, person
+from storage.slices import describe_arrays, usable_cpus
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What `prepare` did."""
+
+    subjects: int
+    """in the store now"""
+    added: int
+    """of them, by this call; 0 = there was nothing to do"""
+    skipped: tuple[tuple[str, str], ...]
+    """scans that cannot be used: id and reason"""
+    fingerprint: str
+    """of the store"""
+    seconds: float
+    """that this call took"""
+
+
+def prepare(
+    scans: Path,
+    store: Path,
+    size: int = 128,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> PrepareReport:
+    """Make a store of all scans under `scans`, or go on with it, or add to it what is new.
+
+    `workers` processes (default: the cores at hand; 1 = this one). `progress` gets subjects done
+    and subjects to do. A scan that cannot be used does not stop the others: it is reported.
+
+    Raises `ScanError` if no scan can be used, `StoreError` if the store is of another size, kind or
+    protocol or another process is writing it, `DiskFullError`.
+    """
+    started = time.monotonic()
+    catalog = find_scans(scans)
+    target = StoreFolder.at(store)
+    with disk_full_explained(target.path), _locked(target) as folder:
+        parameters = _agreed_parameters(folder, catalog, size)
+        before = _finished_subjects(folder)
+        missing, problems = _missing_scans(catalog, before)
+        jobs = _jobs(missing, scans, folder, parameters, before)
+        problems |= _run(jobs, workers or usable_cpus(), progress)
+        subjects = _finished_subjects(folder)
+        skipped = {subject: _in_a_line(error) for subject, error in problems.items()}
+        if not subjects:
+            shutil.rmtree(folder.path)
+            raise _nothing_usable(scans, skipped)
+        manifest = Manifest(parameters, subjects, skipped)
+        _publish(folder, target, manifest)
+    return PrepareReport(
+        subjects=len(subjects),
+        added=len(subjects) - len(before),
+        skipped=tuple(sorted(skipped.items())),
+        fingerprint=manifest.fingerprint,
+        seconds=time.monotonic() - started,
+    )
+
+
+@contextmanager
+def _locked(store: StoreFolder) -> Iterator[StoreFolder]:
+    """The folder to work in, finished or partial, locked against other processes."""
+    folder = store if store.manifest.exists() else store.partial
+    if folder != store and store.path.exists() and not _is_empty(store.path):
+        expected, remedy = "a slice store, or nothing", "choose another path for the store"
+        raise StoreError("no slice store", where=store.path, expected=expected, remedy=remedy)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    busy = StoreError(
+        "another `prepare` is at work on this store",
+        where=folder.path,
+        expected="one at a time",
+        remedy="wait for it to end",
+    )
+    with exclusive(folder.lock, busy):
+        yield folder
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _agreed_parameters(folder: StoreFolder, catalog: Catalog, size: int) -> Parameters:
+    """The parameters of the store, which must be those asked for; of a new one, write them."""
+    wanted = Parameters(STORE_PROTOCOL, size, 0, catalog.channels, catalog.classes)
+    try:
+        present = _present_parameters(folder)
+    except FileNotFoundError:
+        depth = max(map(_slices_of, catalog.scans), default=1)
+        present = Parameters(STORE_PROTOCOL, size, depth, catalog.channels, catalog.classes)
+    for key, value in asdict(wanted).items():
+        found = getattr(present, key)
+        if key != "depth" and found != value:
+            raise StoreError(
+                f"a store with {key} {found}",
+                where=folder.path,
+                expected=f"{key} {value}, as asked for",
+                remedy="ask for what is there, choose another path, or delete this folder",
+            )
+    for subfolder in (folder.path, folder.records, *_array_folders(folder)):
+        subfolder.mkdir(exist_ok=True)
+        remove_leftovers(subfolder)
+    write_json(folder.parameters, asdict(present))
+    return present
+
+
+def _present_parameters(folder: StoreFolder) -> Parameters:
+    if folder.manifest.exists():
+        return Manifest.read(folder.manifest).parameters
+    return Parameters.from_json(json.loads(folder.parameters.read_bytes()))
+
+
+def _array_folders(folder: StoreFolder) -> tuple[Path, Path]:
+    return folder.images_shard(0).parent, folder.labels_shard(0).parent
+
+
+def _slices_of(files: ScanFiles) -> int:
+    """Slices by the first file's header; 1 if it is damaged, which the worker will find."""
+    try:
+        return read_shape(files.channel_files[0])[2]
+    except (ScanError, IndexError):
+        return 1
+
+
+def _finished_subjects(folder: StoreFolder) -> dict[str, Subject]:
+    finished = Manifest.read(folder.manifest).subjects if folder.manifest.exists() else {}
+    records = [json.loads(path.read_bytes()) for path in sorted(folder.records.glob("*.json"))]
+    return {**finished, **{record["id"]: Subject.from_json(record) for record in records}}
+
+
+def _missing_scans(
+    catalog: Catalog, finished: Mapping[str, Subject]
+) -> tuple[list[ScanFiles], dict[str, ScanError]]:
+    """The scans that are not in the store yet, and those that cannot come in."""
+    ids = {person(subject): subject for subject in finished}
+    missing = [files for files in catalog.scans if files.id not in finished]
+    problems = {id_: error for id_, error in catalog.problems.items() if id_ not in finished}
+    for files in missing:
+        if person(files.id) in ids:
+            found = f"the same subject twice: it is in the store as {ids[person(files.id)]}"
+            problems[files.id] = ScanError(found, where=files.channel_files[0].parent)
+    return [files for files in missing if files.id not in problems], problems
+
+
+def _jobs(
+    missing: list[ScanFiles],
+    scans: Path,
+    folder: StoreFolder,
+    parameters: Parameters,
+    finished: Mapping[str, Subject],
+) -> list[Job]:
+    """Give the free rows to the missing scans, in the order of their ids."""
+    taken = {subject.row for subject in finished.values()}
+    free = [row for row in range(len(taken) + len(missing)) if row not in taken]
+    return [
+        Job(files, scans, row, folder, parameters) for files, row in zip(missing, free, strict=True)
+    ]
+
+
+def _run(jobs: list[Job], workers: int, progress: Progress | None) -> dict[str, ScanError]:
+    """Prepare the subjects; return the problems by id."""
+    problems = {}
+    for done, (subject, problem) in enumerate(run_jobs(jobs, workers), start=1):
+        if problem is not None:
+            problems[subject] = problem
+        if progress:
+            progress(done, len(jobs))
+    return problems
+
+
+def _publish(folder: StoreFolder, store: StoreFolder, manifest: Manifest) -> None:
+    """Make the store show `manifest`; put it in place if it was partial."""
+    rows = 1 + max(subject.row for subject in manifest.subjects.values())
+    describe_arrays(folder, manifest.parameters, rows)
+    manifest.write(folder.manifest)
+    if folder != store:
+        os.replace(folder.path, store.path)
+        sync_folder(store.path.parent)
+    shutil.rmtree(store.records)
+    store.parameters.unlink()
+
+
+def _in_a_line(error: FewscanError) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines())
+
+
+def _nothing_usable(scans: Path, skipped: Mapping[str, str]) -> ScanError:
+    reasons = "".join(f"\n    {subject}: {reason}" for subject, reason in sorted(skipped.items()))
+    return ScanError(
+        f"none of {len(skipped)} scans can be used:{reasons}",
+        where=scans,
+        expected="at least one good scan",
+        remedy="mend what is named above and run the same command again",
+    )

@@ -1,0 +1,246 @@
+"""The slice store: read the slices of any subjects, fast and verified.
+
+The only module that knows zarr, which describes the arrays and can read them too. The store is read
+straight from its shards (`shards`); `SliceStore._read_subject_into` is the one place where that is
+done. What is in the store and where comes from its manifest (`manifest`).
+
+Letters: N slices, C channels, H and W rows and columns of a slice, Z slices of the scan, K classes.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage.atomic import write_bytes
+from storage.errors import StoreError
+from storage.manifest import PREPARE_AGAIN, Manifest, Parameters, StoreFolder, Subject
+from storage.shards import ZSTD_LEVEL, DamagedShard, decode_shard
+from storage.splits import Split, published_split
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """Slices of some subjects, subject after subject, in the order of the scan."""
+
+    ids: tuple[str, ...]
+    """the subjects, in the order asked for"""
+    images_NCHW: np.ndarray
+    """float16, 1 = the 0.99 quantile of the scan's channel"""
+    labels_NHW: np.ndarray
+    """uint8: 0 no lesion, k the k-th class"""
+    subjects_N: np.ndarray
+    """index into `ids`"""
+    positions_N: np.ndarray
+    """index of the slice along the scan's third axis"""
+
+
+@dataclass(frozen=True, eq=False)
+class SliceStore:
+    """A finished store."""
+
+    folder: StoreFolder
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> "SliceStore":
+        """Open a store; reads the manifest and nothing else.
+
+        Raises `StoreError` if there is none, or it is unfinished, damaged or of another protocol.
+        """
+        folder = StoreFolder.at(path)
+        try:
+            return cls(folder, Manifest.read(folder.manifest))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _no_store(folder) from error
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.folder.path
+
+    @property
+    def protocol(self) -> int:
+        """`STORE_PROTOCOL` of the program that made it."""
+        return self.manifest.parameters.protocol
+
+    @property
+    def size(self) -> int:
+        """Rows and columns of a slice."""
+        return self.manifest.parameters.size
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels, in order."""
+        return self.manifest.parameters.channels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the lesion classes: label k is the k-th."""
+        return self.manifest.parameters.classes
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of protocol, parameters and content."""
+        return self.manifest.fingerprint
+
+    @property
+    def subjects(self) -> dict[str, Subject]:
+        """By id, sorted."""
+        return self.manifest.subjects
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Scans that could not be used when it was made: id → reason."""
+        return self.manifest.skipped
+
+    @cached_property
+    def split(self) -> Split:
+        """The published split of the subjects in the store. Raises `StudyError` if too few."""
+        return published_split(self.subjects)
+
+    def read_subject(self, subject: str, healthy_only: bool = False) -> Slices:
+        """Read the kept slices of one subject, or those without a lesion. Raises `StoreError`."""
+        return self.read([subject], healthy_only)
+
+    def read(
+        self,
+        ids: Sequence[str],
+        healthy_only: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Slices:
+        """Read the kept slices of these subjects, or those without a lesion, verifying checksums.
+
+        `progress` is called with subjects done and subjects in all. Raises `StoreError` if a
+        subject is not in the store or its slices are damaged.
+        """
+        subjects = [self._subject(subject) for subject in ids]
+        positions = [list(s.healthy_positions if healthy_only else s.positions) for s in subjects]
+        slices = self._empty(tuple(ids), positions)
+        ends = np.cumsum([0, *map(len, positions)]).tolist()
+        parts = [slice(start, stop) for start, stop in pairwise(ends)]
+
+        def read_into(k: int) -> None:
+            images, labels = slices.images_NCHW[parts[k]], slices.labels_NHW[parts[k]]
+            self._read_subject_into(subjects[k], positions[k], images, labels)
+
+        with ThreadPoolExecutor(usable_cpus()) as threads:
+            for done, _ in enumerate(threads.map(read_into, range(len(ids))), start=1):
+                if progress:
+                    progress(done, len(ids))
+        return slices
+
+    def arrays(self) -> tuple[Any, Any]:
+        """Images (subjects, Z, C, H, W) and labels (subjects, Z, H, W) as zarr arrays."""
+        import zarr
+
+        group = zarr.open_group(self.path, mode="r")
+        return group["images"], group["labels"]
+
+    def _empty(self, ids: tuple[str, ...], positions: list[list[int]]) -> Slices:
+        count, size = sum(map(len, positions)), self.size
+        return Slices(
+            ids,
+            images_NCHW=np.empty((count, len(self.channels), size, size), np.float16),
+            labels_NHW=np.empty((count, size, size), np.uint8),
+            subjects_N=np.repeat(np.arange(len(ids)), [len(p) for p in positions]),
+            positions_N=np.array([z for p in positions for z in p], np.int64),
+        )
+
+    def _subject(self, subject: str) -> Subject:
+        if subject not in self.subjects:
+            expected = f"one of the {len(self.subjects)} subjects in the store"
+            raise StoreError(f"no subject {subject!r}", where=self.path, expected=expected)
+        return self.subjects[subject]
+
+    def _read_subject_into(
+        self,
+        subject: Subject,
+        positions: Sequence[int],
+        images_NCHW: np.ndarray,
+        labels_NHW: np.ndarray,
+    ) -> None:
+        """Read slices of one subject; the place for another way of reading."""
+        shards = [(self.folder.images_shard(subject.row), images_NCHW)]
+        if subject.lesion_pixels_NK.any():
+            shards.append((self.folder.labels_shard(subject.row), labels_NHW))
+        else:  # Zarr keeps no shard of zeros
+            labels_NHW[...] = 0
+        for path, out in shards:
+            try:
+                decode_shard(path.read_bytes(), self.manifest.parameters.depth, positions, out)
+            except (DamagedShard, OSError) as error:
+                raise StoreError(
+                    f"the slices of subject {subject.id} are damaged: {error}",
+                    where=path,
+                    expected="the bytes that were written",
+                    remedy=f"copy this file from another copy of the store, or {PREPARE_AGAIN}",
+                ) from error
+
+
+def slices_sha256(first: int, images_NCHW: np.ndarray, labels_NHW: np.ndarray) -> str:
+    """SHA-256 of the kept slices of one subject, of which the first stands at `first`."""
+    shapes = f"{first} {images_NCHW.shape} {labels_NHW.shape}"
+    digest = sha256(shapes.encode())
+    digest.update(np.ascontiguousarray(images_NCHW, "<f2").data)
+    digest.update(np.ascontiguousarray(labels_NHW, np.uint8).data)
+    return digest.hexdigest()
+
+
+def describe_arrays(folder: StoreFolder, parameters: Parameters, rows: int) -> None:
+    """Write the Zarr metadata of a store whose arrays have `rows` rows, each file atomically."""
+    import zarr
+
+    files: dict[str, Any] = {}
+    group = zarr.create_group(zarr.storage.MemoryStore(files))
+    plane = {"row": parameters.size, "column": parameters.size}
+    channels = {"channel": len(parameters.channels)}
+    _describe(group, "images", "float16", (rows, parameters.depth), {**channels, **plane})
+    _describe(group, "labels", "uint8", (rows, parameters.depth), plane)
+    for name, content in files.items():
+        write_bytes(folder.path / name, content.to_bytes())
+
+
+def _describe(
+    group: Any, name: str, dtype: str, slots: tuple[int, int], slice_shape: dict[str, int]
+) -> None:
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    names, lengths = zip(*slice_shape.items(), strict=True)
+    group.create_array(
+        name,
+        shape=(*slots, *lengths),
+        chunks=(1, 1, *lengths),
+        shards=(1, slots[1], *lengths),
+        dtype=dtype,
+        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=("subject", "slice", *names),
+    )
+
+
+def usable_cpus() -> int:
+    """Cores that this process may use (Slurm and containers give fewer than there are)."""
+    return len(os.sched_getaffinity(0))
+
+
+def _no_store(folder: StoreFolder) -> StoreError:
+    partial = folder if folder.parameters.exists() else folder.partial
+    if partial.path.exists():
+        done = len(list(partial.records.glob("*.json")))
+        return StoreError(
+            f"the store is not finished: {done} subjects are done in {partial.path.name}",
+            where=folder.path,
+            expected="a finished store",
+            remedy="run the same `fewscan prepare SCANS STORE` again; it goes on where it was",
+        )
+    found = "no slice store in this folder" if folder.path.exists() else "no such store"
+    remedy = "check the path, or make one: fewscan prepare SCANS STORE"
+    return StoreError(found, where=folder.path, expected="a finished store", remedy=remedy)
