@@ -1,0 +1,72 @@
+"""What waiting workers do for a lost head: let it start, or submit another.
+
+A head that Slurm requeues is held back for two minutes; one that was killed together with its
+supervisor never comes back. The workers notice, one of them acts.
+"""
+
+import secrets
+import time
+from dataclasses import replace
+
+from slurm import jobs
+from slurm.folder import Folder, Launch, read_json
+from slurm.supervisor import run_head
+from storage.atomic import write_json
+from storage.errors import ClusterError
+from storage.locks import exclusive
+
+HELD = "BeginTime"
+
+
+class _Busy(ClusterError):
+    """Another worker is looking after the head."""
+
+
+def look_after_head(folder: Folder) -> None:
+    """See to it that the head comes back; at most one squeue per `poll_s` for all workers."""
+    launch = folder.launch()
+    if launch is None:
+        return
+    try:
+        with exclusive(
+            folder.root / "caretaker.lock", _Busy("another worker looks after the head")
+        ):
+            if _due(folder, launch.settings.poll_s):
+                _act(folder, launch)
+    except _Busy:
+        pass
+    except ClusterError as error:  # Slurm may be down for a moment; there is a next time
+        print(error, flush=True)
+
+
+def submit_head(folder: Folder, launch: Launch) -> str:
+    """Submit a head for `launch`; every earlier one is void from now on. Its job id."""
+    launch = replace(launch, id=secrets.token_hex(8))
+    folder.write_launch(launch)
+    job = jobs.submit(folder, launch.settings, "head", run_head, str(folder.root), launch.id)
+    write_json(folder.head_job_file, {"job": job})
+    return job
+
+
+def _due(folder: Folder, poll_s: float) -> bool:
+    path = folder.root / "caretaker.json"
+    last = read_json(path)
+    if last is not None and 0 <= time.time() - last["looked_unix"] < poll_s:
+        return False
+    write_json(path, {"looked_unix": time.time()})
+    return True
+
+
+def _act(folder: Folder, launch: Launch) -> None:
+    head = folder.head_job()
+    if head is None or folder.outcome() is not None:
+        return
+    found = {job.id: job for job in jobs.query(folder, launch.settings, states="all")}
+    state = found[head].state if head in found else "UNKNOWN"
+    if state == "PENDING" and found[head].reason == HELD:
+        jobs.start_now([head])
+    elif state == "CANCELLED":
+        folder.write_outcome("cancelled", f"head job {head} was cancelled with scancel")
+    elif state not in jobs.ALIVE:
+        print(f"head job {head} is gone ({state}); submitting another", flush=True)
+        submit_head(folder, launch)

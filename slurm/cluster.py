@@ -1,0 +1,198 @@
+"""One Ray node inside one Slurm job: its command lines, its start, its end.
+
+Every port, address and folder is given explicitly, because nodes are shared: Ray's defaults
+collide, and its discovery would find somebody else's cluster. The token keeps strangers out.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from slurm import allocation, processes
+from slurm.allocation import Allocation
+from slurm.folder import Folder, Rendezvous, read_json, tail
+from storage.errors import ClusterError
+
+START_TRIES = 3
+START_S = 90
+JOB_LABEL = "slurm-job"
+HEAD_RESOURCE = "head"
+"""The head's node has 1000 of it, so that drivers can pin what must not be lost with a worker."""
+LOSE_HEAD_S = 20
+"""A worker whose head does not answer for so long gives up and looks for the next one."""
+CommandMaker = Callable[[Path], tuple[list[str], str]]
+"""Gives the arguments of `ray start` and the cluster's address, for a temporary folder."""
+
+
+@dataclass(frozen=True)
+class RayNode:
+    """A running Ray node."""
+
+    process: subprocess.Popen[bytes]
+    """The `ray start --block` that we started; it ends when the node does."""
+    address: str
+    """`ip:port` of the control store it belongs to."""
+    temporary: Path
+    """Its folder on the node's own disk."""
+
+    @property
+    def stop_file(self) -> Path:
+        """Tasks that see this file come to an end: they checkpoint, and return."""
+        return self.temporary / "stop"
+
+    @property
+    def activity_file(self) -> Path:
+        """What the watcher on the head sees of all nodes."""
+        return self.temporary / "nodes.json"
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+
+def ray_environment(folder: Folder) -> dict[str, str]:
+    """The environment of every process that talks to this cluster."""
+    kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return {
+        **kept,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder.token_file),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(LOSE_HEAD_S),
+        "RAY_grpc_enable_http_proxy": "0",
+    }
+
+
+def start_head(folder: Folder, share: Allocation, *, takes_tasks: bool) -> RayNode:
+    """Start a new Ray cluster. Raises `ClusterError` with Ray's own last words."""
+    own = allocation.own_address()
+
+    def command(temporary: Path) -> tuple[list[str], str]:
+        (port,) = allocation.free_ports(1)
+        options = ["--head", f"--port={port}", "--include-dashboard=false"]
+        if find_spec("grpc"):  # then Ray would start its client server, on port 10001
+            options.append("--ray-client-server-port=0")
+        cpus, gpus = (share.cpus, share.gpus) if takes_tasks else (0, 0)
+        common = _common(share, own, temporary, cpus, gpus, {HEAD_RESOURCE: 1000})
+        return [*options, *common], f"{own}:{port}"
+
+    return _start(folder, share, command)
+
+
+def start_worker(folder: Folder, share: Allocation, head: Rendezvous) -> RayNode:
+    """Join the cluster of `head`. Raises `ClusterError` with Ray's own last words."""
+    own = allocation.address_towards(head.address.rpartition(":")[0]) or allocation.own_address()
+
+    def command(temporary: Path) -> tuple[list[str], str]:
+        common = _common(share, own, temporary, share.cpus, share.gpus, {})
+        return [f"--address={head.address}", *common], head.address
+
+    return _start(folder, share, command)
+
+
+def stop(node: RayNode) -> None:
+    """End the node and everything it started, and leave nothing on the disk."""
+    processes.end_descendants()
+    shutil.rmtree(node.temporary, ignore_errors=True)
+
+
+def drain(folder: Folder, node: RayNode, job: str, seconds: float) -> subprocess.Popen[bytes]:
+    """Tell Ray that this node will be taken away in `seconds`: no new tasks, no blame."""
+    command = [sys.executable, "-m", "slurm.drain", node.address, job, f"{seconds:.0f}"]
+    return processes.start(command, node.temporary / "drain.log", ray_environment(folder))
+
+
+def watch(folder: Folder, node: RayNode) -> subprocess.Popen[bytes]:
+    """Keep writing what every node is doing to `node.activity_file`."""
+    command = [sys.executable, "-m", "slurm.watch", node.address, str(node.activity_file)]
+    return processes.start(command, node.temporary / "watch.log", ray_environment(folder))
+
+
+def await_joined(node: RayNode, job: str) -> None:
+    """Wait until the watcher sees `job` in the cluster. Raises `ClusterError`."""
+    deadline = time.monotonic() + START_S
+    while job not in (read_json(node.activity_file) or {}):
+        if not node.alive() or time.monotonic() > deadline:
+            raise _no_start(node.temporary)
+        time.sleep(0.1)
+
+
+def _start(folder: Folder, share: Allocation, command: CommandMaker) -> RayNode:
+    for _ in range(START_TRIES):  # a port may have been taken between looking and using it
+        temporary = allocation.temporary_folder(folder.key, share.job)
+        arguments, address = command(temporary)
+        environment = _task_environment(folder, share, temporary)
+        line = [_ray(), "start", "--block", *arguments]
+        process = processes.start(line, temporary / "ray.log", environment)
+        if _settled(process, temporary):
+            return RayNode(process, address, temporary)
+        processes.end_descendants()
+    raise _no_start(temporary)
+
+
+def _settled(process: subprocess.Popen[bytes], temporary: Path) -> bool:
+    """Whether Ray says that it runs, rather than ending."""
+    deadline = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        if "Ray runtime started" in tail(temporary / "ray.log", 60):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _no_start(temporary: Path) -> ClusterError:
+    return ClusterError(
+        f"Ray did not start:\n{tail(temporary / 'ray.log', 5)}",
+        where=f"{temporary} on {os.uname().nodename}",
+        expected=f"a running Ray node within {START_S} s",
+    )
+
+
+def _common(
+    share: Allocation,
+    own: str,
+    temporary: Path,
+    cpus: int,
+    gpus: int,
+    resources: Mapping[str, float],
+) -> list[str]:
+    ports = allocation.free_ports(5)
+    names = ("node-manager", "object-manager", "metrics-export", "runtime-env-agent")
+    return [
+        f"--node-ip-address={own}",
+        f"--temp-dir={temporary}",
+        f"--num-cpus={cpus}",
+        f"--num-gpus={gpus}",
+        f"--resources={json.dumps(dict(resources))}",
+        f"--labels={JOB_LABEL}={share.job}",
+        f"--memory={share.memory}",
+        f"--object-store-memory={share.object_store}",
+        *(f"--{name}-port={port}" for name, port in zip(names, ports, strict=False)),
+        f"--dashboard-agent-listen-port={ports[4]}",
+        "--min-worker-port=0",  # the kernel chooses free ones
+        "--max-worker-port=0",
+        "--disable-usage-stats",
+        "--log-style=record",
+    ]
+
+
+def _task_environment(folder: Folder, share: Allocation, temporary: Path) -> dict[str, str]:
+    """What tasks on this node see; `slurm.inside` reads it."""
+    return {
+        **ray_environment(folder),
+        "ELASTIC_JOB": share.job,
+        "ELASTIC_STOP_FILE": str(temporary / "stop"),
+        "ELASTIC_ENDS_UNIX": f"{share.ends_unix:.0f}",
+    }
+
+
+def _ray() -> str:
+    """The `ray` command of this Python."""
+    return str(Path(sysconfig.get_path("scripts")) / "ray")

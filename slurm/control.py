@@ -1,0 +1,173 @@
+"""What a person does to a cluster from any node: launch it, look at it, cancel it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slurm import jobs
+from slurm.caretaker import submit_head
+from slurm.folder import Folder, Launch, read_json, tail
+from slurm.jobs import Job
+from slurm.settings import Settings
+from storage.errors import ClusterError
+from storage.locks import exclusive
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """One worker job."""
+
+    job: str
+    """Slurm's number."""
+    state: str
+    """Slurm's word, or GONE."""
+    reason: str
+    """Why it is pending, in Slurm's words."""
+    node: str
+    """Where it runs."""
+    phase: str
+    """waiting, joined, leaving, requeued or ended; empty before its first start."""
+    seconds_left: float | None
+    """Until Slurm ends it, for one that has joined."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that went wrong."""
+
+    text: str
+    """What, with the last lines of the log."""
+    log: Path | None
+    """Where to read more."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """A cluster as the shared disk and one squeue show it."""
+
+    state: str
+    """none, pending, starting, running, waiting (for a head), done, failed, cancelled or lost."""
+    detail: str
+    """One sentence to `state`."""
+    head: Job | None
+    """The head's job; None if Slurm does not know it (any more)."""
+    generation: int
+    """How many heads there have been."""
+    wanted: int | None
+    """Workers that the head wants now."""
+    workers: tuple[WorkerStatus, ...]
+    """All worker jobs that Slurm knows."""
+    failures: tuple[Failure, ...]
+    """The last of each kind."""
+
+
+def launch(driver: Sequence[str], folder: Path, settings: Settings) -> str:
+    """Submit the head and return its job id at once; the head runs `driver` and gets the workers.
+
+    Launching what is running already changes nothing and gives the same id; launching what was
+    cancelled or has failed goes on with it. Raises `ClusterError`, `DiskFullError`.
+    """
+    where = Folder(folder.resolve())
+    where.prepare()
+    busy = ClusterError("somebody else is launching this just now", where=where.root)
+    with exclusive(where.lock_file, busy, wait_s=10):
+        running = _running_head(where, settings)
+        if running is not None:
+            return running
+        where.outcome_file.unlink(missing_ok=True)
+        where.demand_file.unlink(missing_ok=True)
+        return submit_head(where, Launch("", tuple(driver), str(Path.cwd()), settings))
+
+
+def cancel(folder: Path) -> list[str]:
+    """End all jobs of the cluster and leave it resumable. The ids of those that were not over."""
+    where = Folder(folder.resolve())
+    launched = where.launch()
+    if launched is None:
+        raise ClusterError("nothing was launched here", where=where.root)
+    if where.outcome() is None:
+        where.write_outcome("cancelled", "cancelled by hand")
+    found = [job.id for job in jobs.query(where, launched.settings) if job.state != "COMPLETING"]
+    jobs.cancel(found)
+    return found
+
+
+def status(folder: Path) -> Status:
+    """What is known now, from any node. Without Slurm's answer, what the disk says."""
+    where = Folder(folder.resolve())
+    launched = where.launch()
+    if launched is None:
+        return Status("none", "nothing was launched here", None, 0, None, (), ())
+    failures = []
+    try:
+        found = jobs.query(where, launched.settings)
+    except ClusterError as error:
+        found = []
+        failures.append(Failure(str(error), None))
+    head = next((job for job in found if job.id == where.head_job()), None)
+    state, detail = _state(where, head, asked=not failures)
+    failures += _failures(where, state)
+    rendezvous = where.rendezvous()
+    elastic = read_json(where.elastic_file) or {}
+    return Status(
+        state=state,
+        detail=detail,
+        head=head,
+        generation=0 if rendezvous is None else rendezvous.generation,
+        wanted=elastic.get("wanted"),
+        workers=tuple(_worker(where, job) for job in found if job.role == "worker"),
+        failures=tuple(failures),
+    )
+
+
+def _running_head(folder: Folder, settings: Settings) -> str | None:
+    launched = folder.launch()
+    if launched is None or folder.outcome() is not None:
+        return None
+    alive = {job.id for job in jobs.query(folder, launched.settings) if job.state in jobs.ALIVE}
+    head = folder.head_job()
+    return head if head in alive else None
+
+
+def _state(folder: Folder, head: Job | None, asked: bool) -> tuple[str, str]:
+    outcome = folder.outcome()
+    if outcome is not None:
+        return outcome["state"], outcome["detail"]
+    if not asked:
+        return "unknown", "Slurm does not answer"
+    if head is None:
+        job = folder.head_job()
+        return "lost", f"head job {job} ended without a word; its log may say why"
+    if head.state == "PENDING":
+        return "pending", f"head job {head.id} waits: {head.reason}"
+    here = folder.rendezvous()
+    if here is not None and here.open and here.job == head.id:
+        return "running", f"head job {head.id} on {head.node}, generation {here.generation}"
+    return "starting", f"head job {head.id} is {head.state} on {head.node}"
+
+
+def _failures(folder: Folder, state: str) -> list[Failure]:
+    found = []
+    outcome = folder.outcome()
+    if outcome is not None and state == "failed":
+        log = Path(outcome["log"])
+        found.append(Failure(outcome["detail"], log))
+    elif state == "lost":
+        log = folder.job_log(folder.head_job() or "")
+        words = tail(log, 10) or "the log is empty; is the disk full?"
+        found.append(Failure(words, log))
+    last: dict[str, Any] | None = (read_json(folder.elastic_file) or {}).get("error")
+    if last is not None:
+        log_path = Path(last["log"]) if last["log"] else None
+        words = tail(log_path, 10) if log_path else ""
+        found.append(Failure(f"{last['text']}\n{words}".strip(), log_path))
+    return found
+
+
+def _worker(folder: Folder, job: Job) -> WorkerStatus:
+    report = read_json(folder.worker_file(job.id)) or {}
+    joined = report.get("phase") == "joined" and job.state == "RUNNING"
+    left_s = report["ends_unix"] - time.time() if joined else None
+    return WorkerStatus(job.id, job.state, job.reason, job.node, report.get("phase", ""), left_s)

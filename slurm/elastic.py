@@ -1,0 +1,160 @@
+"""How many workers there should be, and what to ask of Slurm to get there.
+
+One look at the queue per interval, whatever the number of workers. `plan` is the whole policy and
+touches nothing; `Elastic` carries it out and keeps count of what goes wrong.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slurm import jobs
+from slurm.caretaker import HELD
+from slurm.folder import Folder, Launch, read_json
+from slurm.jobs import Job
+from slurm.settings import Settings
+from slurm.supervisor import run_worker
+from storage.atomic import write_json
+from storage.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to ask of Slurm now."""
+
+    submit: int = 0
+    """New worker jobs."""
+    release: tuple[str, ...] = ()
+    """Jobs to end: pending ones, or idle ones."""
+    start_now: tuple[str, ...] = ()
+    """Requeued jobs that Slurm holds back for two minutes for no reason of ours."""
+
+
+def wanted_workers(settings: Settings, demand: int | None) -> int:
+    """Worker jobs that there should be; without a word from the driver, the most."""
+    asked = settings.max_workers if demand is None else demand
+    wanted = max(settings.min_workers, min(settings.max_workers, asked))
+    return wanted - 1 if settings.head == "worker" and wanted > 0 else wanted
+
+
+def plan(
+    wanted: int, present: Sequence[Job], idle_s: Mapping[str, float], release_after_s: float
+) -> Plan:
+    """Grow at once; shrink by what waits in the queue first, then by what is idle; never by work.
+
+    Parameters
+    ----------
+    wanted : workers that there should be
+    present : worker jobs that Slurm knows and we have not released
+    idle_s : for each job that has joined, how long it has had nothing to do (0: it works)
+    release_after_s : idle time after which a worker may go
+    """
+    surplus = len(present) - wanted
+    pending = [job.id for job in reversed(present) if job.state == "PENDING"]
+    idle = [job.id for job in present if idle_s.get(job.id, 0.0) >= release_after_s]
+    release = tuple([*pending, *idle][: max(0, surplus)])
+    held = [job for job in present if job.state == "PENDING" and job.reason == HELD]
+    start = tuple(job.id for job in held if job.id not in release)
+    return Plan(max(0, -surplus), release, start)
+
+
+class Elastic:
+    """The head's side of the queue. Raises `ClusterError` from `tick` when it gives up."""
+
+    def __init__(self, folder: Folder, launch: Launch, activity_file: Path) -> None:
+        self.folder = folder
+        self.settings = launch.settings
+        self.activity_file = activity_file
+        before = read_json(folder.elastic_file) or {}
+        self.known: set[str] = set(before.get("known", ()))
+        self.released: set[str] = set(before.get("released", ()))
+        self.early_deaths = 0
+        self.commands = 0
+        self.error: dict[str, str | None] | None = None
+
+    def tick(self) -> None:
+        """Look once, act once."""
+        self.commands += 1
+        try:
+            workers = [
+                job for job in jobs.query(self.folder, self.settings) if job.role == "worker"
+            ]
+        except ClusterError as error:  # the controller may be away for a while
+            self._note(str(error))
+            return
+        self._account_for({job.id for job in workers})
+        present = [job for job in workers if job.id not in self.released]
+        self._carry_out(present)
+        self._save(len(present))
+
+    def _account_for(self, ids: set[str]) -> None:
+        """Find out what became of the jobs that have vanished."""
+        for job in sorted(self.known - ids):
+            report = read_json(self.folder.worker_file(job))
+            died = job not in self.released and not (report and report["joined"])
+            self.early_deaths = self.early_deaths + 1 if died else 0
+            if died:
+                self._note(f"worker job {job} ended before it joined", self.folder.job_log(job))
+            self.folder.worker_file(job).unlink(missing_ok=True)
+        self.known = ids
+        self.released &= ids
+        if any((read_json(self.folder.worker_file(job)) or {}).get("joined") for job in ids):
+            self.early_deaths = 0
+        if self.early_deaths >= self.settings.early_deaths:
+            raise ClusterError(
+                f"{self.early_deaths} worker jobs in a row ended before they had joined",
+                where=(self.error or {}).get("log"),
+                expected="workers that start Ray and join",
+                remedy="read the log named above, mend `setup` or the other settings, launch again",
+            )
+
+    def _carry_out(self, present: Sequence[Job]) -> None:
+        demand = read_json(self.folder.demand_file)
+        self.wanted = wanted_workers(self.settings, None if demand is None else demand["workers"])
+        todo = plan(self.wanted, present, self._idle_s(), self.settings.idle_s)
+        for _ in range(todo.submit):
+            if not self._submit(alone=not present):
+                break
+        self.released |= set(todo.release)
+        for command, ids in ((jobs.cancel, todo.release), (jobs.start_now, todo.start_now)):
+            if ids:
+                self.commands += 1
+                try:
+                    command(ids)
+                except ClusterError as error:
+                    self._note(str(error))
+
+    def _submit(self, alone: bool) -> bool:
+        """Submit one worker. A refusal is final only if no worker is left that could go on."""
+        self.commands += 1
+        try:
+            root = str(self.folder.root)
+            self.known.add(jobs.submit(self.folder, self.settings, "worker", run_worker, root))
+        except ClusterError as error:
+            self._note(str(error))
+            self.early_deaths += alone
+            if self.early_deaths >= self.settings.early_deaths:
+                raise
+            return False
+        return True
+
+    def _idle_s(self) -> dict[str, float]:
+        activity: dict[str, Any] = read_json(self.activity_file) or {}
+        return {job: node["idle_s"] for job, node in activity.items() if node["status"] == "IDLE"}
+
+    def _note(self, text: str, log: Path | None = None) -> None:
+        self.error = {"text": text, "log": None if log is None else str(log)}
+        print(text, flush=True)
+
+    def _save(self, present: int) -> None:
+        state = {
+            "wanted": self.wanted,
+            "present": present,
+            "known": sorted(self.known),
+            "released": sorted(self.released),
+            "early_deaths": self.early_deaths,
+            "slurm_commands": self.commands,
+            "error": self.error,
+        }
+        write_json(self.folder.elastic_file, state)

@@ -1,0 +1,47 @@
+"""For programs that run on the cluster: what they may tell it, and what it tells them.
+
+The driver says how many workers it could use. A task learns when its node will be taken away, in
+time to checkpoint. Everything works, and says "not on Slurm", in a program that runs elsewhere.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from slurm.folder import Folder, read_json
+from storage.atomic import write_json
+
+FOLDER = "ELASTIC_FOLDER"
+DEMAND_FILE = "ELASTIC_DEMAND_FILE"
+STOP_FILE = "ELASTIC_STOP_FILE"
+ENDS_UNIX = "ELASTIC_ENDS_UNIX"
+
+
+def ask_for_workers(count: int) -> None:
+    """Driver: so many workers would have something to do now. Cheap when nothing has changed."""
+    if DEMAND_FILE in os.environ:
+        path = Path(os.environ[DEMAND_FILE])
+        if read_json(path) != {"workers": count}:
+            write_json(path, {"workers": count})
+
+
+def seconds_left_by_job() -> dict[str, float]:
+    """Driver: time until Slurm ends each worker, by job id (Ray's node label `slurm-job`)."""
+    if FOLDER not in os.environ:
+        return {}
+    found = {}
+    for file in Folder(Path(os.environ[FOLDER])).workers.glob("[0-9]*.json"):
+        report = read_json(file)
+        if report and report["phase"] == "joined":
+            found[str(report["job"])] = float(report["ends_unix"]) - time.time()
+    return found
+
+
+def stop_requested() -> bool:
+    """Task or driver: Slurm is taking this node, or the head's, back. Checkpoint and return."""
+    return STOP_FILE in os.environ and Path(os.environ[STOP_FILE]).exists()
+
+
+def seconds_left() -> float | None:
+    """Task: time until Slurm ends the job it runs in; None elsewhere than on Slurm."""
+    return float(os.environ[ENDS_UNIX]) - time.time() if ENDS_UNIX in os.environ else None

@@ -1,0 +1,147 @@
+"""The job of a worker: join the head's cluster, leave it cleanly, come back.
+
+It outlives heads: when the cluster is gone it waits for the next generation, and sees to it that
+there will be one. It ends when there is nothing left to do.
+"""
+
+import signal
+import socket
+import subprocess
+import time
+
+from slurm import caretaker, cluster, jobs, processes
+from slurm.allocation import Allocation
+from slurm.cluster import RayNode
+from slurm.folder import Folder, Launch, Rendezvous
+from storage.atomic import write_json
+from storage.errors import ClusterError
+
+TICK_S = 1.0
+START_FAILURES = 3
+SIGNAL_RESERVE_S = 20
+"""Kept of the warning time before a time limit, for ending processes and for Slurm's own delays."""
+
+
+class Worker:
+    """One worker, from its start to its end."""
+
+    def __init__(self, folder: Folder, launch: Launch) -> None:
+        self.folder = folder
+        self.settings = launch.settings
+        self.share = Allocation.here(self.settings.time_limit_min)
+        self.joined = False
+
+    def run(self) -> None:
+        """Serve heads until Slurm takes the node back, or the work is done."""
+        self._report("waiting")
+        waiting_since = time.monotonic()
+        failures = 0
+        while not self._over():
+            head = self.folder.rendezvous()
+            if head is None or not head.open or not reachable(head.address):
+                if self._wait_for_head(waiting_since):
+                    return
+                continue
+            try:
+                node = cluster.start_worker(self.folder, self.share, head)
+            except ClusterError:
+                failures += 1
+                if failures == START_FAILURES:
+                    raise
+                continue
+            failures = 0
+            self._report("joined", head.generation)
+            if self._serve(node, head):
+                return
+            self._report("waiting")
+            waiting_since = time.monotonic()
+
+    def _wait_for_head(self, since: float) -> bool:
+        """One step of waiting; whether to end."""
+        waited_s = time.monotonic() - since
+        if waited_s > self.settings.wait_for_head_min * 60:
+            self._report("ended")
+            return True
+        if waited_s > self.settings.poll_s:
+            caretaker.look_after_head(self.folder)
+        if processes.stop_signal(TICK_S):
+            self._go()
+            return True
+        return False
+
+    def _serve(self, node: RayNode, head: Rendezvous) -> bool:
+        """Stay in the cluster of `head`; True if the job is to end, False if the head is gone."""
+        closed_since = None
+        while node.alive() and not self._over():
+            received = processes.stop_signal(TICK_S)
+            if received:
+                self._leave(node, received)
+                return True
+            now = self.folder.rendezvous()
+            if now is None or now.generation != head.generation:
+                break
+            if not now.open:
+                node.stop_file.touch()
+                closed_since = closed_since or time.monotonic()
+                if time.monotonic() - closed_since > self.settings.grace_s:
+                    break
+        cluster.stop(node)
+        return False
+
+    def _leave(self, node: RayNode, received: signal.Signals) -> None:
+        """Slurm wants the node: tasks may checkpoint, Ray may move, then everything ends."""
+        allowed_s = allowed(self.settings.grace_s, self.settings.signal_delay_s, received)
+        self._report("leaving")
+        node.stop_file.touch()
+        drained = cluster.drain(self.folder, node, self.share.job, allowed_s)
+        await_end(node.process, allowed_s)
+        processes.end(drained, 0)
+        cluster.stop(node)
+        self._go()
+
+    def _go(self) -> None:
+        """Let Slurm run the job again, unless Slurm or the study has decided otherwise."""
+        self._report("ended" if self._over() else "requeued")
+        if not self._over():
+            jobs.requeue_if_running(self.share.job)
+
+    def _over(self) -> bool:
+        return self.folder.outcome() is not None
+
+    def _report(self, phase: str, generation: int | None = None) -> None:
+        self.joined = self.joined or phase == "joined"
+        report = {
+            "job": self.share.job,
+            "node": self.share.node,
+            "host": socket.gethostname(),
+            "phase": phase,
+            "joined": self.joined,
+            "generation": generation,
+            "ends_unix": self.share.ends_unix,
+            "since_unix": time.time(),
+        }
+        write_json(self.folder.worker_file(self.share.job), report)
+
+
+def allowed(grace_s: float, signal_delay_s: float, received: signal.Signals) -> float:
+    """Seconds between the signal and the moment when everything should have ended."""
+    if received == signal.SIGTERM:
+        return max(1.0, grace_s - 5)
+    return max(1.0, signal_delay_s - SIGNAL_RESERVE_S)
+
+
+def await_end(process: subprocess.Popen[bytes], wait_s: float) -> None:
+    """Wait until the process has ended, at most `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def reachable(address: str) -> bool:
+    """Whether somebody listens at `ip:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2):
+            return True
+    except OSError:
+        return False
