@@ -25,12 +25,11 @@ def forward_flops(network: Network, in_channels: int, out_channels: int, size: i
     return 2 * (down + up + out_channels * widths[0] * pixels[0])
 
 
-def run_flops(spec: RunSpec, store: SliceStore) -> float:
+def run_flops(spec: RunSpec, network: Network, store: SliceStore) -> float:
     """Floating-point operations of a whole run: steps, validations, and the scoring at the end."""
     if isinstance(spec, Imported):
         return 0.0
     split = store.split
-    network = getattr(spec, "network", Network())
     slice_flops = forward_flops(network, len(store.channels), len(store.channels), store.size)
     scored = 0 if isinstance(spec, Denoise) else _slices(store, split.validation + split.test)
     training: Training | None = getattr(spec, "training", None)

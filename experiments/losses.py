@@ -49,6 +49,12 @@ class SegmentationSums:
     pixels: Tensor
     """Number of pixels."""
 
+    @classmethod
+    def of_nothing(cls, classes: int, device: str) -> "SegmentationSums":
+        """The sums of no pixel: where pooling starts."""
+        zeros_K = torch.zeros(classes, dtype=torch.float64, device=device)
+        return cls(zeros_K, zeros_K, zeros_K, zeros_K.sum(), zeros_K.sum())
+
     def __add__(self, other: "SegmentationSums") -> "SegmentationSums":
         return SegmentationSums(*map(torch.add, _values(self), _values(other)))
 

@@ -5,8 +5,6 @@ Segmentation" (MIDL 2023): soft Dice and cross-entropy, nnU-Net-like augmentatio
 the lowest validation loss.
 """
 
-from functools import reduce
-from operator import add
 from typing import Any
 
 import torch
@@ -17,7 +15,12 @@ from experiments.checkpoint import load_model, save_model
 from experiments.data import SliceData, open_store
 from experiments.devices import Devices
 from experiments.evaluate import Prediction, evaluate
-from experiments.losses import segmentation_loss, segmentation_sums, sums_over_ranks
+from experiments.losses import (
+    SegmentationSums,
+    segmentation_loss,
+    segmentation_sums,
+    sums_over_ranks,
+)
 from experiments.spec import Segment, run_id, seed_for
 from experiments.start import initial_network
 from experiments.train import BatchOrder, train
@@ -31,14 +34,15 @@ def finetune(spec: Segment, folder: RunFolder, devices: Devices) -> dict[str, An
     dtype = devices.dtype(spec.training.precision)
     labelled = label_subset(store.split.train, spec.label_count, spec.seed)
     at_most = spec.training.validation_slices
+    classes = 1 if spec.target == "binary" else len(store.classes)
     task = SegmentTask(
         spec,
+        classes,
         SliceData.load(store, labelled, devices, dtype),
         SliceData.load(store, store.split.validation, devices, dtype, at_most=at_most),
         devices,
     )
-    outputs = 2 if spec.target == "binary" else 1 + len(store.classes)
-    model, start = initial_network(spec, len(store.channels), outputs, folder, devices)
+    model, start = initial_network(spec, len(store.channels), 1 + classes, folder, devices)
     state = train(model, task, spec.training, folder, devices, start)
     if not devices.is_first:
         return {}
@@ -68,9 +72,14 @@ class SegmentTask:
     """Soft Dice and cross-entropy on augmented slices of the labelled scans."""
 
     def __init__(
-        self, spec: Segment, training: SliceData, validation: SliceData, devices: Devices
+        self,
+        spec: Segment,
+        classes: int,
+        training: SliceData,
+        validation: SliceData,
+        devices: Devices,
     ) -> None:
-        self.binary = spec.target == "binary"
+        self.classes = classes
         self.augmented = spec.augmentation.policy == "nnunet"
         self.training = training
         self.validation = validation
@@ -94,14 +103,11 @@ class SegmentTask:
 
     def validation_loss(self, model: nn.Module) -> float:
         """The loss of all validation slices taken as one batch, not augmented."""
-        sums = reduce(
-            add,
-            (
-                segmentation_sums(model(batch.images_NCHW), self._targets(batch.labels_NHW))
-                for _, batch in self.validation.validation_batches(self.devices)
-            ),
-        )
+        sums = SegmentationSums.of_nothing(self.classes, self.devices.device)
+        for _, batch in self.validation.validation_batches(self.devices):
+            logits_NCHW = model(batch.images_NCHW)
+            sums += segmentation_sums(logits_NCHW, self._targets(batch.labels_NHW))
         return segmentation_loss(sums_over_ranks(sums)).item()
 
     def _targets(self, labels_NHW: Tensor) -> Tensor:
-        return (labels_NHW > 0).long() if self.binary else labels_NHW
+        return (labels_NHW > 0).long() if self.classes == 1 else labels_NHW

@@ -134,25 +134,25 @@ def plan(study: Path, overrides: tuple[str, ...]) -> None:
 def sweep(study: Path, overrides: tuple[str, ...]) -> None:
     """Run the study, or go on with it: the same command.
 
-    Exits with 1 if a run failed; the others are finished all the same.
+    Exits with 1 if a run failed (the others are finished all the same) or was interrupted.
     """
     from harness.plan import load_plan
     from harness.report import render_report
     from harness.sweep import sweep_locally
 
     loaded = load_plan(study, overrides)
-    outcome = sweep_locally(loaded, console)
-    for run in outcome.failed:
+    status = sweep_locally(loaded, console)
+    for run in status.failed():
         message = loaded.folder_of(run).read_error()["message"]
         click.echo(f"failed: {run.run_id} {run.name}: {message}", err=True)
-    for run in outcome.blocked:
+    for run in status.blocked():
         click.echo(f"blocked by a failed parent: {run.run_id} {run.name}", err=True)
-    if outcome.left:
-        click.echo(f"{len(outcome.left)} runs are left: give the same command again", err=True)
-    if outcome.finished:
+    if status.count()["finished"]:
         console.print(render_report(loaded), highlight=False)
         _say_where(loaded)
-    sys.exit(1 if outcome.failed or outcome.left else 0)
+    if not status.is_finished:
+        click.echo("not finished: give the same command to go on", err=True)
+        sys.exit(1)
 
 
 @main.command(epilog=example("fewscan status experiments/demo.yaml"))

@@ -154,7 +154,7 @@ class _Planner:
         return None if init == SCRATCH else self.pretrained.get(init) or self.imports[init]
 
     def _planned(self, spec: RunSpec, init: str, name: str) -> PlannedRun:
-        return PlannedRun(spec, init, name, run_flops(spec, self.store))
+        return PlannedRun(spec, init, name, run_flops(spec, self.study.network, self.store))
 
     def _pretraining(self, name: str) -> PlannedRun:
         wish = self.study.pretrain[name]

@@ -8,11 +8,10 @@ folders, and starting again is the same as going on.
 import contextlib
 import logging
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ray.tune.search import Searcher
 
 from experiments.devices import Devices, require_cuda
 from experiments.stages import run_stage
-from harness.plan import Plan, PlannedRun
+from harness.plan import Plan
 from harness.study import Share
 from storage.runs import RunFolder, StudyFolder
 
@@ -32,26 +31,23 @@ INFRASTRUCTURE_RETRIES = 3
 checkpoint. An error that the run itself raised is never retried within a sweep."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of the runs of a sweep."""
-
-    finished: tuple[PlannedRun, ...]
-    failed: tuple[PlannedRun, ...]
-    blocked: tuple[PlannedRun, ...]
-    """Never started, because a parent failed."""
-    left: tuple[PlannedRun, ...]
-    """Not finished, because the sweep was interrupted."""
-
-
 class ReadyRuns(Searcher):
     """Offers each unfinished run once its parents are finished, the longest first.
 
     "Longest" is the arithmetic of the run and of the longest chain of runs that waits for it.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, use_gpu: bool) -> None:
         super().__init__(metric="finished", mode="max")
+        self._configs = {
+            run.run_id: {
+                "folder": str(plan.folder_of(run).path),
+                "share": asdict(plan.share_of(run)),
+                "use_gpu": use_gpu,
+                "checkpoint_every_s": plan.study.resources.checkpoint_every_s,
+            }
+            for run in plan.runs
+        }
         self._folders = {run.run_id: plan.folder_of(run) for run in plan.runs}
         self._parents = {run.run_id: run.parents for run in plan.runs}
         waiting = [r.run_id for r in plan.runs if not self._is_finished(r.run_id)]
@@ -70,7 +66,7 @@ class ReadyRuns(Searcher):
             if all(map(self._is_finished, self._parents[run_id])):
                 self._waiting.remove(run_id)
                 self._offered[trial_id] = run_id
-                return {"folder": str(self._folders[run_id].path)}
+                return self._configs[run_id]
         return None if self._waiting else Searcher.FINISHED
 
     def _drop_blocked(self) -> None:
@@ -106,27 +102,16 @@ def chain_flops(plan: Plan) -> dict[str, float]:
     return chain
 
 
-def run_all(plan: Plan) -> Outcome:
+def run_all(plan: Plan) -> None:
     """Run what is not finished on the Ray cluster that this process is connected to."""
     for run in plan.runs:
         if not plan.folder_of(run).result.exists():
             plan.folder_of(run).create(plan.record(run))
-    runs = {str(plan.folder_of(run).path): run for run in plan.runs}
-    use_gpu = wants_gpu(plan)
-    interval_s = plan.study.resources.checkpoint_every_s
-
-    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return _placement(plan.share_of(runs[config["folder"]]), use_gpu)
-
-    def trial(config: dict[str, Any]) -> dict[str, float]:
-        share = plan.share_of(runs[config["folder"]])
-        return run_trial(RunFolder(Path(config["folder"])), share, use_gpu, interval_s)
-
     with tempfile.TemporaryDirectory(prefix="fewscan-tune-") as scratch:
         tune.Tuner(
-            tune.with_resources(trial, resources),
+            tune.with_resources(run_trial, placement),
             tune_config=tune.TuneConfig(
-                search_alg=ReadyRuns(plan), num_samples=-1, reuse_actors=True
+                search_alg=ReadyRuns(plan, wants_gpu(plan)), num_samples=-1, reuse_actors=True
             ),
             run_config=tune.RunConfig(
                 name="sweep",
@@ -135,23 +120,6 @@ def run_all(plan: Plan) -> Outcome:
                 failure_config=tune.FailureConfig(max_failures=INFRASTRUCTURE_RETRIES),
             ),
         ).fit()
-    return outcome(plan)
-
-
-def outcome(plan: Plan) -> Outcome:
-    """Sort the plan's runs by what their folders say."""
-    kinds: dict[str, str] = {}
-    for run in plan.runs:
-        kind: str = plan.folder_of(run).state()
-        if kind not in ("finished", "failed"):
-            hopeless = any(kinds.get(parent) in ("failed", "blocked") for parent in run.parents)
-            kind = "blocked" if hopeless else "left"
-        kinds[run.run_id] = kind
-
-    def of(kind: str) -> tuple[PlannedRun, ...]:
-        return tuple(run for run in plan.runs if kinds[run.run_id] == kind)
-
-    return Outcome(of("finished"), of("failed"), of("blocked"), of("left"))
 
 
 def wants_gpu(plan: Plan) -> bool:
@@ -163,58 +131,55 @@ def wants_gpu(plan: Plan) -> bool:
     return has_gpu and wish != "cpu"
 
 
-def _placement(share: Share, use_gpu: bool) -> tune.PlacementGroupFactory:
+def placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """The resources of a run."""
+    share = Share(**config["share"])
     if share.devices > 1:
         # The ranks get their own places from Ray Train; this one only waits for them.
         return tune.PlacementGroupFactory([{"CPU": 0.01}])
-    gpu = {"GPU": share.gpu_share} if use_gpu else {}
+    gpu = {"GPU": share.gpu_share} if config["use_gpu"] else {}
     return tune.PlacementGroupFactory([{"CPU": share.cpus, **gpu}])
 
 
-def run_trial(
-    folder: RunFolder, share: Share, use_gpu: bool, checkpoint_every_s: float
-) -> dict[str, float]:
+def run_trial(config: dict[str, Any]) -> dict[str, float]:
     """One run in a Tune actor. Its errors stay in its folder: to Tune every run has an end."""
+    folder = RunFolder(Path(config["folder"]))
+    share = Share(**config["share"])
     try:
         if share.devices > 1:
-            _run_on_several_devices(folder, share, use_gpu, checkpoint_every_s)
+            _run_on_several_devices(config, share)
         else:
-            device = "cuda:0" if use_gpu else "cpu"
-            run_stage(folder, Devices(device, share.cpus, checkpoint_every_s=checkpoint_every_s))
+            device = "cuda:0" if config["use_gpu"] else "cpu"
+            every_s = config["checkpoint_every_s"]
+            run_stage(folder, Devices(device, share.cpus, checkpoint_every_s=every_s))
     except Exception as error:
         if not folder.error.exists():
             folder.fail(error)
     return {"finished": float(folder.result.exists())}
 
 
-def _run_on_several_devices(
-    folder: RunFolder, share: Share, use_gpu: bool, checkpoint_every_s: float
-) -> None:
+def _run_on_several_devices(config: dict[str, Any], share: Share) -> None:
+    use_gpu = config["use_gpu"]
     with tempfile.TemporaryDirectory(prefix="fewscan-train-") as scratch:
-        trainer = ray.train.torch.TorchTrainer(
+        ray.train.torch.TorchTrainer(
             _rank_main,
-            train_loop_config={
-                "folder": str(folder.path),
-                "threads": share.cpus,
-                "checkpoint_every_s": checkpoint_every_s,
-            },
+            train_loop_config=config,
             scaling_config=train.ScalingConfig(
                 num_workers=share.devices,
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if use_gpu else {})},
             ),
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            # A name and a place of its own: Train would resume from its own state, ours is better.
-            run_config=train.RunConfig(name=folder.run_id, storage_path=scratch),
-        )
-        trainer.fit()
+            # A place of its own: Train would resume from its own state there, ours is better.
+            run_config=train.RunConfig(name=Path(config["folder"]).name, storage_path=scratch),
+        ).fit()
 
 
 def _rank_main(config: dict[str, Any]) -> None:
     context = train.get_context()
     devices = Devices(
         device=str(ray.train.torch.get_device()),
-        threads=config["threads"],
+        threads=config["share"]["cpus"],
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         checkpoint_every_s=config["checkpoint_every_s"],
@@ -227,11 +192,11 @@ def local_ray(folder: StudyFolder) -> Iterator[None]:
     """A Ray of our own on this machine, for the block.
 
     Its address is its own (a bare `ray.init()` would join any cluster it finds), its temporary
-    folder is short (sockets allow 107 bytes), and only holders of the study's token may use it.
+    folder is short (sockets allow 107 bytes), and only holders of the study's token may use it
+    (`harness.ray_environment`).
     """
     prefix = f"fewscan-{os.getuid()}-{abs(hash(str(folder.path))) % 16**6:06x}-"
     scratch = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
-    use_token(folder)
     try:
         ray.init(
             address="local",
@@ -244,13 +209,3 @@ def local_ray(folder: StudyFolder) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def use_token(folder: StudyFolder) -> None:
-    """Make this process and Ray's own present the study's token; create it on first use."""
-    if not folder.ray_token.exists():
-        descriptor = os.open(folder.ray_token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder.ray_token)

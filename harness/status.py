@@ -52,6 +52,17 @@ class StudyStatus:
         """The runs whose last attempt raised an error."""
         return [run for run in self.plan.runs if self.states[run.run_id] == "failed"]
 
+    def blocked(self) -> list[PlannedRun]:
+        """The runs that wait for a failed one, directly or not."""
+        hopeless = {run.run_id for run in self.failed()}
+        blocked = []
+        for run in self.plan.runs:
+            waits = self.states[run.run_id] not in ("failed", "finished")
+            if waits and hopeless.intersection(run.parents):
+                hopeless.add(run.run_id)
+                blocked.append(run)
+        return blocked
+
 
 def read_status(plan: Plan) -> StudyStatus:
     """Ask every run folder of the plan."""

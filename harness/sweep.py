@@ -7,25 +7,28 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from harness.plan import Plan
-from harness.report import write_report
-from harness.schedule import Outcome, local_ray, run_all
+from harness.ray_environment import prepare_environment
+from harness.report import collect_rows, write_report
 from harness.status import SYMBOLS, StudyStatus, read_status
 from harness.study import dump_study
-from harness.tracking import Tracker
 from storage.atomic import write_bytes
 from storage.errors import StudyError, TrackingError
 from storage.locks import exclusive
+
+if TYPE_CHECKING:
+    from harness.tracking import Tracker
 
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at the run folders, for MLflow and the progress bar."""
 
 
-def sweep_locally(plan: Plan, console: Console) -> Outcome:
+def sweep_locally(plan: Plan, console: Console) -> StudyStatus:
     """Run everything that is not finished, track it, and write the report.
 
     Raises `StudyError` if another sweep of this study is under way.
@@ -42,12 +45,17 @@ def sweep_locally(plan: Plan, console: Console) -> Outcome:
         write_bytes(folder.study, dump_study(plan.study).encode())
         view = View(plan, console)
         try:
-            with watched(plan, console, view), local_ray(folder):
-                outcome = run_all(plan)
-            view.log_report(write_report(plan))
+            if not read_status(plan).is_finished:
+                prepare_environment(folder.ray_token)
+                from harness.schedule import local_ray, run_all
+
+                with watched(plan, console, view), local_ray(folder):
+                    run_all(plan)
+            if collect_rows(plan):
+                view.log_report(write_report(plan))
         finally:
             view.close(finished=read_status(plan).is_finished)
-    return outcome
+    return read_status(plan)
 
 
 class View:
@@ -71,7 +79,9 @@ class View:
         """The last update, with final statuses."""
         self._try(lambda tracker: tracker.close(finished=finished))
 
-    def _try(self, action: Callable[[Tracker], None]) -> None:
+    def _try(self, action: Callable[["Tracker"], None]) -> None:
+        from harness.tracking import Tracker  # seconds, in which Ray can start
+
         try:
             if self._tracker is None:
                 self._tracker = Tracker(self._plan)

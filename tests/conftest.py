@@ -1,0 +1,89 @@
+"""What many tests share: tiny scans, a tiny store, a tiny study."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.study import Study, parse_study
+from storage.nifti import write_nifti
+from storage.prepare import prepare
+
+SUBJECTS = 24
+SHAPE = (20, 20, 6)
+AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def write_tiny_scan(folder: Path, index: int) -> None:
+    """A BraTS-2021-shaped subject of 20×20×6 voxels: a ball of tissue, a lesion in three slices."""
+    rng = np.random.default_rng(index)
+    name = f"BraTS2021_{index:05d}"
+    rows, columns = np.meshgrid(np.arange(20) - 9.5, np.arange(20) - 9.5, indexing="ij")
+    brain = (rows**2 + columns**2 < 80)[..., None] & np.ones(SHAPE, bool)
+    labels = np.zeros(SHAPE, np.uint8)
+    row, column = rng.integers(5, 11, 2)
+    labels[row : row + 5, column : column + 5, 2:5] = 2
+    labels[row + 1 : row + 4, column + 1 : column + 4, 2:5] = 4
+    labels[row + 2, column + 2, 2:5] = 1
+    labels[~brain] = 0
+    (folder / name).mkdir(parents=True)
+    for modality, gain in (("flair", 3), ("t1", -1), ("t1ce", 2), ("t2", 3)):
+        image = 500 + 60 * rng.standard_normal(SHAPE) + 100 * gain * (labels > 0)
+        image = np.where(brain, image.clip(1), 0).astype(np.int16)
+        write_nifti(folder / name / f"{name}_{modality}.nii.gz", image, AFFINE)
+    write_nifti(folder / name / f"{name}_seg.nii.gz", labels, AFFINE)
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 24 tiny subjects: 18 to train, 1 to validate, 5 to test."""
+    folder = tmp_path_factory.mktemp("scans")
+    for index in range(SUBJECTS):
+        write_tiny_scan(folder, index)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store_path(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny scans as a store of 16×16 slices."""
+    path = tmp_path_factory.mktemp("stores") / "tiny.zarr"
+    prepare(scans, path, size=16, workers=1)
+    return path
+
+
+@pytest.fixture
+def tiny_document(store_path: Path, tmp_path: Path) -> dict[str, Any]:
+    """A study file as plain values: 1 pre-training, 1 unsupervised, 8 fine-tunings, in seconds."""
+    training = {
+        "iterations": 4,
+        "validate_every": 2,
+        "batch_size": 4,
+        "lr": 0.01,
+        "precision": "fp32",
+    }
+    return {
+        "name": "tiny",
+        "store": str(store_path),
+        "folder": str(tmp_path / "study"),
+        "network": {"width": 4, "depth": 2},
+        "pretrain": {"denoise": {"noise": {"resolution": 4}, "training": dict(training)}},
+        "finetune": {
+            "label_counts": [1, "all"],
+            "seeds": [0],
+            "inits": ["scratch", "denoise"],
+            "training": dict(training),
+        },
+        "resources": {"device": "cpu", "checkpoint_every_s": 0.0},
+    }
+
+
+@pytest.fixture
+def tiny_study(tiny_document: dict[str, Any]) -> Callable[..., Study]:
+    """Makes the tiny study, with top-level keys replaced."""
+
+    def make(**changes: Any) -> Study:
+        return parse_study(tiny_document | changes, "tiny")
+
+    return make

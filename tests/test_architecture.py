@@ -1,0 +1,69 @@
+"""Who may import whom: the rules of the four folders, read from the sources."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = {"harness", "experiments", "storage", "slurm"}
+MAY_IMPORT = {
+    "storage": set(),
+    "experiments": {"storage"},
+    "slurm": {"storage"},
+    "harness": {"experiments", "storage", "slurm"},
+}
+FORBIDDEN = {
+    "storage": {"torch", "ray", "mlflow", "submitit"},
+    "experiments": {"ray", "mlflow", "submitit", "nibabel", "zarr", "pydantic", "matplotlib"},
+    "slurm": {"torch", "mlflow", "nibabel", "zarr"},
+    "harness": {"nibabel", "zarr", "submitit"},
+}
+ONE_ROOM = {
+    "nibabel": {"storage/nifti.py"},
+    "zarr": {"storage/slices.py"},
+    "ray": {"harness/schedule.py"},
+    "mlflow": {"harness/tracking.py", "harness/models.py", "harness/view.py"},
+}
+
+
+def sources() -> list[Path]:
+    return [p for name in OURS for p in sorted((ROOT / name).rglob("*.py"))]
+
+
+def imports(path: Path) -> dict[str, bool]:
+    """Top-level package → whether a module-level statement imports it."""
+    tree = ast.parse(path.read_text())
+    at_module_level = {id(node) for node in tree.body}
+    found: dict[str, bool] = {}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""]
+        for name in names:
+            package = name.partition(".")[0]
+            found[package] = found.get(package, False) or id(node) in at_module_level
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_respect_the_folders(path: Path) -> None:
+    relative = path.relative_to(ROOT)
+    folder = relative.parts[0]
+    found = imports(path)
+    assert not (OURS & set(found)) - MAY_IMPORT[folder] - {folder}
+    assert not set(found) & FORBIDDEN[folder]
+    for package, rooms in ONE_ROOM.items():
+        if folder != "slurm":
+            assert package not in found or str(relative) in rooms
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda p: p.name)
+def test_experiments_import_with_torch_numpy_and_zarr_alone(path: Path) -> None:
+    """On a bare GPU machine there is nothing else; scipy is asked for only where it is used."""
+    at_top = {package for package, top in imports(path).items() if top}
+    assert at_top <= {*sys.stdlib_module_names, "torch", "numpy", "storage", "experiments"}

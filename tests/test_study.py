@@ -1,0 +1,121 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.study import dump_study, load_study, parse_study
+from storage.errors import StudyError
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def document(**finetune: Any) -> dict[str, Any]:
+    training = {"iterations": 10, "validate_every": 5}
+    return {
+        "name": "x",
+        "store": "slices.zarr",
+        "folder": "study",
+        "pretrain": {"denoise": {"training": dict(training)}},
+        "finetune": {"label_counts": [1, "all"], "training": training, **finetune},
+    }
+
+
+@pytest.mark.parametrize("name", ["paper.yaml", "demo.yaml"])
+def test_the_shipped_studies_are_valid(name: str) -> None:
+    study = load_study(EXPERIMENTS / name)
+    assert parse_study(yaml.safe_load(dump_study(study)), "dump") == study
+
+
+def test_the_paper_is_the_paper() -> None:
+    """The published constants that a study file states."""
+    paper = load_study(EXPERIMENTS / "paper.yaml")
+    denoise = paper.pretrain["denoise"]
+    assert (paper.network.width, paper.network.depth) == (64, 4)
+    assert (denoise.noise.resolution, denoise.noise.std) == (16, 0.2)
+    assert denoise.training.iterations == 67200 == 2100 * 32
+    assert denoise.training.lr_half_period == 100 * 32
+    assert (denoise.training.lr, denoise.training.weight_decay) == (1e-4, 1e-5)
+    assert (denoise.training.batch_size, denoise.training.clip_norm) == (16, 0.5)
+    assert (paper.finetune.label_counts[0], paper.finetune.label_counts[-1]) == (1, 938)
+    assert paper.finetune.targets == ("binary", "multiclass")
+
+
+def test_every_mistake_is_named_at_once_with_the_nearest_key() -> None:
+    wrong = document(seed=[0], targets=["binry"])
+    wrong["pretrain"]["denoise"]["training"]["iteration"] = 5
+    wrong["stor"] = wrong.pop("store")
+    with pytest.raises(StudyError) as caught:
+        parse_study(wrong, "my.yaml")
+    text = str(caught.value)
+    assert "finetune.seed: unknown key; did you mean 'seeds'?" in text
+    assert "pretrain.denoise.training.iteration: unknown key; did you mean 'iterations'?" in text
+    assert "stor: unknown key; did you mean 'store'?" in text
+    assert "store: is missing" in text
+    assert "finetune.targets.0: Input should be 'binary' or 'multiclass', found 'binry'" in text
+    assert "where: my.yaml" in text
+    assert "remedy:" in text
+
+
+@pytest.mark.parametrize(
+    ("finetune", "message"),
+    [
+        ({"label_counts": []}, "at least one value"),
+        ({"label_counts": [1, 1]}, "none twice"),
+        ({"label_counts": [0]}, "whole number from 1"),
+        ({"label_counts": ["most"]}, "found 'most'"),
+        ({"seeds": [0, 0]}, "none twice"),
+        ({"training": {"iterations": 0, "validate_every": 5}}, "iterations is 0"),
+        ({"training": {"iterations": 5, "validate_every": 5, "lr": -1}}, "lr is -1"),
+    ],
+)
+def test_values_without_sense_are_refused(finetune: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        parse_study(document(**finetune), "my.yaml")
+
+
+def test_ddp_needs_whole_devices() -> None:
+    wrong = document() | {"resources": {"finetune": {"devices": 2, "gpu_share": 0.5}}}
+    with pytest.raises(StudyError, match="DDP needs whole GPUs"):
+        parse_study(wrong, "my.yaml")
+
+
+def test_overrides_change_and_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(document()))
+    study = load_study(path, ["finetune.seeds=[3]", "network.width=8", "finetune.training.lr=1e-3"])
+    assert study.finetune.seeds == (3,)
+    assert study.network.width == 8
+    assert study.finetune.training.lr == 1e-3
+    with pytest.raises(StudyError, match="did you mean 'seeds'"):
+        load_study(path, ["finetune.seed=[3]"])
+    with pytest.raises(StudyError, match=r"cannot understand the override 'seeds'"):
+        load_study(path, ["seeds"])
+    with pytest.raises(StudyError, match="holds the value 'x'"):
+        load_study(path, ["name.first=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "cannot be read"), ("- 1\n", "holds list, not a mapping")]
+)
+def test_a_file_that_is_no_study(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(StudyError, match=message):
+        load_study(path)
+    with pytest.raises(StudyError, match="No such file"):
+        load_study(tmp_path / "other.yaml")
+
+
+@given(
+    seeds=st.lists(st.integers(0, 100), min_size=1, max_size=4, unique=True),
+    counts=st.lists(st.integers(1, 900) | st.just("all"), min_size=1, max_size=4, unique=True),
+    lr=st.floats(1e-8, 1.0),
+)
+def test_a_dumped_study_reads_back_the_same(seeds: list, counts: list, lr: float) -> None:
+    wish = document(seeds=seeds, label_counts=counts)
+    wish["finetune"]["training"]["lr"] = lr
+    study = parse_study(wish, "given")
+    assert parse_study(yaml.safe_load(dump_study(study)), "dump") == study
