@@ -88,6 +88,13 @@ def test_weight_standardisation():
     torch.testing.assert_close(convolution(x_NCHW), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_constant_filters_do_not_spoil_the_gradient():
+    convolution = StandardisedConv2d(2, 2, kernel_size=3)
+    torch.nn.init.constant_(convolution.weight, 0.3)
+    convolution(torch.rand(1, 2, 4, 4)).sum().backward()
+    assert convolution.weight.grad.isfinite().all()
+
+
 def test_filters_are_standardised_in_full_precision_under_autocast():
     # Filters of 1 ± 0.002 are constant in bf16, so their standardised form would be lost there.
     torch.manual_seed(0)
