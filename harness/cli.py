@@ -96,9 +96,11 @@ def prepare(scans: Path, store: Path, size: int, workers: int | None) -> None:
 @click.argument("store", type=click.Path(path_type=Path))
 def check(store: Path) -> None:
     """Verify every checksum of STORE and say what is in it."""
-    from storage.prepare import check as check_store
+    from storage.check import check as check_store
 
-    console.print(check_store(store).render(), highlight=False)
+    with _bar("subjects") as step:
+        report = check_store(store, step)
+    console.print(report.render(), highlight=False, soft_wrap=True)
 
 
 @main.command(
@@ -218,3 +220,7 @@ def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(console=console) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+if __name__ == "__main__":
+    main()

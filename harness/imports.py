@@ -29,7 +29,7 @@ def import_published(file: Path, study: Study, name: str) -> str:
     model = UNet(
         checkpoint.in_channels, checkpoint.out_channels, checkpoint.width, checkpoint.depth
     )
-    spec = Imported(sha256_of(checkpoint.weights))
+    spec = Imported(sha256_of(checkpoint.state_dict))
     studies = StudyFolder(study.folder)
     folder = studies.run(run_id(spec))
     record = {
@@ -42,7 +42,7 @@ def import_published(file: Path, study: Study, name: str) -> str:
         "init": SCRATCH,
     }
     folder.create(record)
-    save_model(folder.model, model, checkpoint.weights)
+    save_model(folder.model, model, checkpoint.state_dict)
     write_json(folder.result, {"kind": spec.kind, "file": file.name})
     write_json(studies.imports, studies.read_imports() | {name: folder.run_id})
     return folder.run_id

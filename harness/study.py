@@ -103,7 +103,7 @@ class Study:
     pretrain: dict[str, Pretraining] = field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     baselines: tuple[Baseline, ...] = ("unsupervised", "supervised")
-    """unsupervised: a pre-trained network's own anomaly score; supervised: scratch on all labels."""
+    """unsupervised: a pre-trained network's anomaly score; supervised: scratch on all labels."""
     resources: Resources = Resources()
 
 

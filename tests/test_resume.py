@@ -1,0 +1,121 @@
+"""Kill a sweep with all its processes, again and again: nothing is lost, nothing is doubled."""
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from experiments.devices import Devices
+from experiments.stages import run_stage
+from harness.plan import Plan, load_plan
+
+KILLS = 3
+DEADLINE_S = 240
+
+
+@pytest.fixture
+def document(tiny_document: dict[str, Any]) -> dict[str, Any]:
+    """Long enough to be killed in the middle, with a checkpoint after every step."""
+    for training in (
+        tiny_document["pretrain"]["denoise"]["training"],
+        tiny_document["finetune"]["training"],
+    ):
+        training |= {"iterations": 60, "validate_every": 10}
+    tiny_document["finetune"]["targets"] = ["multiclass"]
+    return tiny_document
+
+
+def start_sweep(study: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "harness.cli", "sweep", str(study)]
+    with study.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def kill_everything(sweep: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the driver, Ray and the trials, in no order."""
+    family = [*psutil.Process(sweep.pid).children(recursive=True), psutil.Process(sweep.pid)]
+    random.shuffle(family)
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    sweep.wait()
+    psutil.wait_procs(family, timeout=30)
+
+
+def wait_until_beyond(steps: int, plan: Plan, sweep: subprocess.Popen[bytes], study: Path) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while sum(committed_steps(plan).values()) <= steps:
+        log = study.with_suffix(".log").read_text()
+        assert sweep.poll() is None, log
+        assert time.monotonic() < deadline, log
+        time.sleep(0.05)
+
+
+def results(plan: Plan) -> dict[str, bytes]:
+    return {run.name: plan.folder_of(run).result.read_bytes() for run in plan.runs}
+
+
+def committed_steps(plan: Plan) -> dict[str, int]:
+    """Run → the step of the last event in its folder."""
+    return {
+        run.run_id: max([0, *(e["step"] for e in plan.folder_of(run).committed_events())])
+        for run in plan.runs
+    }
+
+
+def run_undisturbed(plan: Plan) -> None:
+    for run in plan.runs:
+        plan.folder_of(run).create(plan.record(run))
+        run_stage(plan.folder_of(run), Devices())
+
+
+def check_mlflow(plan: Plan) -> None:
+    """One finished run per spec, and no step twice."""
+    client = MlflowClient(f"sqlite:///{plan.folder.mlflow_database}")
+    experiment = client.get_experiment_by_name(plan.study.name)
+    runs = client.search_runs([experiment.experiment_id])
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert len(runs) == len(children) + 1
+    ids = sorted(run.data.tags["fewscan.run_id"] for run in children)
+    assert ids == sorted(run.run_id for run in plan.runs)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in children:
+        if "train/loss" in run.data.metrics:
+            history = client.get_metric_history(run.info.run_id, "train/loss")
+            assert [metric.step for metric in history] == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(document))
+    plan = load_plan(path)
+    finished: set[str] = set()
+    for kill in range(KILLS):
+        before = sum(committed_steps(plan).values())
+        sweep = start_sweep(path)
+        wait_until_beyond(before, plan, sweep, path)
+        time.sleep(random.uniform(0, 1.5))
+        kill_everything(sweep)
+        still = {run.run_id for run in plan.runs if plan.folder_of(run).result.exists()}
+        assert finished <= still, "a finished run stays finished"
+        finished = still
+        assert len(finished) < len(plan.runs), f"kill {kill} came after the end"
+    sweep = start_sweep(path)
+    assert sweep.wait(timeout=DEADLINE_S) == 0, path.with_suffix(".log").read_text()
+
+    undisturbed = load_plan(path, (f"folder={tmp_path / 'undisturbed'}",))
+    run_undisturbed(undisturbed)
+    assert results(plan) == results(undisturbed)
+    check_mlflow(plan)
+    assert not list(tmp_path.rglob("*.partial"))

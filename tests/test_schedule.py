@@ -1,0 +1,87 @@
+"""What the searcher offers, without a cluster."""
+
+from collections.abc import Callable
+
+import pytest
+from ray.tune.search import Searcher
+
+from experiments.spec import Anomaly, Denoise, Segment
+from harness.plan import Plan, PlannedRun, make_plan
+from harness.schedule import ReadyRuns, chain_flops, placement
+from harness.study import Study
+from storage.runs import RunFolder
+
+
+@pytest.fixture
+def plan(tiny_study: Callable[..., Study]) -> Plan:
+    return make_plan(tiny_study())
+
+
+def by_folder(plan: Plan) -> dict[str, PlannedRun]:
+    return {str(plan.folder_of(run).path): run for run in plan.runs}
+
+
+def finish(folder: RunFolder) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.result.write_text("{}")
+
+
+def offered(ready: ReadyRuns, plan: Plan, start: int = 0) -> list[tuple[str, PlannedRun]]:
+    """Ask until nothing more is ready; (trial id, run)."""
+    found = []
+    while isinstance(config := ready.suggest(f"trial {start + len(found)}"), dict):
+        found.append((f"trial {start + len(found)}", by_folder(plan)[config["folder"]]))
+    return found
+
+
+def test_children_wait_for_their_parent_and_nobody_else_does(plan: Plan) -> None:
+    ready = ReadyRuns(plan, use_gpu=False)
+    first = offered(ready, plan)
+    assert isinstance(first[0][1].spec, Denoise), "the longest chain comes first"
+    assert {run.init for _, run in first[1:]} == {"scratch"}
+    assert len(first) == 5
+    assert ready.suggest("later") is None
+    for trial_id, run in first:
+        finish(plan.folder_of(run))
+        ready.on_trial_complete(trial_id)
+    second = offered(ready, plan, start=5)
+    assert {run.init for _, run in second} == {"denoise"}
+    assert len(first) + len(second) == len(plan.runs)
+    assert ready.suggest("end") == Searcher.FINISHED
+
+
+def test_finished_runs_are_not_offered(plan: Plan) -> None:
+    for run in plan.runs:
+        if not isinstance(run.spec, Anomaly):
+            finish(plan.folder_of(run))
+    ready = ReadyRuns(plan, use_gpu=False)
+    assert [type(run.spec) for _, run in offered(ready, plan)] == [Anomaly]
+
+
+def test_a_failed_run_blocks_its_children_only(plan: Plan) -> None:
+    ready = ReadyRuns(plan, use_gpu=False)
+    for trial_id, run in offered(ready, plan):
+        if isinstance(run.spec, Segment):
+            finish(plan.folder_of(run))
+        ready.on_trial_complete(trial_id, error=isinstance(run.spec, Denoise))
+    assert ready.suggest("end") == Searcher.FINISHED
+
+
+def test_the_longest_chain_is_first(plan: Plan) -> None:
+    chain = chain_flops(plan)
+    parent = plan.runs[0]
+    children = [run for run in plan.runs if parent.run_id in run.parents]
+    assert chain[parent.run_id] == parent.flops + max(run.flops for run in children)
+
+
+def test_resources_follow_the_study(tiny_study: Callable[..., Study]) -> None:
+    resources = {
+        "pretrain": {"devices": 2, "cpus": 3},
+        "finetune": {"cpus": 4, "gpu_share": 0.25},
+    }
+    plan = make_plan(tiny_study(resources=resources))
+    for use_gpu, expected in ((True, {"CPU": 4.0, "GPU": 0.25}), (False, {"CPU": 4.0})):
+        for _, run in offered(ready := ReadyRuns(plan, use_gpu), plan):
+            config = ready._configs[run.run_id]
+            bundles = placement(config).bundles
+            assert bundles == ([{"CPU": 0.01}] if isinstance(run.spec, Denoise) else [expected])

@@ -1,0 +1,92 @@
+"""Sweeps through Ray, from the command line: DDP, failures, what a person reads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.devices import Devices
+from experiments.stages import run_stage
+from harness.plan import Plan, load_plan
+from storage.runs import RunFolder
+
+
+def fewscan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+
+
+def write_study(document: dict[str, Any], folder: Path) -> tuple[Path, Plan]:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path, load_plan(path)
+
+
+def result_alone(plan: Plan, index: int, folder: Path) -> dict[str, Any]:
+    """The result of a run of the plan in this process, on one device."""
+    run = plan.runs[index]
+    alone = RunFolder(folder / "alone" / run.run_id)
+    alone.create(plan.record(run))
+    run_stage(alone, Devices())
+    return alone.read_result()
+
+
+def test_ddp_through_ray_train(tiny_document: dict[str, Any], tmp_path: Path) -> None:
+    """Pre-training on two CPU ranks gives the losses of one, and the sweep goes on from it."""
+    tiny_document["resources"]["pretrain"] = {"devices": 2}
+    tiny_document["pretrain"]["denoise"]["training"]["precision"] = "fp64"
+    tiny_document["finetune"] |= {"label_counts": [1], "targets": ["binary"]}
+    tiny_document["baselines"] = ["unsupervised"]
+    path, plan = write_study(tiny_document, tmp_path)
+    done = fewscan("sweep", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = plan.folder_of(plan.runs[0])
+    started = next(e for e in folder.committed_events() if e["kind"] == "started")
+    assert started["ranks"] == 2
+    expected = result_alone(plan, 0, tmp_path)
+    assert folder.read_result() == pytest.approx(expected, rel=1e-9)
+    assert "figure.png" in done.stdout.replace("\n", "")
+
+
+def test_a_failed_run_is_named_and_stops_nobody_else(
+    tiny_document: dict[str, Any], tmp_path: Path
+) -> None:
+    """The pre-training diverges: its children are blocked, the others finish; then it is mended."""
+    tiny_document["pretrain"]["denoise"]["training"] |= {"lr": 1e30, "clip_norm": 1e30}
+    tiny_document["finetune"] |= {"label_counts": [1], "targets": ["binary"]}
+    path, plan = write_study(tiny_document, tmp_path)
+    done = fewscan("sweep", path)
+    assert done.returncode == 1
+    assert "failed: " in done.stderr
+    assert "not finite at step" in done.stderr
+    assert done.stderr.count("blocked by a failed parent") == 2
+    states = {run.name: plan.folder_of(run).state() for run in plan.runs}
+    assert states["pre-train denoise"] == "failed"
+    assert states["binary · scratch · 1 scan · seed 0"] == "finished"
+    shown = fewscan("status", path)
+    assert "lower the learning rate" in shown.stdout
+
+    tiny_document["pretrain"]["denoise"]["training"] |= {"lr": 0.01, "clip_norm": 0.5}
+    path, plan = write_study(tiny_document, tmp_path)
+    done = fewscan("sweep", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("figure.png", "figure.pdf", "figure.csv", "numbers.csv"):
+        assert (plan.folder.report / name).stat().st_size > 0
+    results = [json.loads(plan.folder_of(run).result.read_text()) for run in plan.runs]
+    assert len(results) == 5
+    again = fewscan("sweep", path)
+    assert again.returncode == 0
+
+
+def test_cuda_asked_for_and_absent(tiny_document: dict[str, Any], tmp_path: Path) -> None:
+    tiny_document["resources"]["device"] = "cuda"
+    path, _ = write_study(tiny_document, tmp_path)
+    done = fewscan("sweep", path)
+    assert done.returncode == 1
+    assert "CUDA was asked for, and torch" in done.stderr
+    assert "remedy: set resources.device to auto or cpu" in done.stderr
+    assert "Traceback" not in done.stderr
