@@ -1,0 +1,144 @@
+"""The commands that need no cluster, as a person gives them."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+
+from experiments.unet import UNet
+from harness.cli import main
+from harness.plan import load_plan
+from storage.errors import DiskFullError
+
+
+def fewscan(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def study(tiny_document: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(tiny_document))
+    return path
+
+
+def commands() -> list[tuple[str, click.Command]]:
+    assert isinstance(main, click.Group)
+    return list(main.commands.items())
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_every_command_has_help_with_an_example(name: str, command: click.Command) -> None:
+    shown = fewscan(name, "--help")
+    assert shown.exit_code == 0
+    assert f"fewscan {name}" in shown.output.partition("Example:")[2]
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_phantom_prepare_check(tmp_path: Path) -> None:
+    """From nothing to a checked store."""
+    scans, store = tmp_path / "scans", tmp_path / "slices.zarr"
+    assert fewscan("phantom", scans, "--subjects", 1, "--seed", 3).exit_code == 0
+    prepared = fewscan("prepare", scans, store, "--size", 32, "--workers", 1)
+    assert prepared.exit_code == 0, prepared.output
+    assert "1 subjects in" in prepared.output
+    checked = fewscan("check", store)
+    assert checked.exit_code == 0, checked.output
+    assert "slices of 32 × 32".replace("slices of ", "") in checked.output
+    assert "too few subjects for a validation part" in checked.output
+
+
+def test_prepare_names_what_it_skips_and_exits_with_1(scans: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "scans"
+    for source in sorted(scans.iterdir())[:3]:
+        (copy / source.name).mkdir(parents=True)
+        for file in source.iterdir():
+            (copy / source.name / file.name).write_bytes(file.read_bytes())
+    broken = copy / "BraTS2021_00001" / "BraTS2021_00001_t1.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:100])
+    done = fewscan("prepare", copy, tmp_path / "s.zarr", "--size", 16, "--workers", 1)
+    assert done.exit_code == 1
+    assert "skipped BraTS2021_00001" in done.output
+    assert "2 subjects in" in done.output
+
+
+def test_plan_lists_runs_and_parents(study: Path) -> None:
+    shown = fewscan("plan", study)
+    assert shown.exit_code == 0, shown.output
+    for run in load_plan(study).runs:
+        assert run.run_id in shown.output
+    assert "pre-train denoise" in shown.output
+    assert "10 runs: 10 missing" in shown.output
+
+
+def test_report_without_results_says_what_to_do(study: Path) -> None:
+    shown = fewscan("report", study)
+    assert shown.exit_code == 1
+    assert "no run of the study has a test result yet" in shown.output
+    assert "remedy: `fewscan sweep`" in shown.output
+
+
+def test_our_errors_have_no_traceback(tmp_path: Path) -> None:
+    shown = fewscan("check", tmp_path / "none.zarr")
+    assert shown.exit_code == 1
+    assert "no such store" in shown.output
+    assert "Traceback" not in shown.output
+
+
+def test_other_errors_keep_theirs(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.plan.make_plan", lambda study: 1 / 0)
+    assert isinstance(fewscan("plan", study).exception, ZeroDivisionError)
+
+
+def test_a_full_disk_is_one_clear_error(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise DiskFullError("no space left on the disk", remedy="free space")
+
+    monkeypatch.setattr("harness.plan.make_plan", full)
+    shown = fewscan("plan", study)
+    assert (shown.exit_code, "remedy: free space" in shown.output) == (1, True)
+
+
+def test_an_imported_checkpoint_can_be_started_from(
+    study: Path, tiny_document: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = UNet(4, 4, width=4, depth=2)
+    torch.save({"model_state_dict": network.state_dict()}, tmp_path / "dae.pt")
+    tiny_document["finetune"]["inits"] = ["scratch", "dae"]
+    study.write_text(yaml.safe_dump(tiny_document))
+    before = fewscan("plan", study)
+    assert before.exit_code == 1
+    assert "unknown parent 'dae'" in before.output
+    assert "import-checkpoint" in before.output
+    imported = fewscan("import-checkpoint", tmp_path / "dae.pt", study, "--as", "dae")
+    assert imported.exit_code == 0, imported.output
+    plan = load_plan(study)
+    arms = {run.init for run in plan.runs}
+    assert arms == {"scratch", "denoise", "dae"}
+    taken = fewscan("import-checkpoint", tmp_path / "dae.pt", study, "--as", "denoise")
+    assert "is taken" in taken.output
+
+
+def test_an_imported_network_that_does_not_fit_fails_with_its_reason(
+    study: Path, tiny_document: dict[str, Any], tmp_path: Path
+) -> None:
+    from experiments.devices import Devices
+    from experiments.stages import run_stage
+    from storage.errors import RunError
+
+    torch.save({"model_state_dict": UNet(4, 4, 6, 2).state_dict()}, tmp_path / "dae.pt")
+    tiny_document["finetune"]["inits"] = ["dae"]
+    study.write_text(yaml.safe_dump(tiny_document))
+    fewscan("import-checkpoint", tmp_path / "dae.pt", study, "--as", "dae")
+    plan = load_plan(study)
+    run = next(run for run in plan.runs if run.arm == "dae")
+    folder = plan.folder_of(run)
+    folder.create(plan.record(run))
+    with pytest.raises(RunError, match="same network"):
+        run_stage(folder, Devices())
+    assert folder.state() == "failed"
