@@ -147,6 +147,6 @@ def _subject(job: Job, scan: Scan, slices: ScanSlices) -> Subject:
         naming=job.files.naming,
         label_values=job.files.label_values,
         files=tuple(path.relative_to(job.scans).as_posix() for path in files),
-        lesion_mm3=tuple(int((scan.labels_XYZ == k).sum()) * voxel_mm3 for k in classes),
+        lesion_mm3=tuple(np.count_nonzero(scan.labels_XYZ == k) * voxel_mm3 for k in classes),
         sha256=slices_sha256(slices.first, slices.images_NCHW, labels_NHW),
     )

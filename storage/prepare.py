@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 from storage.atomic import remove_leftovers, sync_folder, write_json
@@ -63,6 +64,7 @@ def prepare(
     target = StoreFolder.at(store)
     with disk_full_explained(target.path), _locked(target) as folder:
         parameters = _agreed_parameters(folder, catalog, size)
+        _begin(folder, parameters)
         before = _finished_subjects(folder)
         missing, problems = _missing_scans(catalog, before)
         jobs = _jobs(missing, scans, folder, parameters, before)
@@ -106,7 +108,7 @@ def _is_empty(path: Path) -> bool:
 
 
 def _agreed_parameters(folder: StoreFolder, catalog: Catalog, size: int) -> Parameters:
-    """The parameters of the store, which must be those asked for; of a new one, write them."""
+    """The parameters of the store, which must be those asked for."""
     wanted = Parameters(STORE_PROTOCOL, size, 0, catalog.channels, catalog.classes)
     try:
         present = _present_parameters(folder)
@@ -122,10 +124,6 @@ def _agreed_parameters(folder: StoreFolder, catalog: Catalog, size: int) -> Para
                 expected=f"{key} {value}, as asked for",
                 remedy="ask for what is there, choose another path, or delete this folder",
             )
-    for subfolder in (folder.path, folder.records, *_array_folders(folder)):
-        subfolder.mkdir(exist_ok=True)
-        remove_leftovers(subfolder)
-    write_json(folder.parameters, asdict(present))
     return present
 
 
@@ -135,8 +133,13 @@ def _present_parameters(folder: StoreFolder) -> Parameters:
     return Parameters.from_json(json.loads(folder.parameters.read_bytes()))
 
 
-def _array_folders(folder: StoreFolder) -> tuple[Path, Path]:
-    return folder.images_shard(0).parent, folder.labels_shard(0).parent
+def _begin(folder: StoreFolder, parameters: Parameters) -> None:
+    """Make room for the work, and sweep away what a killed process left half-written."""
+    arrays = folder.images_shard(0).parent, folder.labels_shard(0).parent
+    for subfolder in (folder.path, folder.records, *arrays):
+        subfolder.mkdir(exist_ok=True)
+        remove_leftovers(subfolder)
+    write_json(folder.parameters, asdict(parameters))
 
 
 def _slices_of(files: ScanFiles) -> int:
@@ -176,10 +179,8 @@ def _jobs(
 ) -> list[Job]:
     """Give the free rows to the missing scans, in the order of their ids."""
     taken = {subject.row for subject in finished.values()}
-    free = [row for row in range(len(taken) + len(missing)) if row not in taken]
-    return [
-        Job(files, scans, row, folder, parameters) for files, row in zip(missing, free, strict=True)
-    ]
+    free = (row for row in count() if row not in taken)
+    return [Job(files, scans, next(free), folder, parameters) for files in missing]
 
 
 def _run(jobs: list[Job], workers: int, progress: Progress | None) -> dict[str, ScanError]:

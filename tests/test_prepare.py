@@ -211,9 +211,7 @@ def members_of_session(session: int) -> list[int]:
     return members
 
 
-def test_a_worker_that_dies_is_named_and_the_rest_is_kept(
-    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_dies_is_named_and_the_rest_is_kept(scans: Path, tmp_path: Path) -> None:
     def die(*_: object) -> None:
         worker = multiprocessing.active_children()[0]
         assert worker.pid is not None
@@ -344,6 +342,21 @@ def test_a_person_already_in_the_store_is_not_added_under_another_name(
     ((subject, reason),) = report.skipped
     assert subject == "BraTS-GLI-00001-000"
     assert "BraTS2021_00001" in reason
+
+
+def test_rows_that_stay_free_do_no_harm(tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    write_subjects(scans, 5)
+    for number in (0, 1, 2):
+        (scans / f"BraTS2021_{number:05d}" / f"BraTS2021_{number:05d}_t2.nii.gz").write_bytes(b"")
+    prepare(scans, tmp_path / "s", SIZE, workers=1)
+    for number in (1, 2):
+        shutil.rmtree(scans / f"BraTS2021_{number:05d}")
+    write_subject(scans, "BraTS2021_00000")
+    prepare(scans, tmp_path / "s", SIZE, workers=1)
+    rows = [subject.row for subject in SliceStore.open(tmp_path / "s").subjects.values()]
+    assert rows == [0, 3, 4]
+    check(tmp_path / "s")
 
 
 def test_a_row_given_to_another_subject_keeps_nothing_of_the_first(
