@@ -9,12 +9,9 @@ Letters: X, Y, Z the axes of the file; V the voxels of a brain; M the modalities
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from storage.errors import ScanError, disk_full_explained
 from storage.lesions import Tumour, draw_foci, grow, pushes, spots, vessels
 from storage.nifti import write_nifti
 from storage.scanner import MODALITIES, Layer, acquire
+from storage.workers import in_processes
 
 SHAPE_XYZ = (240, 240, 155)
 AFFINE = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]], np.float64)
@@ -87,8 +85,10 @@ def write_phantoms(
     missing = [index for index in range(subjects) if not _is_complete(out / subject_id(index))]
     report = progress or (lambda complete: None)
     report(subjects - len(missing))
-    for written, _ in enumerate(_written(out, seed, missing, workers), start=1):
-        report(subjects - len(missing) + written)
+    write = partial(_write_subject, out, seed)
+    written = in_processes(write, missing, workers or len(os.sched_getaffinity(0)))
+    for complete, _ in enumerate(written, start=subjects - len(missing) + 1):
+        report(complete)
 
 
 def subject_id(index: int) -> str:
@@ -119,25 +119,6 @@ def _record_in(out: Path) -> Any:
         return json.loads((out / _RECORD).read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def _written(out: Path, seed: int, missing: Sequence[int], workers: int | None) -> Iterator[None]:
-    write = partial(_write_subject, out, seed)
-    processes = min(workers or len(os.sched_getaffinity(0)), len(missing))
-    if processes < 2:
-        yield from map(write, missing)
-        return
-    # Spawned, not forked: the parent may hold threads and libraries that do not survive a fork.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(write, missing)
-        except BrokenProcessPool as error:
-            raise ScanError(
-                "a worker process was killed",
-                where=out,
-                expected=f"0.4 GB of memory for each of {processes} workers",
-                remedy="run the same command again, with fewer workers; it goes on",
-            ) from error
 
 
 def _write_subject(out: Path, seed: int, index: int) -> None:

@@ -1,0 +1,51 @@
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from storage.errors import FewscanError
+from storage.workers import in_processes
+
+PARENT = """
+import time
+from storage.workers import in_processes
+if __name__ == "__main__":
+    list(in_processes(time.sleep, [0, 0, 600, 600], 2))
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_item_is_done_once(workers: int) -> None:
+    assert sorted(in_processes(math.factorial, [4, 3, 2], workers)) == [2, 6, 24]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_of_the_function_come_home(workers: int) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        list(in_processes(math.factorial, [3, -1], workers))
+
+
+def test_a_killed_worker_is_explained() -> None:
+    with pytest.raises(FewscanError, match="fewer workers"):
+        list(in_processes(os._exit, [1, 1], 2))
+
+
+def test_workers_end_with_their_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    parent = psutil.Process(subprocess.Popen([sys.executable, script], env=environment).pid)
+    children: list[psutil.Process] = []
+    while len(children) < 3:  # two workers and multiprocessing's resource tracker
+        time.sleep(0.05)
+        children = parent.children()
+    time.sleep(1)
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
