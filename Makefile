@@ -29,3 +29,13 @@ test: lint
 format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Forty scans, slices of 64², 27 runs. Each step goes on if it was interrupted.
+demo: $(VENV)/installed
+	$(BIN)/fewscan phantom demo/scans --subjects 40
+	$(BIN)/fewscan prepare demo/scans demo/slices.zarr --size 64
+	$(BIN)/fewscan check demo/slices.zarr
+	$(BIN)/fewscan sweep experiments/demo.yaml
+
+clean:
+	rm -rf demo

@@ -31,6 +31,10 @@ INFRASTRUCTURE_RETRIES = 3
 checkpoint. An error that the run itself raised is never retried within a sweep."""
 
 
+HEAD = {"node:__internal_head__": 0.001}
+"""A sliver of what Ray gives to the head node alone."""
+
+
 class ReadyRuns(Searcher):
     """Offers each unfinished run once its parents are finished, the longest first.
 
@@ -107,11 +111,15 @@ def run_all(plan: Plan) -> None:
     for run in plan.runs:
         if not plan.folder_of(run).result.exists():
             plan.folder_of(run).create(plan.record(run))
+    # An idle actor, kept for the next trial, would hold the cores that ranks of Ray Train wait for.
+    may_keep_actors = all(plan.share_of(run).devices == 1 for run in plan.runs)
     with tempfile.TemporaryDirectory(prefix="fewscan-tune-") as scratch:
         tune.Tuner(
             tune.with_resources(run_trial, placement),
             tune_config=tune.TuneConfig(
-                search_alg=ReadyRuns(plan, wants_gpu(plan)), num_samples=-1, reuse_actors=True
+                search_alg=ReadyRuns(plan, wants_gpu(plan)),
+                num_samples=-1,
+                reuse_actors=may_keep_actors,
             ),
             run_config=tune.RunConfig(
                 name="sweep",
@@ -135,8 +143,9 @@ def placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     """The resources of a run."""
     share = Share(**config["share"])
     if share.devices > 1:
-        # The ranks get their own places from Ray Train; this one only waits for them.
-        return tune.PlacementGroupFactory([{"CPU": 0.01}])
+        # The ranks get their own places from Ray Train. What waits for them takes no core, and
+        # stays on the head, which is not taken away as workers are.
+        return tune.PlacementGroupFactory([HEAD])
     gpu = {"GPU": share.gpu_share} if config["use_gpu"] else {}
     return tune.PlacementGroupFactory([{"CPU": share.cpus, **gpu}])
 

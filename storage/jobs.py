@@ -1,23 +1,16 @@
-"""One scan's way into a store, and the processes that take many of them there.
+"""One scan's way into a store.
 
 The shards are written first, the record last: a subject with a record is done.
 """
 
 import json
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
 
 from storage.atomic import write_bytes
-from storage.errors import ScanError, StoreError
+from storage.errors import ScanError
 from storage.manifest import Parameters, StoreFolder, Subject
 from storage.preprocess import ScanSlices, preprocess
 from storage.scans import Scan, ScanFiles, read_scan
@@ -36,44 +29,6 @@ class Job:
     """where the subject goes in the store"""
     folder: StoreFolder
     parameters: Parameters
-
-
-def run_jobs(jobs: list[Job], workers: int) -> Iterator[tuple[str, ScanError | None]]:
-    """Prepare the subjects in `workers` processes; yield what `prepare_subject` returns.
-
-    Raises `DiskFullError`, or `StoreError` if a process dies.
-    """
-    if min(workers, len(jobs)) <= 1:
-        yield from map(prepare_subject, jobs)
-        return
-    # Spawned, not forked: the parent may hold threads and libraries that do not survive a fork.
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), get_context("spawn"), initializer=_end_with_parent
-    )
-    try:
-        for future in as_completed([pool.submit(prepare_subject, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise StoreError(
-            "a worker process died, perhaps for lack of memory",
-            where=jobs[0].folder.path,
-            remedy="run the same command again with fewer workers; finished subjects are kept",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """In a worker: end when the parent is killed; leave Ctrl-C to the parent."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def prepare_subject(job: Job) -> tuple[str, ScanError | None]:

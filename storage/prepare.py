@@ -18,12 +18,13 @@ from pathlib import Path
 
 from storage.atomic import remove_leftovers, sync_folder, write_json
 from storage.errors import FewscanError, ScanError, StoreError, disk_full_explained
-from storage.jobs import Job, run_jobs
+from storage.jobs import Job, prepare_subject
 from storage.locks import exclusive
 from storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
 from storage.nifti import read_shape
 from storage.scans import Catalog, ScanFiles, find_scans, person
 from storage.slices import describe_arrays, usable_cpus
+from storage.workers import in_processes
 
 Progress = Callable[[int, int], None]
 
@@ -186,7 +187,8 @@ def _jobs(
 def _run(jobs: list[Job], workers: int, progress: Progress | None) -> dict[str, ScanError]:
     """Prepare the subjects; return the problems by id."""
     problems = {}
-    for done, (subject, problem) in enumerate(run_jobs(jobs, workers), start=1):
+    prepared = in_processes(prepare_subject, jobs, workers)
+    for done, (subject, problem) in enumerate(prepared, start=1):
         if problem is not None:
             problems[subject] = problem
         if progress:

@@ -10,8 +10,8 @@ JSON, not what a run computes.
       report/              figures and tables
 
 The events of a run are JSON lines. A line of metrics counts only once a later line ("checkpoint",
-"started" or "finished") says that a checkpoint covers it: a run that is killed goes back to its last
-checkpoint and says the rest again. `RunFolder.committed_events` returns the lines that count.
+"started" or "finished") says that a checkpoint covers it: a run that is killed goes back to its
+last checkpoint and says the rest again. `RunFolder.committed_events` returns the lines that count.
 """
 
 import json

@@ -19,7 +19,7 @@ from fake_scans import AFFINE, write_subject, write_subjects
 
 from storage import atomic
 from storage.check import check
-from storage.errors import DiskFullError, ScanError, StoreError
+from storage.errors import DiskFullError, FewscanError, ScanError, StoreError
 from storage.manifest import Manifest, StoreFolder
 from storage.nifti import read_nifti, write_nifti
 from storage.prepare import prepare
@@ -217,7 +217,7 @@ def test_a_worker_that_dies_is_named_and_the_rest_is_kept(scans: Path, tmp_path:
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
 
-    with pytest.raises(StoreError, match="worker process died"):
+    with pytest.raises(FewscanError, match="worker process was killed"):
         prepare(scans, tmp_path / "s", SIZE, workers=2, progress=die)
     assert 1 <= len(list((tmp_path / "s.partial" / "records").iterdir())) <= 6
     assert prepare(scans, tmp_path / "s", SIZE, workers=1).subjects == 6
