@@ -1,0 +1,102 @@
+"""The kept model of a run as an MLflow model that loads where this repository is not.
+
+`mlflow.pytorch.load_model("runs:/RUN/model")` gives the network back: its weights lie in the model
+together with the code of `experiments` and `storage`. The requirements are stated, because finding
+them out, as MLflow would, takes a process and many seconds a model.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mlflow.pytorch
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+import experiments
+import storage
+from experiments.checkpoint import load_model
+from experiments.unet import UNet
+from harness.run_view import RUN_ID, RunView
+
+NAME = "model"
+MODEL_TYPE = "U-Net"
+CODE = [str(Path(package.__path__[0])) for package in (experiments, storage)]
+REQUIREMENTS = [
+    f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "numpy", "torch")
+]
+GREY = 0.5
+"""The value of the input example's pixels; a real slice would be a patient's."""
+
+
+def log_model(
+    client: MlflowClient, experiment_id: str, mlflow_id: str, view: RunView, size: int
+) -> None:
+    """Log the view's model once: if it is there and complete, nothing happens.
+
+    `size` is the height and width of the slices. Raises `RunError` if the weights cannot be read.
+    """
+    assert view.model is not None
+    found = logged_models(client, experiment_id, mlflow_id)
+    if any(model.status == LoggedModelStatus.READY for model in found):
+        return
+    network = load_model(view.model)
+    logged = found[0] if found else _create(client, experiment_id, mlflow_id, view)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / NAME
+        _save(folder, network, logged, mlflow_id, size)
+        client.log_model_artifacts(logged.model_id, str(folder))
+    _link(client, mlflow_id, logged, view)
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+
+
+def logged_models(client: MlflowClient, experiment_id: str, mlflow_id: str) -> list[LoggedModel]:
+    """The models of one MLflow run, complete or not."""
+    return list(client.search_logged_models([experiment_id], f"source_run_id = '{mlflow_id}'"))
+
+
+def _create(client: MlflowClient, experiment_id: str, mlflow_id: str, view: RunView) -> LoggedModel:
+    return client.create_logged_model(
+        experiment_id,
+        name=NAME,
+        source_run_id=mlflow_id,
+        tags={RUN_ID: view.run_id},
+        params=view.params,
+        model_type=MODEL_TYPE,
+    )
+
+
+def _save(folder: Path, network: UNet, logged: LoggedModel, mlflow_id: str, size: int) -> None:
+    shape = network.shape
+    mlflow.pytorch.save_model(
+        network.float(),
+        folder,
+        mlflow_model=Model(
+            artifact_path=logged.artifact_location,
+            model_uuid=logged.model_id,
+            model_id=logged.model_id,
+            run_id=mlflow_id,
+        ),
+        signature=ModelSignature(
+            Schema([TensorSpec(np.dtype(np.float32), (-1, shape.in_channels, size, size))]),
+            Schema([TensorSpec(np.dtype(np.float32), (-1, shape.out_channels, size, size))]),
+        ),
+        input_example=np.full((1, shape.in_channels, size, size), GREY, np.float32),
+        code_paths=CODE,
+        pip_requirements=REQUIREMENTS,
+        serialization_format="pickle",  # a traced graph could not be trained further, nor moved
+    )
+
+
+def _link(client: MlflowClient, mlflow_id: str, logged: LoggedModel, view: RunView) -> None:
+    """Show the model on the run's page, and the run's results on the model's."""
+    outputs = client.get_run(mlflow_id).outputs
+    if logged.model_id not in [o.model_id for o in (outputs.model_outputs if outputs else [])]:
+        step = view.results[0].step if view.results else 0
+        client.log_outputs(mlflow_id, [LoggedModelOutput(logged.model_id, step)])
+    client.log_batch(
+        mlflow_id, metrics=[Metric(*point, model_id=logged.model_id) for point in view.results]
+    )

@@ -1,0 +1,180 @@
+"""A study as MLflow has it: its experiment, its parent run, and a run for each spec.
+
+Runs are found by their tags, with one search, and made with their tags in one request, so that no
+kill between two requests can leave a run that is not found again.
+"""
+
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from experiments.spec import PROTOCOL
+from harness.models import log_model, logged_models
+from harness.plan import Plan
+from harness.run_view import BEGUN, ERROR, LIVE, RUN_ID, RunView
+from storage.atomic import write_bytes
+
+STUDY_ID = "fewscan.study_id"
+PARENT = ""
+"""Stands for the id of a spec where the run is the study's own."""
+DIGEST = "fewscan.digest"
+"""Tag of a run: the digest of the view that was sent last, set when all of it had arrived."""
+
+
+@dataclass
+class Sent:
+    """One run as MLflow has it."""
+
+    mlflow_id: str
+    status: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    has_metrics: bool
+    points: int = 0
+    """How many points of its series this process has sent."""
+    stamp: tuple[object, ...] = ()
+    """Status and files of the folder when it was last sent; empty if not by this process."""
+
+    def contradicts(self, view: RunView) -> bool:
+        """Whether it shows an earlier life of the folder; points and params cannot be unsaid."""
+        begun_anew = self.has_metrics and self.tags.get(BEGUN) != view.tags[BEGUN]
+        return begun_anew or any(self.params.get(k, v) != v for k, v in view.params.items())
+
+
+class StudyView:
+    """What MLflow has of a study, and the means to make it like the views of the run folders."""
+
+    def __init__(self, client: MlflowClient, experiment_id: str, plan: Plan) -> None:
+        self.client = client
+        self.experiment_id = experiment_id
+        self.slice_size = plan.store.size
+        self.study_id, begun_ms = _study_id(plan)
+        found = self._find()
+        self.parent = found.get(PARENT) or self._create(plan.study.name, _tags(plan), begun_ms)
+        self.children = {run_id: sent for run_id, sent in found.items() if run_id != PARENT}
+
+    def send(self, view: RunView) -> Sent:
+        """Make the run of `view` look like it; sends what is missing or has changed."""
+        sent = self.children.get(view.run_id)
+        if sent is not None and sent.contradicts(view):
+            self._remove(sent)
+            sent = None
+        if sent is None:
+            sent = self._create(view.name, {RUN_ID: view.run_id}, view.begun_ms)
+            self.children[view.run_id] = sent
+        tags = {**view.tags, MLFLOW_PARENT_RUN_ID: self.parent.mlflow_id}
+        new_tags = {k: v for k, v in tags.items() if sent.tags.get(k) != v}
+        if new_tags or sent.tags.get(DIGEST) != view.digest:
+            self._send_content(sent, view, new_tags)
+        self.set_status(sent, view.status, view.ended_ms)
+        return sent
+
+    def set_status(self, sent: Sent, status: str, ended_ms: int | None) -> None:
+        """Set the status, and with a final one the time of the end."""
+        if sent.status == status:
+            return
+        if ended_ms is None:
+            self.client.update_run(sent.mlflow_id, status)
+        else:
+            self.client.set_terminated(sent.mlflow_id, status, ended_ms)
+        sent.status = status
+
+    def _send_content(self, sent: Sent, view: RunView, new_tags: dict[str, str]) -> None:
+        points = (*view.series[sent.points :], *view.results)
+        self.client.log_batch(  # which splits it into requests of the size that servers take
+            sent.mlflow_id,
+            metrics=[Metric(*point) for point in points],
+            params=[Param(k, v) for k, v in view.params.items() if k not in sent.params],
+            tags=[RunTag(*tag) for tag in new_tags.items()],
+        )
+        if ERROR in sent.tags and ERROR not in view.tags:
+            self.client.delete_tag(sent.mlflow_id, ERROR)
+            del sent.tags[ERROR]
+        if view.model is not None:
+            log_model(self.client, self.experiment_id, sent.mlflow_id, view, self.slice_size)
+        self.client.set_tag(sent.mlflow_id, DIGEST, view.digest)
+        sent.points, sent.has_metrics = len(view.series), bool(points) or sent.has_metrics
+        sent.params = view.params
+        sent.tags |= {**new_tags, DIGEST: view.digest}
+
+    def _find(self) -> dict[str, Sent]:
+        """The runs of this study, by the id of their spec."""
+        found: dict[str, Sent] = {}
+        for run in self._search():
+            run_id = run.data.tags.get(RUN_ID, PARENT)
+            if run_id in found:  # made twice: the first request was taken, its answer was lost
+                self.client.delete_run(run.info.run_id)
+            else:
+                found[run_id] = _as_sent(run)
+        return found
+
+    def _search(self) -> Iterator[Run]:
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id],
+                f"tags.`{STUDY_ID}` = '{self.study_id}'",
+                max_results=1000,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _create(self, name: str, tags: dict[str, str], begun_ms: int) -> Sent:
+        run = self.client.create_run(
+            self.experiment_id, begun_ms, {**tags, STUDY_ID: self.study_id}, run_name=name
+        )
+        return _as_sent(run)
+
+    def _remove(self, sent: Sent) -> None:
+        for model in logged_models(self.client, self.experiment_id, sent.mlflow_id):
+            self.client.delete_logged_model(model.model_id)
+        self.client.delete_run(sent.mlflow_id)
+
+    def end_others(self, run_ids: set[str]) -> None:
+        """Runs that the study no longer asks for do not go on."""
+        for run_id, sent in self.children.items():
+            if run_id not in run_ids and sent.status in LIVE:
+                self.set_status(sent, "KILLED", now_ms())
+
+
+def now_ms() -> int:
+    return round(time.time() * 1000)
+
+
+def _as_sent(run: Run) -> Sent:
+    data = run.data
+    return Sent(
+        run.info.run_id, run.info.status, dict(data.params), dict(data.tags), bool(data.metrics)
+    )
+
+
+def _tags(plan: Plan) -> dict[str, str]:
+    """What the parent run says of the study."""
+    return {
+        "fewscan.study_folder": str(plan.folder.path),
+        "store": str(plan.store.path),
+        "data": plan.store.fingerprint,
+        "protocol": str(PROTOCOL),
+    }
+
+
+def _study_id(plan: Plan) -> tuple[str, int]:
+    """What tells this study's runs from those of others in the same experiment; when it was made.
+
+    It lies in the study's folder, so a copy of the folder, or another path to it, is the same
+    study, and a folder begun anew is not.
+    """
+    file = plan.folder.study.with_suffix(".id")
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, uuid.uuid4().hex.encode())
+    return file.read_text().strip(), round(file.stat().st_mtime * 1000)
