@@ -22,8 +22,10 @@ from storage.runs import RunFolder, State
 
 RUN_ID = "fewscan.run_id"
 BEGUN = "fewscan.begun"
+"""The time of the first event: tells a run that was begun anew, in an emptied folder, from the one
+that went on."""
 ERROR = "error"
-ERROR_LENGTH = 500
+TAG_LENGTH = 500
 """Characters; servers refuse tags of a few thousand."""
 
 Statuses = Mapping[State, str]
@@ -59,8 +61,7 @@ class RunView:
     status: str
     """RUNNING, SCHEDULED, FINISHED, FAILED or KILLED."""
     begun_ms: int
-    """When its first attempt started, in milliseconds since 1970. Tells a run that was begun anew,
-    from an emptied folder, from the one that went on."""
+    """When its first attempt started, in milliseconds since 1970."""
     ended_ms: int | None
     params: dict[str, str]
     """What decides the numbers: never changes in the life of a run."""
@@ -103,7 +104,7 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> RunView:
             **_identity(plan, run, folder),
             **_attempts(events),
             **_first_line(error),
-            BEGUN: str(begun_ms),
+            BEGUN: str(_ms(events[0]["time"]) if events else begun_ms),
         },
         series=tuple(_series(events)),
         results=tuple(_results(result, events, _last_ms(events, begun_ms))),
@@ -128,8 +129,9 @@ def _ms(seconds: float) -> int:
 
 
 def _begun_ms(folder: RunFolder, events: list[dict[str, Any]]) -> int:
-    """A run that failed before its first event began when its spec was written."""
-    return _ms(events[0]["time"] if events else folder.spec.stat().st_mtime)
+    """A run that does not say when it started, or failed before that, began with its spec."""
+    starts = [event["time"] for event in events if event["kind"] == "started"]
+    return _ms(starts[0] if starts else folder.spec.stat().st_mtime)
 
 
 def _last_ms(events: list[dict[str, Any]], begun_ms: int) -> int:
@@ -163,7 +165,7 @@ def _attempts(events: list[dict[str, Any]]) -> dict[str, str]:
     if not attempts:
         return {}
     place = {k: v for k, v in attempts[-1].items() if k not in ("kind", "time", "step")}
-    return {"attempts": str(len(attempts))} | {k: str(v) for k, v in _flat(place)}
+    return {"attempts": str(len(attempts))} | {k: str(v)[:TAG_LENGTH] for k, v in _flat(place)}
 
 
 def _error(folder: RunFolder) -> dict[str, Any]:
@@ -177,7 +179,7 @@ def _first_line(error: dict[str, Any]) -> dict[str, str]:
     if not error:
         return {}
     line = str(error["message"]).partition("\n")[0]
-    return {ERROR: f"{error['kind']}: {line}"[:ERROR_LENGTH]}
+    return {ERROR: f"{error['kind']}: {line}"[:TAG_LENGTH]}
 
 
 def _series(events: list[dict[str, Any]]) -> Iterator[Point]:

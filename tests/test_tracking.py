@@ -265,6 +265,16 @@ def test_metrics_keep_their_steps_and_times_and_results_stand_at_the_best_step(p
     assert "test/best_dice" not in metrics
 
 
+def test_a_run_without_a_started_event_begins_with_its_spec(plan: Plan) -> None:
+    folder = plan.folder_of(plan.runs[3])
+    folder.create(plan.record(plan.runs[3]))
+    os.utime(folder.spec, (T0, T0))
+    finish(folder, "anomaly", model=False)
+    Tracker(plan).update()
+    run = shown(plan)[folder.run_id]
+    assert (run["start"], run["end"]) == (T0 * 1000, (T0 + 100) * 1000)
+
+
 def test_a_run_that_has_not_started_is_not_shown(plan: Plan) -> None:
     folder = plan.folder_of(plan.runs[0])
     folder.create(plan.record(plan.runs[0]))
