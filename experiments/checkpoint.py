@@ -4,6 +4,7 @@ A checkpoint is one file, so it is consistent by construction: weights, optimise
 far, step, and how far the events reached. Both files are loaded with `weights_only=True`.
 """
 
+import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from experiments.unet import UNet
-from storage.atomic import replacing
+from storage.atomic import write_bytes
 from storage.errors import RunError
 
 Weights = dict[str, Tensor]
@@ -72,8 +73,10 @@ def load_model(path: Path) -> UNet:
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
+    # Into memory first: torch reports a full disk as an error about positions in a stream.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def _load(path: Path) -> dict[str, Any]:

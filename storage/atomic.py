@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Put `data` into `path`, atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)

@@ -1,6 +1,8 @@
 """The loop: golden losses, interrupted = uninterrupted, one rank = two ranks."""
 
+import errno
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,7 +22,7 @@ from experiments.segment import SegmentTask
 from experiments.spec import Augmentation, Denoise, Evaluation, Network, Noise, Segment, Training
 from experiments.start import initial_network
 from experiments.train import BatchOrder, Task, learning_rate, train
-from storage.errors import DeviceError, RunError
+from storage.errors import DeviceError, DiskFullError, RunError
 from storage.runs import RunFolder
 
 TRAINING = Training(
@@ -162,6 +164,30 @@ def test_a_damaged_checkpoint_is_named(folder: RunFolder) -> None:
     folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:1000])
     with pytest.raises(RunError, match=r"(?s)cannot be read back.*checkpoint\.pt.*delete it"):
         train_once(DENOISE, folder, Devices())
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(folder: RunFolder) -> None:
+    """The fourth checkpoint finds no room; with room again the run ends as if there had been."""
+    whole = RunFolder(folder.path.with_name("whole"))
+    whole.path.mkdir()
+    train_once(DENOISE, whole, Devices())
+    write, written = Path.write_bytes, 0
+
+    def fill(path: Path, data: bytes) -> int:
+        nonlocal written
+        written += 1
+        if written < 4:
+            return write(path, data)
+        write(path, data[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fill)
+        with pytest.raises(DiskFullError, match=r"(?s)no space left.*checkpoint\.pt.*free space"):
+            train_once(DENOISE, folder, Devices(checkpoint_every_s=0))
+    assert not list(folder.path.glob(".*"))
+    train_once(DENOISE, folder, Devices())
+    assert losses(folder) == losses(whole)
 
 
 def test_the_learning_rate_is_torchs_cosine_annealing() -> None:
