@@ -1,0 +1,1 @@
+"""What a person runs: study file → plan → schedule → track → report, and the command line."""

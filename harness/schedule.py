@@ -6,10 +6,12 @@ folders, and starting again is the same as going on.
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +26,7 @@ from experiments.devices import Devices, require_cuda
 from experiments.stages import run_stage
 from harness.plan import Plan
 from harness.study import Share
+from storage.errors import RunError
 from storage.runs import RunFolder, StudyFolder
 
 INFRASTRUCTURE_RETRIES = 3
@@ -41,7 +44,7 @@ class ReadyRuns(Searcher):
     "Longest" is the arithmetic of the run and of the longest chain of runs that waits for it.
     """
 
-    def __init__(self, plan: Plan, use_gpu: bool) -> None:
+    def __init__(self, plan: Plan, use_gpu: bool, scratch: Path) -> None:
         super().__init__(metric="finished", mode="max")
         self._configs = {
             run.run_id: {
@@ -49,6 +52,7 @@ class ReadyRuns(Searcher):
                 "share": asdict(plan.share_of(run)),
                 "use_gpu": use_gpu,
                 "checkpoint_every_s": plan.study.resources.checkpoint_every_s,
+                "scratch": str(scratch),
             }
             for run in plan.runs
         }
@@ -83,10 +87,22 @@ class ReadyRuns(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Note a run whose folder has no result as failed."""
+        """Note a run whose folder has no result as failed, and why if it could not say so."""
         run_id = self._offered[trial_id]
-        if not self._is_finished(run_id):
-            self._failed.add(run_id)
+        if self._is_finished(run_id):
+            return
+        self._failed.add(run_id)
+        folder = self._folders[run_id]
+        if error and not folder.error.exists():
+            folder.fail(
+                RunError(
+                    f"the run's process died {INFRASTRUCTURE_RETRIES + 1} times",
+                    where=folder.path,
+                    expected="a process that lives until the run's end",
+                    remedy="look for lack of memory on the node; give runs more of a device "
+                    "(resources), then sweep again: it goes on from the last checkpoint",
+                )
+            )
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the folders say it all."""
@@ -106,28 +122,30 @@ def chain_flops(plan: Plan) -> dict[str, float]:
     return chain
 
 
-def run_all(plan: Plan) -> None:
-    """Run what is not finished on the Ray cluster that this process is connected to."""
+def run_all(plan: Plan, scratch: Path) -> None:
+    """Run what is not finished on the Ray cluster that this process is connected to.
+
+    `scratch` is a folder for what Tune and Train write; nobody reads it.
+    """
     for run in plan.runs:
         if not plan.folder_of(run).result.exists():
             plan.folder_of(run).create(plan.record(run))
     # An idle actor, kept for the next trial, would hold the cores that ranks of Ray Train wait for.
     may_keep_actors = all(plan.share_of(run).devices == 1 for run in plan.runs)
-    with tempfile.TemporaryDirectory(prefix="fewscan-tune-") as scratch:
-        tune.Tuner(
-            tune.with_resources(run_trial, placement),
-            tune_config=tune.TuneConfig(
-                search_alg=ReadyRuns(plan, wants_gpu(plan)),
-                num_samples=-1,
-                reuse_actors=may_keep_actors,
-            ),
-            run_config=tune.RunConfig(
-                name="sweep",
-                storage_path=scratch,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=INFRASTRUCTURE_RETRIES),
-            ),
-        ).fit()
+    tune.Tuner(
+        tune.with_resources(run_trial, placement),
+        tune_config=tune.TuneConfig(
+            search_alg=ReadyRuns(plan, wants_gpu(plan), scratch),
+            num_samples=-1,
+            reuse_actors=may_keep_actors,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=INFRASTRUCTURE_RETRIES),
+        ),
+    ).fit()
 
 
 def wants_gpu(plan: Plan) -> bool:
@@ -151,8 +169,13 @@ def placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 
 
 def run_trial(config: dict[str, Any]) -> dict[str, float]:
-    """One run in a Tune actor. Its errors stay in its folder: to Tune every run has an end."""
+    """One run in a Tune actor.
+
+    What the run itself raises stays in its folder, and to Tune the trial has ended. If a rank's
+    process died instead, Tune is told, and starts the trial again.
+    """
     folder = RunFolder(Path(config["folder"]))
+    folder.error.unlink(missing_ok=True)
     share = Share(**config["share"])
     try:
         if share.devices > 1:
@@ -162,26 +185,29 @@ def run_trial(config: dict[str, Any]) -> dict[str, float]:
             every_s = config["checkpoint_every_s"]
             run_stage(folder, Devices(device, share.cpus, checkpoint_every_s=every_s))
     except Exception as error:
-        if not folder.error.exists():
-            folder.fail(error)
+        if folder.error.exists():
+            return {"finished": 0.0}
+        if share.devices > 1:
+            raise
+        folder.fail(error)
     return {"finished": float(folder.result.exists())}
 
 
 def _run_on_several_devices(config: dict[str, Any], share: Share) -> None:
-    use_gpu = config["use_gpu"]
-    with tempfile.TemporaryDirectory(prefix="fewscan-train-") as scratch:
-        ray.train.torch.TorchTrainer(
-            _rank_main,
-            train_loop_config=config,
-            scaling_config=train.ScalingConfig(
-                num_workers=share.devices,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if use_gpu else {})},
-            ),
-            torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            # A place of its own: Train would resume from its own state there, ours is better.
-            run_config=train.RunConfig(name=Path(config["folder"]).name, storage_path=scratch),
-        ).fit()
+    gpu = {"GPU": 1} if config["use_gpu"] else {}
+    # Train would resume from its own state if it found one under this name; ours is better.
+    name = f"{Path(config['folder']).name}-{uuid.uuid4().hex}"
+    ray.train.torch.TorchTrainer(
+        _rank_main,
+        train_loop_config=config,
+        scaling_config=train.ScalingConfig(
+            num_workers=share.devices,
+            use_gpu=config["use_gpu"],
+            resources_per_worker={"CPU": share.cpus, **gpu},
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=train.RunConfig(name=name, storage_path=config["scratch"]),
+    ).fit()
 
 
 def _rank_main(config: dict[str, Any]) -> None:
@@ -197,14 +223,18 @@ def _rank_main(config: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def local_ray(folder: StudyFolder) -> Iterator[None]:
-    """A Ray of our own on this machine, for the block.
+def local_ray(folder: StudyFolder) -> Iterator[Path]:
+    """A Ray of our own on this machine, for the block; yields its scratch folder.
 
-    Its address is its own (a bare `ray.init()` would join any cluster it finds), its temporary
-    folder is short (sockets allow 107 bytes), and only holders of the study's token may use it
-    (`harness.ray_environment`).
+    Its address is its own (a bare `ray.init()` would join any cluster it finds), its folder is
+    short (sockets allow 107 bytes), and only holders of the study's token may use it
+    (`harness.ray_environment`). The caller holds the study's lock, so folders that a killed sweep
+    of this study has left are nobody's, and are removed.
     """
-    prefix = f"fewscan-{os.getuid()}-{abs(hash(str(folder.path))) % 16**6:06x}-"
+    digest = hashlib.sha256(str(folder.path).encode()).hexdigest()[:8]
+    prefix = f"fewscan-{os.getuid()}-{digest}-"
+    for leftover in Path("/tmp").glob(f"{prefix}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
     try:
         ray.init(
@@ -214,7 +244,7 @@ def local_ray(folder: StudyFolder) -> Iterator[None]:
             logging_level=logging.ERROR,
             _temp_dir=str(scratch),
         )
-        yield
+        yield scratch
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)

@@ -49,8 +49,8 @@ def sweep_locally(plan: Plan, console: Console) -> StudyStatus:
                 prepare_environment(folder.ray_token)
                 from harness.schedule import local_ray, run_all
 
-                with watched(plan, console, view), local_ray(folder):
-                    run_all(plan)
+                with watched(plan, console, view), local_ray(folder) as scratch:
+                    run_all(plan, scratch)
             if collect_rows(plan):
                 view.log_report(write_report(plan))
         finally:

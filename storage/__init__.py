@@ -1,0 +1,1 @@
+"""Bytes at rest: scans, slices, splits, run folders; nothing here computes a network."""

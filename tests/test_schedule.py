@@ -1,6 +1,7 @@
 """What the searcher offers, without a cluster."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from ray.tune.search import Searcher
@@ -35,7 +36,7 @@ def offered(ready: ReadyRuns, plan: Plan, start: int = 0) -> list[tuple[str, Pla
 
 
 def test_children_wait_for_their_parent_and_nobody_else_does(plan: Plan) -> None:
-    ready = ReadyRuns(plan, use_gpu=False)
+    ready = ReadyRuns(plan, use_gpu=False, scratch=Path())
     first = offered(ready, plan)
     assert isinstance(first[0][1].spec, Denoise), "the longest chain comes first"
     assert {run.init for _, run in first[1:]} == {"scratch"}
@@ -54,17 +55,26 @@ def test_finished_runs_are_not_offered(plan: Plan) -> None:
     for run in plan.runs:
         if not isinstance(run.spec, Anomaly):
             finish(plan.folder_of(run))
-    ready = ReadyRuns(plan, use_gpu=False)
+    ready = ReadyRuns(plan, use_gpu=False, scratch=Path())
     assert [type(run.spec) for _, run in offered(ready, plan)] == [Anomaly]
 
 
 def test_a_failed_run_blocks_its_children_only(plan: Plan) -> None:
-    ready = ReadyRuns(plan, use_gpu=False)
+    ready = ReadyRuns(plan, use_gpu=False, scratch=Path())
     for trial_id, run in offered(ready, plan):
         if isinstance(run.spec, Segment):
             finish(plan.folder_of(run))
-        ready.on_trial_complete(trial_id, error=isinstance(run.spec, Denoise))
+        ready.on_trial_complete(trial_id)
     assert ready.suggest("end") == Searcher.FINISHED
+
+
+def test_a_run_whose_process_keeps_dying_says_so(plan: Plan) -> None:
+    ready = ReadyRuns(plan, use_gpu=False, scratch=Path())
+    trial_id, run = offered(ready, plan)[0]
+    plan.folder_of(run).create(plan.record(run))
+    ready.on_trial_complete(trial_id, error=True)
+    assert plan.folder_of(run).state() == "failed"
+    assert "process died 4 times" in plan.folder_of(run).read_error()["message"]
 
 
 def test_the_longest_chain_is_first(plan: Plan) -> None:
@@ -81,7 +91,7 @@ def test_resources_follow_the_study(tiny_study: Callable[..., Study]) -> None:
     }
     plan = make_plan(tiny_study(resources=resources))
     for use_gpu, expected in ((True, {"CPU": 4.0, "GPU": 0.25}), (False, {"CPU": 4.0})):
-        for _, run in offered(ready := ReadyRuns(plan, use_gpu), plan):
+        for _, run in offered(ready := ReadyRuns(plan, use_gpu, Path()), plan):
             config = ready._configs[run.run_id]
             bundles = placement(config).bundles
             assert bundles == ([HEAD] if isinstance(run.spec, Denoise) else [expected])
