@@ -6,16 +6,14 @@ Ray sees none of Slurm's limits by itself; it would count the whole node.
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from slurm.jobs import TEMPORARY
 from storage.errors import ClusterError
 
-SOCKET_PATH_LIMIT = 45
-"""A longer temporary folder would push Ray's socket paths over the kernel's 107 bytes."""
 OBJECT_STORE_LEAST, OBJECT_STORE_MOST = 80 << 20, 1 << 30
 MEMORY_UNKNOWN = 4 << 30
 
@@ -91,16 +89,9 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def temporary_folder(key: str, job: str) -> Path:
-    """A new, private folder on the node's own disk, short enough for sockets.
-
-    What an earlier run of the same job left on this node is removed.
-    """
-    base = Path(os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir())
-    name = f"{key}-{job}"
-    if len(str(base / name)) > SOCKET_PATH_LIMIT:
-        base = Path("/tmp")
-    folder = base / name
+def temporary_folder() -> Path:
+    """The job's private folder on the node's own disk, empty whatever an earlier run left there."""
+    folder = Path(os.environ[TEMPORARY])
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     return folder

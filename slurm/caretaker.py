@@ -16,6 +16,8 @@ from storage.errors import ClusterError
 from storage.locks import exclusive
 
 HELD = "BeginTime"
+STABLE_S = 300
+"""A head that lived so long has not died of itself."""
 
 
 class _Busy(ClusterError):
@@ -39,12 +41,13 @@ def look_after_head(folder: Folder) -> None:
         print(error, flush=True)
 
 
-def submit_head(folder: Folder, launch: Launch) -> str:
+def submit_head(folder: Folder, launch: Launch, early_deaths: int = 0) -> str:
     """Submit a head for `launch`; every earlier one is void from now on. Its job id."""
     launch = replace(launch, id=secrets.token_hex(8))
     folder.write_launch(launch)
     job = jobs.submit(folder, launch.settings, "head", run_head, str(folder.root), launch.id)
-    write_json(folder.head_job_file, {"job": job})
+    record = {"job": job, "submitted_unix": time.time(), "early_deaths": early_deaths}
+    write_json(folder.head_job_file, record)
     return job
 
 
@@ -68,5 +71,17 @@ def _act(folder: Folder, launch: Launch) -> None:
     elif state == "CANCELLED":
         folder.write_outcome("cancelled", f"head job {head} was cancelled with scancel")
     elif state not in jobs.ALIVE:
-        print(f"head job {head} is gone ({state}); submitting another", flush=True)
-        submit_head(folder, launch)
+        _replace(folder, launch, f"head job {head} is gone ({state})")
+
+
+def _replace(folder: Folder, launch: Launch, why: str) -> None:
+    """Submit another head, but not for ever: one that dies young again and again is broken."""
+    before = read_json(folder.head_job_file)
+    lived_s = time.time() - before["submitted_unix"]
+    deaths = before["early_deaths"] + 1 if lived_s < STABLE_S else 1
+    if deaths >= launch.settings.early_deaths:
+        log = folder.job_log(before["job"])
+        folder.write_outcome("failed", f"{why}, the {deaths}th within minutes of its start", log)
+        return
+    print(f"{why}; submitting another", flush=True)
+    submit_head(folder, launch, deaths)

@@ -126,7 +126,7 @@ def await_joined(node: RayNode, job: str) -> None:
 
 def _start(folder: Folder, share: Allocation, command: CommandMaker) -> RayNode:
     for _ in range(START_TRIES):  # a port may have been taken between looking and using it
-        temporary = allocation.temporary_folder(folder.key, share.job)
+        temporary = allocation.temporary_folder()
         arguments, address = command(temporary)
         environment = _task_environment(folder, share, temporary)
         line = [_ray(), "start", "--block", *arguments]
@@ -134,7 +134,9 @@ def _start(folder: Folder, share: Allocation, command: CommandMaker) -> RayNode:
         if _settled(process, temporary):
             return RayNode(process, address, temporary)
         processes.end_descendants()
-    raise _no_start(temporary)
+    error = _no_start(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise error
 
 
 def _settled(process: subprocess.Popen[bytes], temporary: Path) -> bool:

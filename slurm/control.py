@@ -1,5 +1,6 @@
 """What a person does to a cluster from any node: launch it, look at it, cancel it."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from slurm.jobs import Job
 from slurm.settings import Settings
 from storage.errors import ClusterError
 from storage.locks import exclusive
+
+DISK_LEAST = 1 << 20
+"""With less free space than this, small files cannot be written any more."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,9 @@ def _failures(folder: Folder, state: str) -> list[Failure]:
         found.append(Failure(outcome["detail"], log))
     elif state == "lost":
         log = folder.job_log(folder.head_job() or "")
-        words = tail(log, 10) or "the log is empty; is the disk full?"
-        found.append(Failure(words, log))
+        full = shutil.disk_usage(folder.root).free < DISK_LEAST
+        words = f"the disk is full: {folder.root}" if full else "its last words:"
+        found.append(Failure(f"{words}\n{tail(log, 10)}", log))
     last: dict[str, Any] | None = (read_json(folder.elastic_file) or {}).get("error")
     if last is not None:
         log_path = Path(last["log"]) if last["log"] else None

@@ -11,7 +11,7 @@ from typing import Any
 
 from slurm import jobs
 from slurm.caretaker import HELD
-from slurm.folder import Folder, Launch, read_json
+from slurm.folder import Folder, Launch, read_json, tail
 from slurm.jobs import Job
 from slurm.settings import Settings
 from slurm.supervisor import run_worker
@@ -102,9 +102,11 @@ class Elastic:
         if any((read_json(self.folder.worker_file(job)) or {}).get("joined") for job in ids):
             self.early_deaths = 0
         if self.early_deaths >= self.settings.early_deaths:
+            log = (self.error or {}).get("log")
+            words = f"; the last said:\n{tail(Path(log), 10)}" if log else ""
             raise ClusterError(
-                f"{self.early_deaths} worker jobs in a row ended before they had joined",
-                where=(self.error or {}).get("log"),
+                f"{self.early_deaths} worker jobs in a row ended before they had joined{words}",
+                where=log,
                 expected="workers that start Ray and join",
                 remedy="read the log named above, mend `setup` or the other settings, launch again",
             )

@@ -4,6 +4,7 @@ Whatever the jobs tell each other goes through here, in JSON files that are repl
 killed job leaves the last whole state behind; a job that Slurm runs again starts from it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -113,7 +114,9 @@ class Folder:
                 folder.mkdir(parents=True, exist_ok=True)
             if not self.token_file.exists():
                 _write_secret(self.token_file, secrets.token_hex(32))
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
             raise ClusterError(
                 "cannot write here",
                 where=error.filename or self.root,

@@ -14,7 +14,7 @@ from slurm.cluster import RayNode
 from slurm.elastic import Elastic
 from slurm.folder import Folder, Launch, Rendezvous, tail
 from slurm.worker import allowed, await_end
-from storage.errors import ClusterError, FewscanError
+from storage.errors import ClusterError, DiskFullError, FewscanError
 
 TICK_S = 1.0
 INTERRUPT_S = 3
@@ -40,12 +40,13 @@ class Head:
             try:
                 if self._generation():
                     return
-                error = ClusterError("Ray's head processes ended by themselves")
-            except ClusterError as raised:
+                error: FewscanError = ClusterError("Ray's head processes ended by themselves")
+            except FewscanError as raised:
                 error = raised
             failures = 1 if time.monotonic() - began > STABLE_S else failures + 1
             processes.end_descendants()
-            if failures >= self.settings.early_deaths or isinstance(error, HopelessError):
+            hopeless = isinstance(error, (HopelessError, DiskFullError))
+            if hopeless or failures >= self.settings.early_deaths:
                 self._finish("failed", str(error))
                 raise error
 
@@ -150,14 +151,19 @@ class Head:
             jobs.requeue_if_running(self.share.job)
 
     def _finish(self, state: str, detail: str) -> None:
-        """Write down how it ended, and end the workers: the running by themselves, see the file."""
+        """Write down how it ended. Running workers read it and end; without it they are ended."""
         log = self.folder.driver_log if "driver" in detail else self.folder.job_log(self.share.job)
         print(f"{state}: {detail}", flush=True)
-        self.folder.write_outcome(state, detail, log)
+        states = ["PENDING"]
+        try:
+            self.folder.write_outcome(state, detail, log)
+        except DiskFullError as error:
+            states = list(jobs.ALIVE)
+            print(error, flush=True)
         try:
             found = jobs.query(self.folder, self.settings)
-            jobs.cancel(job.id for job in found if job.role == "worker" and job.state == "PENDING")
-        except FewscanError as error:
+            jobs.cancel(job.id for job in found if job.role == "worker" and job.state in states)
+        except ClusterError as error:
             print(error, flush=True)
 
 

@@ -19,6 +19,10 @@ from slurm.settings import Settings
 from storage.errors import ClusterError, disk_full_explained
 
 COMMAND_TIMEOUT_S = 60
+TEMPORARY = "ELASTIC_TEMPORARY"
+"""Variable that holds the job's own folder on the node's own disk."""
+SOCKET_PATH_LIMIT = 45
+"""A longer temporary folder would push Ray's socket paths over the kernel's 107 bytes."""
 ROLES = ("head", "worker")
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING")
 
@@ -142,16 +146,23 @@ def _parameters(folder: Folder, settings: Settings, role: str) -> dict[str, Any]
         "mem": None if memory_gb is None else f"{round(memory_gb * 1024)}M",
         "signal_delay_s": settings.signal_delay_s,
         "stderr_to_stdout": True,
-        "setup": _setup(settings),
+        "setup": _setup(folder, settings),
+        "teardown": _teardown(),
         "additional_parameters": {"requeue": True, **settings.sbatch},
     }
     return {key: value for key, value in wanted.items() if value is not None}
 
 
-def _setup(settings: Settings) -> list[str]:
-    """A line that fails ends the job there, and says which it was."""
+def _setup(folder: Folder, settings: Settings) -> list[str]:
+    """A line that fails ends the job there, and says which it was.
+
+    The temporary folder is chosen by the shell, which outlives a supervisor that is killed.
+    """
     report = 'echo "setup line failed: $BASH_COMMAND" >&2'
+    name = f"{folder.key}-$SLURM_JOB_ID"
     return [
+        f'export {TEMPORARY}="${{SLURM_TMPDIR:-${{TMPDIR:-/tmp}}}}/{name}"',
+        f'[ ${{#{TEMPORARY}}} -le {SOCKET_PATH_LIMIT} ] || {TEMPORARY}="/tmp/{name}"',
         'export ELASTIC_JOB_STARTED="$(date +%s)"',
         f"trap '{report}' ERR",
         "set -e",
@@ -161,11 +172,18 @@ def _setup(settings: Settings) -> list[str]:
     ]
 
 
+def _teardown() -> list[str]:
+    """What a supervisor does itself, unless it was killed: leave no process and no file."""
+    ours = f'$(grep -lsz "^{TEMPORARY}=${TEMPORARY}\\$" /proc/[0-9]*/environ | cut -d/ -f3)'
+    return ["code=$?", f"kill -KILL {ours} 2>/dev/null", f'rm -rf "${TEMPORARY}"', "exit $code"]
+
+
 @contextmanager
 def _outside_of_a_job() -> Iterator[None]:
     """A job submitted from a job must not inherit that job's variables, but needs SLURM_CONF."""
     conf = os.environ.get("SLURM_CONF")
-    with submitit.helpers.clean_env():
+    ours = [name for name in os.environ if name.startswith("ELASTIC_")]
+    with submitit.helpers.clean_env(ours):
         if conf is not None:
             os.environ["SLURM_CONF"] = conf
         yield

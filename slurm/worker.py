@@ -93,6 +93,9 @@ class Worker:
         allowed_s = allowed(self.settings.grace_s, self.settings.signal_delay_s, received)
         self._report("leaving")
         node.stop_file.touch()
+        if self._over():
+            cluster.stop(node)
+            return
         drained = cluster.drain(self.folder, node, self.share.job, allowed_s)
         await_end(node.process, allowed_s)
         processes.end(drained, 0)

@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from slurm.processes import descendants
+
 ROOT = Path(
     "/var/tmp/slurm_lab"
 )  # not in /tmp: the nodes have one each, and this is their shared disk
@@ -182,6 +184,58 @@ def slurm(*command: str) -> str:
     if done.returncode:
         raise LabError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
+
+
+def take(node: str, seconds: int) -> str:
+    """A job of the high partition takes `node` whole for some seconds; its id."""
+    options = ["--parsable", "--partition=high", f"--nodelist={node}", "--exclusive"]
+    return slurm("sbatch", *options, "--output=/dev/null", "--wrap", f"sleep {seconds}").strip()
+
+
+def kill_supervisor(node: str, job: str) -> None:
+    """SIGKILL the process that Slurm runs for `job`, and no other."""
+    mark = f"SLURM_JOB_ID={job}".encode()
+    for pid, line in processes_of(node).items():
+        ours = "submitit.core._submit" in line and "srun" not in line.split()[0]
+        if ours and mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            os.kill(pid, signal.SIGKILL)
+
+
+def end_tree(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL a process that a test has started, and all below it."""
+    below = dict.fromkeys(descendants(process.pid), "")
+    process.kill()
+    process.wait()
+    _end(below)
+
+
+def cancel_everything() -> None:
+    """End every job of the lab."""
+    for job in slurm("squeue", "--noheader", "--format=%i").split():
+        slurm("scancel", job)
+
+
+def await_idle() -> None:
+    """Wait until no job is left and every node is up."""
+    _await("an idle cluster", lambda: not slurm("squeue", "--noheader"))
+    _await("the three nodes", lambda: _sinfo().count("idle") == len(NODES))
+
+
+def leftovers() -> list[str]:
+    """Processes, temporary files and shared memory that jobs have left on the nodes."""
+    found = []
+    for node in NODES:
+        found += [
+            f"{node}: process {pid} {line}"
+            for pid, line in processes_of(node).items()
+            if not line.startswith(("slurmd", "slurmstepd"))
+        ]
+        for folder in ("/tmp", "/dev/shm"):
+            listed = subprocess.run(
+                on_node(node, ["ls", "-A", folder]), capture_output=True, text=True
+            )
+            found += [f"{node}: {folder}/{name}" for name in listed.stdout.split()]
+    return found
 
 
 def _install() -> None:

@@ -1,0 +1,206 @@
+"""What works here: Slurm's commands, the shared disk, ports, shared memory; and the mend.
+
+`checks` looks at the machine it runs on. With a partition it also sends a short job to a node, and
+compares: the clock, and how long a renamed file takes to be seen there.
+"""
+
+import fcntl
+import json
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from slurm import allocation, jobs
+from slurm.folder import Folder, read_json
+from slurm.settings import Settings
+from storage.atomic import write_json
+from storage.errors import FewscanError
+
+SLOW_RENAME_S = 0.5
+SKEW_S = 5.0
+SHARED_MEMORY_LEAST = 256 << 20
+NODE_WAIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    """What."""
+    ok: bool
+    """Whether an elastic cluster can work with it."""
+    found: str
+    """What is the case."""
+    remedy: str = ""
+    """What to do about it; empty if nothing has to be done."""
+
+
+def checks(folder: Path, settings: Settings | None = None) -> list[Check]:
+    """Everything that can be told from here; with `settings`, from a node as well."""
+    found = [_submitit(), *(_command(name) for name in ("sbatch", "squeue", "scancel", "scontrol"))]
+    found += [_controller(), _accounting()]
+    found += [_guarded("shared disk", _disk, folder), _guarded("locks", _locks, folder)]
+    found += [_shared_memory(), _address(), _gpus()]
+    if settings is not None:
+        found += _from_a_node(folder, settings)
+    return found
+
+
+def _submitit() -> Check:
+    return Check("submitit", True, submitit.__version__)
+
+
+def _command(name: str) -> Check:
+    path = shutil.which(name)
+    remedy = "" if path else "run on a login node of the cluster; perhaps `module load slurm`"
+    return Check(name, path is not None, path or "not in PATH", remedy)
+
+
+def _controller() -> Check:
+    try:
+        jobs.run(["squeue", "--noheader", "--me"])
+    except FewscanError as error:
+        return Check("controller", False, error.found, "ask the administrators; nothing can run")
+    return Check("controller", True, "squeue answers")
+
+
+def _accounting() -> Check:
+    """Its absence is no fault: nothing here asks sacct."""
+    try:
+        jobs.run(["sacct", "--noheader", "--starttime=now"])
+    except FewscanError:
+        return Check("accounting", True, "no sacct; that is fine, job states come from squeue")
+    return Check("accounting", True, "sacct answers (it is not needed)")
+
+
+def _guarded(name: str, check: Callable[[Path], Check], folder: Path) -> Check:
+    try:
+        return check(folder)
+    except (OSError, FewscanError) as error:
+        return Check(
+            name, False, str(error), "choose a folder on the shared disk that you can write"
+        )
+
+
+def _disk(folder: Path) -> Check:
+    """Atomic replacement, and what it takes."""
+    probe = folder / f".probe-{socket.gethostname()}"
+    times = []
+    for number in range(10):
+        began = time.perf_counter()
+        write_json(probe, number)
+        times.append(time.perf_counter() - began)
+        if read_json(probe) != number:
+            return Check(
+                "shared disk", False, "a replaced file shows its old value", "another disk"
+            )
+    probe.unlink()
+    median_s = statistics.median(times)
+    free = shutil.disk_usage(folder).free >> 30
+    slow = "slow; checkpoint less often or use another disk" if median_s > SLOW_RENAME_S else ""
+    said = f"{median_s * 1000:.0f} ms to replace a file, {free} GB free"
+    return Check("shared disk", median_s <= SLOW_RENAME_S, said, slow)
+
+
+def _locks(folder: Path) -> Check:
+    """Two processes must not get the same lock."""
+    program = (
+        "import fcntl, sys\nfile = open(sys.argv[1], 'a')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    )
+    path = folder / f".lock-{socket.gethostname()}"
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        command = [sys.executable, "-c", program, str(path)]
+        refused = subprocess.run(command, capture_output=True, check=False).returncode != 0
+    path.unlink()
+    remedy = "" if refused else "mount it with flock; until then launch a study from one shell only"
+    return Check("locks", refused, "respected" if refused else "ignored by this disk", remedy)
+
+
+def _shared_memory() -> Check:
+    free = shutil.disk_usage("/dev/shm").free
+    enough = free >= SHARED_MEMORY_LEAST
+    remedy = "" if enough else "remove what earlier jobs left in /dev/shm, or ask for a larger one"
+    return Check("/dev/shm", enough, f"{free >> 20} MB free", remedy)
+
+
+def _address() -> Check:
+    try:
+        address = allocation.own_address()
+        ports = allocation.free_ports(8)
+    except (FewscanError, OSError) as error:
+        return Check("ports", False, str(error), "the node needs an address that others can reach")
+    return Check("ports", True, f"{address}, free ports like {ports[0]}")
+
+
+def _gpus() -> Check:
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return Check("GPU", True, "none on this machine (a login node often has none)")
+    return Check("GPU", True, ", ".join(done.stdout.split("\n")).strip(", "))
+
+
+def node_report(root: str) -> None:
+    """Runs as a job: writes what a node sees."""
+    seen_unix = time.time()
+    folder = Path(root)
+    asked = json.loads((folder / "doctor_ask.json").read_text())
+    found = checks(folder)
+    report = {"token": asked, "unix": seen_unix, "node": socket.gethostname()}
+    write_json(folder / "doctor_node.json", {**report, "checks": [vars(check) for check in found]})
+
+
+def _from_a_node(folder: Path, settings: Settings) -> list[Check]:
+    """Send a job, wait for its report, put its checks behind ours."""
+    where = Folder(folder.resolve())
+    answer = folder / "doctor_node.json"
+    try:
+        where.prepare()
+        answer.unlink(missing_ok=True)
+        token = time.time()
+        write_json(folder / "doctor_ask.json", token)
+        job = jobs.submit(where, settings, "worker", node_report, str(where.root))
+    except FewscanError as error:
+        return [Check("a job", False, str(error), "mend the settings that Slurm names")]
+    report = _await(answer, NODE_WAIT_S)
+    if report is None:
+        jobs.cancel([job])
+        log = where.job_log(job)
+        said = f"job {job} gave no answer within {NODE_WAIT_S:.0f} s"
+        return [Check("a job", False, said, f"the queue may be long; else see {log}")]
+    (folder / "doctor_ask.json").unlink()
+    answer.unlink()
+    checked = [Check(f"{report['node']}: {c.pop('name')}", **c) for c in report["checks"]]
+    return [_clock(report), *checked]
+
+
+def _clock(report: dict[str, Any]) -> Check:
+    """The node's clock lies between our asking and our reading, or it is wrong by that much."""
+    early_s, late_s = report["token"] - report["unix"], report["unix"] - time.time()
+    skew_s = max(0.0, early_s, late_s)
+    remedy = "" if skew_s < SKEW_S else "ask the administrators to run NTP; time limits will be off"
+    return Check("clocks", skew_s < SKEW_S, f"{skew_s:.1f} s apart", remedy)
+
+
+def _await(path: Path, wait_s: float) -> dict[str, Any] | None:
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        value = read_json(path)
+        if value is not None:
+            found: dict[str, Any] = value
+            return found
+        time.sleep(0.5)
+    return None
