@@ -14,6 +14,7 @@ from toy_driver import CHECKPOINT_EVERY
 from toy_study import Study, until
 
 from slurm import Settings, launch, status
+from slurm.doctor import checks
 from storage.errors import ClusterError, DiskFullError
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -93,6 +94,14 @@ def test_a_driver_that_fails_ends_everything_with_its_last_words(study: MakeStud
     assert toy.status().failures[0].log == toy.folder / "logs" / "driver.log"
 
 
+def test_the_doctor_finds_the_lab_healthy(study: MakeStudy) -> None:
+    toy = study()
+    toy.folder.mkdir()
+    told = checks(toy.folder, toy.settings)
+    assert all(check.ok for check in told), told
+    assert {"clocks", "shared disk", "n1: shared disk"} <= {check.name for check in told}
+
+
 @pytest.fixture
 def small_disk(slurm_lab: None) -> Iterator[Path]:
     """A shared disk of a few megabytes, empty again afterwards."""
@@ -125,6 +134,7 @@ def test_a_folder_without_write_permission_is_named(slurm_lab: None, tmp_path: P
 import os
 from pathlib import Path
 from slurm import Settings, launch, status
+from slurm.doctor import checks
 os.setuid(65534)
 launch(["true"], Path("{lab.SHARED}/not/mine"), Settings())
 """

@@ -1,0 +1,165 @@
+"""The cluster on a faked Slurm: real processes, real signals, real Ray; no root needed."""
+
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_slurm
+import pytest
+
+from slurm import Settings, cancel, caretaker, launch, status
+from slurm.doctor import checks
+from slurm.elastic import Elastic
+from slurm.folder import Folder, Launch
+from storage.errors import ClusterError
+
+QUICK = {"poll_s": 1, "idle_s": 60, "signal_delay_s": 30, "time_limit_min": 5, "grace_s": 10}
+TOY = Path(__file__).parent / "slurm_lab" / "toy_driver.py"
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A faked Slurm; its state folder."""
+    folder = tmp_path / "fake"
+    binaries = fake_slurm.install(folder)
+    monkeypatch.setenv(fake_slurm.ENVIRONMENT, str(folder))
+    monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with fake_slurm.serving(folder):
+        yield folder
+
+
+def until(what: Callable[[], Any], wait_s: float = 60) -> Any:
+    deadline = time.monotonic() + wait_s
+    while not (value := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return value
+
+
+def test_a_preempted_worker_returns_and_nothing_is_left(slurm: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "study", tmp_path / "study" / "out"
+    options = ["--units", "2", "--steps", "25", "--step-s", "0.1"]
+    head = launch([sys.executable, str(TOY), str(out), *options], folder, Settings(**QUICK))
+    assert launch(["something", "else"], folder, Settings(**QUICK)) == head  # it runs already
+    trace = out / "trace.jsonl"
+    until(lambda: trace.exists() and len(trace.read_text().splitlines()) > 2)
+    worker = status(folder).workers[0].job
+    fake_slurm.preempt(worker)
+    until(lambda: (folder / "elastic.json").exists() and worker_phase(folder) == "requeued")
+    until(lambda: status(folder).state not in ("starting", "running"))
+    now = status(folder)
+    assert (now.state, now.generation) == ("done", 1), now
+    steps = [(line["unit"], line["step"]) for line in map(json.loads, trace.open())]
+    assert sorted(steps) == [(unit, step) for unit in range(2) for step in range(1, 26)]
+    until(lambda: {job["state"] for job in fake_slurm.jobs(slurm).values()} == {"COMPLETED"})
+    asked = fake_slurm.commands_given(slurm)
+    assert f"scontrol update JobId={worker} StartTime=now" in asked
+    assert not list(Path("/tmp").glob(f"{Folder(folder).key}-*"))
+
+
+def worker_phase(folder: Path) -> str | None:
+    reports = [json.loads(file.read_text()) for file in (folder / "workers").glob("[0-9]*.json")]
+    return reports[0]["phase"] if reports else None
+
+
+def test_a_setup_line_that_fails_ends_in_one_job(slurm: Path, tmp_path: Path) -> None:
+    settings = Settings(setup=["true", "no-such-module cuda"], **QUICK)
+    launch(["true"], tmp_path / "study", settings)
+    until(lambda: status(tmp_path / "study").state == "lost")
+    assert "setup line failed: no-such-module cuda" in status(tmp_path / "study").failures[0].text
+    assert len(fake_slurm.jobs(slurm)) == 1
+
+
+def test_slurms_refusal_is_passed_on(slurm: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="invalid partition") as caught:
+        launch(["true"], tmp_path / "study", Settings(partition="nonsense", **QUICK))
+    assert caught.value.where == "sbatch"
+
+
+def test_workers_that_die_at_once_end_the_attempts(slurm: Path, tmp_path: Path) -> None:
+    folder = prepared(tmp_path)
+    elastic = Elastic(folder, folder.launch(), tmp_path / "nodes.json")
+    for _ in range(2):
+        elastic.tick()
+        until(lambda: not any_alive(slurm))
+    with pytest.raises(ClusterError, match="ended before they had joined"):
+        elastic.tick()
+    assert len(fake_slurm.jobs(slurm)) <= 4
+
+
+def prepared(tmp_path: Path) -> Folder:
+    """A folder as after `launch`, with workers whose setup fails, and without a head."""
+    folder = Folder(tmp_path / "study")
+    folder.prepare()
+    settings = Settings(setup=["false"], max_workers=2, **QUICK)
+    folder.write_launch(launch_record(settings))
+    return folder
+
+
+def launch_record(settings: Settings) -> Any:
+    return Launch("1", ("true",), "/", settings)
+
+
+def any_alive(slurm: Path) -> bool:
+    return any(
+        job["state"] in ("PENDING", "RUNNING", "COMPLETING")
+        for job in fake_slurm.jobs(slurm).values()
+    )
+
+
+def test_a_lost_head_is_replaced_but_not_for_ever(slurm: Path, tmp_path: Path) -> None:
+    folder = prepared(tmp_path)
+    caretaker.submit_head(folder, folder.launch())
+    for _ in range(5):
+        until(lambda: not any_alive(slurm))
+        (folder.root / "caretaker.json").unlink(missing_ok=True)
+        caretaker.look_after_head(folder)
+    assert len(fake_slurm.jobs(slurm)) == 3
+    assert status(folder.root).state == "failed"
+    assert "the 3th within minutes" in status(folder.root).detail
+
+
+def test_many_workers_look_after_the_head_with_one_query(slurm: Path, tmp_path: Path) -> None:
+    folder = prepared(tmp_path)
+    caretaker.submit_head(folder, folder.launch())
+    for _ in range(5):
+        caretaker.look_after_head(folder)
+    asked = [line for line in fake_slurm.commands_given(slurm) if line.startswith("squeue")]
+    assert len(asked) == 1
+
+
+def test_cancelled_it_stays_cancelled_until_launched_again(slurm: Path, tmp_path: Path) -> None:
+    (slurm / "nodes").write_text("0")  # nothing starts
+    folder = tmp_path / "study"
+    job = launch(["true"], folder, Settings(**QUICK))
+    assert status(folder).state == "pending"
+    assert cancel(folder) == [job]
+    assert status(folder).state == "cancelled"
+    assert launch(["true"], folder, Settings(**QUICK)) != job
+    assert status(folder).state == "pending"
+
+
+def test_the_token_is_the_owners_alone(slurm: Path, tmp_path: Path) -> None:
+    (slurm / "nodes").write_text("0")
+    launch(["true"], tmp_path / "study", Settings(**QUICK))
+    mode = (tmp_path / "study" / "token").stat().st_mode
+    assert stat.S_IMODE(mode) == 0o600
+
+
+def test_the_doctor_names_what_is_wrong(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {check.name: check for check in checks(tmp_path)}
+    assert all(check.ok for check in told.values()), told
+    (slurm / "bin" / "scancel").unlink()
+    monkeypatch.setenv("PATH", str(slurm / "bin"))  # this machine may have a real one
+    told = {check.name: check for check in checks(tmp_path / "nowhere")}
+    assert not told["scancel"].ok
+    assert not told["shared disk"].ok
+    assert all(check.ok or check.remedy for check in told.values())
