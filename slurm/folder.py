@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slurm.settings import Settings
-from storage.atomic import write_json
+from storage.atomic import replacing, write_json
 from storage.errors import ClusterError
 
 
@@ -108,7 +108,10 @@ class Folder:
         return self.logs / f"{job}_0_log.out"  # submitit's name for it
 
     def prepare(self) -> None:
-        """Make the folder and the token that keeps others out. Raises `ClusterError`."""
+        """Make the folder, and the token that keeps others out.
+
+        Raises `ClusterError` if it may not, `DiskFullError` if it cannot.
+        """
         try:
             for folder in (self.root, self.workers, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -175,6 +178,7 @@ def tail(path: Path, lines: int = 20) -> str:
 
 
 def _write_secret(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    with replacing(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
