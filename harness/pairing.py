@@ -1,0 +1,119 @@
+"""The scores of one cell of a study, and which cells may be paired.
+
+A difference between two arms is only about the arms if both were given the same labelled scans and
+were tested on the same patients, seed by seed.
+
+Letters in names: S seeds, P patients.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from storage.errors import StudyError
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One metric of one arm at one label count, for each patient of the test split.
+
+    Raises ValueError if the parts do not fit together.
+    """
+
+    name: str
+    """For errors: "scratch, 8 scans"."""
+    seeds: tuple[int, ...]
+    patients: tuple[str, ...]
+    subsets: tuple[tuple[str, ...], ...]
+    """For each seed, the scans whose labels it was given."""
+    scores_SP: np.ndarray
+    """nan: not defined for that patient."""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.seeds), len(self.patients))
+        if self.scores_SP.shape != shape or len(self.subsets) != len(self.seeds):
+            raise ValueError(
+                f"{self.name}: {len(self.subsets)} subsets and scores of shape "
+                f"{self.scores_SP.shape} for {shape[0]} seeds and {shape[1]} patients"
+            )
+        if len(set(self.seeds)) < shape[0] or len(set(self.patients)) < shape[1]:
+            raise ValueError(f"{self.name}: a seed or a patient comes twice")
+
+    def select(self, seeds: Sequence[int], patients: Sequence[str]) -> "Scores":
+        """These seeds and patients alone, in this order."""
+        rows = positions(self.seeds, seeds)
+        columns = positions(self.patients, patients)
+        subsets = tuple(self.subsets[row] for row in rows)
+        scores_SP = self.scores_SP[np.ix_(rows, columns)]
+        return Scores(self.name, tuple(seeds), tuple(patients), subsets, scores_SP)
+
+    def defined(self) -> "Scores":
+        """Without the seeds and the patients that have no score at all."""
+        there_SP = ~np.isnan(self.scores_SP)
+        seeds = [seed for seed, any_ in zip(self.seeds, there_SP.any(axis=1), strict=True) if any_]
+        patients = np.array(self.patients, dtype=object)[there_SP.any(axis=0)]
+        return self.select(seeds, patients.tolist())
+
+
+def positions(names: Sequence[object], wanted: Iterable[object]) -> list[int]:
+    """Where each of the wanted names stands; KeyError for one that is not there."""
+    place = {name: index for index, name in enumerate(names)}
+    return [place[name] for name in wanted]
+
+
+def difference(first: Scores, second: Scores) -> Scores:
+    """First minus second, over the seeds that both have; nan where either is.
+
+    Raises `StudyError` if they cannot be paired: no seed in common, a seed that was given other
+    labelled scans, other test patients.
+    """
+    require_same_patients(first, second)
+    require_same_subsets(first, second)
+    seeds = sorted({*first.seeds} & {*second.seeds})
+    if not seeds:
+        raise StudyError(
+            f"no seed in common: {_some(first.seeds)} against {_some(second.seeds)}",
+            where=_both(first, second),
+            expected="finished runs of both arms with the same seed",
+            remedy="go on with the sweep, or give both arms the same seeds",
+        )
+    first, second = (scores.select(seeds, first.patients) for scores in (first, second))
+    name = f"{first.name} minus {second.name}"
+    scores_SP = first.scores_SP - second.scores_SP
+    return Scores(name, first.seeds, first.patients, first.subsets, scores_SP)
+
+
+def require_same_patients(first: Scores, second: Scores) -> None:
+    """Raise `StudyError` unless both were tested on the same patients, in whatever order."""
+    odd = {*first.patients} ^ {*second.patients}
+    if odd:
+        raise StudyError(
+            f"different test patients: {len(odd)} in one alone ({_some(sorted(odd))})",
+            where=_both(first, second),
+            expected="the same test split for both arms",
+            remedy="compare runs of the same store and protocol version",
+        )
+
+
+def require_same_subsets(first: Scores, second: Scores) -> None:
+    """Raise `StudyError` if a seed that both have was given other labelled scans."""
+    given = dict(zip(second.seeds, second.subsets, strict=True))
+    for seed, subset in zip(first.seeds, first.subsets, strict=True):
+        odd = {*subset} ^ {*given.get(seed, subset)}
+        if odd:
+            raise StudyError(
+                f"different labelled scans for seed {seed}: "
+                f"{len(odd)} given to one alone ({_some(sorted(odd))})",
+                where=_both(first, second),
+                expected="the same labelled scans for both arms, seed by seed",
+                remedy="compare runs of the same store and protocol version, or rerun one arm",
+            )
+
+
+def _both(first: Scores, second: Scores) -> str:
+    return f"{first.name} / {second.name}"
+
+
+def _some(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")

@@ -1,0 +1,72 @@
+"""Arms are paired seed by seed and patient by patient, or it is said why they cannot be."""
+
+import numpy as np
+import pytest
+from fake_scores import cell
+
+from harness.pairing import Scores, difference
+from storage.errors import StudyError
+
+NAN = float("nan")
+
+
+def test_a_difference_is_taken_within_seed_and_patient() -> None:
+    first = cell([[0.5, 0.6, NAN], [0.7, 0.9, 0.1]])
+    second = cell([[0.4, NAN, 0.3], [0.2, 0.3, 0.3]])
+    found = difference(first, second)
+    np.testing.assert_allclose(found.scores_SP, [[0.1, NAN, NAN], [0.5, 0.6, -0.2]])
+
+
+def test_the_order_of_seeds_and_patients_is_of_no_account() -> None:
+    first, second = cell([[0.5, 0.6], [0.7, 0.9]]), cell([[0.4, 0.1], [0.2, 0.3]])
+    turned = second.select((1, 0), ("P001", "P000"))
+    assert turned.scores_SP.tolist() == [[0.3, 0.2], [0.1, 0.4]]
+    assert turned.subsets == (("T1",), ("T0",))
+    expected, found = difference(first, second), difference(first, turned)
+    assert (found.seeds, found.patients) == (expected.seeds, expected.patients)
+    np.testing.assert_array_equal(found.scores_SP, expected.scores_SP)
+
+
+def test_a_seed_that_one_arm_has_not_finished_is_left_out() -> None:
+    first = cell([[0.5, 0.6], [0.7, 0.9], [0.2, 0.2]])
+    second = cell([[0.4, 0.1], [0.2, 0.3]], seeds=(2, 0))
+    found = difference(first, second)
+    assert found.seeds == (0, 2)
+    np.testing.assert_allclose(found.scores_SP, [[0.3, 0.3], [-0.2, 0.1]])
+
+
+def test_arms_that_cannot_be_paired_say_why() -> None:
+    first = cell([[0.5, 0.6]], name="pre-trained, 8 scans")
+    cases = {
+        "no seed in common: 0 against 7, 9": cell([[0.1, 0.2], [0.1, 0.2]], seeds=(7, 9)),
+        "different test patients: 1 in one alone (P002)": cell([[0.1, 0.2, 0.3]]),
+        "different labelled scans for seed 0: 2 given to one alone (T0, T5)": cell(
+            [[0.1, 0.2]], subsets=(("T5",),)
+        ),
+    }
+    for message, second in cases.items():
+        with pytest.raises(StudyError) as error:
+            difference(first, second)
+        assert error.value.found == message
+        assert error.value.where == "pre-trained, 8 scans / scratch"
+        assert error.value.expected
+        assert error.value.remedy
+
+
+def test_the_order_of_labelled_scans_is_of_no_account() -> None:
+    first = cell([[0.5]], subsets=(("A", "B"),))
+    second = cell([[0.25]], subsets=(("B", "A"),))
+    assert difference(first, second).scores_SP.tolist() == [[0.25]]
+
+
+def test_defined_drops_what_has_no_score_at_all() -> None:
+    scores = cell([[NAN, 0.5, NAN], [NAN, NAN, NAN], [NAN, 0.25, 0.75]]).defined()
+    assert (scores.seeds, scores.patients) == ((0, 2), ("P001", "P002"))
+    np.testing.assert_array_equal(scores.scores_SP, [[0.5, NAN], [0.25, 0.75]])
+
+
+def test_scores_fit_their_seeds_and_patients() -> None:
+    with pytest.raises(ValueError, match=r"shape \(1, 2\) for 1 seeds and 1 patients"):
+        Scores("scratch", (0,), ("A",), ((),), np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="a seed or a patient comes twice"):
+        Scores("scratch", (0,), ("A", "A"), ((),), np.zeros((1, 2)))
