@@ -1,0 +1,146 @@
+"""How far a mean score is known: the bootstrap over seeds and patients.
+
+Pure functions of the scores of finished cells (an arm at a label count), as are `comparison` and
+`labels_saved`. A missing cell is not among the arguments and has no result; nothing is imputed.
+
+Two things vary, and a claim has to survive both. A seed draws the labelled scans, the initial
+weights and the order of the data; a test patient is one of many who might have been scanned. They
+are crossed, not nested: every seed is scored on the same patients. A bootstrap that draws patients
+anew for each seed takes a hard patient for the bad luck of one seed, and its intervals are too
+short however many the seeds. So a resample is one draw of seeds and one draw of patients, as in the
+pigeonhole bootstrap (Owen, Ann. Appl. Stat. 1(2), 2007; none is exact for crossed data: McCullagh,
+Bernoulli 6(2), 2000). A pre-trained network is one and the same for all seeds: how another
+pre-training would differ is in no interval.
+
+Letters in names: S seeds, P patients, N either, B resamples.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import stats
+
+from harness.pairing import Scores, positions
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, and how far it is known."""
+
+    value: float | None
+    """None: not defined; of labels saved, not reached."""
+    interval: tuple[float | None, float | None] | None
+    """95 % confidence interval. None as a whole: it takes two seeds and two patients. None as an
+    end: not reached."""
+
+
+def estimate(scores: Scores, *, resamples: int = RESAMPLES, random_seed: int = 0) -> Estimate:
+    """The `mean` of a cell, or of a paired difference, with its interval.
+
+    How often the 95 % interval held the truth in 4,000 simulated studies (251 patients; standard
+    deviations: patients 0.25, residual 0.1, seeds as given), and in brackets its median width:
+
+    ========  =============  =============  =============  =============
+    seeds'    2 seeds        3 seeds        5 seeds        10 seeds
+    ========  =============  =============  =============  =============
+    0.040     .972 (0.436)   .978 (0.186)   .966 (0.112)   .959 (0.084)
+    0.015     .985 (0.188)   .979 (0.095)   .965 (0.073)   .961 (0.066)
+    0.003     .987 (0.097)   .970 (0.072)   .959 (0.065)   .963 (0.063)
+    ========  =============  =============  =============  =============
+
+    In the first row the plain crossed percentile bootstrap held it .81, .86, .92 and .93 of the
+    time, one with patients nested in seeds .74, .77, .81 and .73. The residual counts at both
+    levels, so where little else varies the interval is too wide (above .99). With 8 patients of
+    skewed scores coverage falls to .93. Two seeds are honest and nearly useless.
+    """
+    means_B = resampled_means(scores, resamples, random_seed)
+    return Estimate(mean(scores), None if means_B is None else percentiles(means_B))
+
+
+def mean(scores: Scores) -> float | None:
+    """Over seeds, of the mean over the patients defined for the seed; None if there are none."""
+    scores_SP = scores.defined().scores_SP
+    return float(np.nanmean(scores_SP, axis=1).mean()) if scores_SP.size else None
+
+
+def resampled_means(scores: Scores, resamples: int, random_seed: int) -> np.ndarray | None:
+    """The `mean` in each resample; None unless two seeds and two patients have scores."""
+    if min(scores.defined().scores_SP.shape) < 2:
+        return None
+    return draw_resamples(scores.seeds, scores.patients, resamples, random_seed).means_B(scores)
+
+
+def percentiles(draws_B: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of the draws, some of which may be infinite."""
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(draws_B, [tail, 1 - tail], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def p_value(draws_B: np.ndarray) -> float:
+    """Two-sided p-value of zero: twice the share of draws on its rarer side, never quite 0."""
+    rarer = min(np.sum(draws_B <= 0), np.sum(draws_B >= 0))
+    return min(1.0, 2 * (int(rarer) + 1) / (len(draws_B) + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Resampling:
+    """Which seeds and patients each resample drew: one for all cells, so that they stay paired."""
+
+    random_seed: int
+    seeds: tuple[int, ...]
+    patients: tuple[str, ...]
+    seed_counts_BS: np.ndarray
+    patient_counts_BP: np.ndarray
+
+    def means_B(self, scores: Scores) -> np.ndarray:
+        """The `mean` of a cell in every resample; needs two seeds and two patients with scores.
+
+        To first order the mean moves by a sum over seeds and a sum over patients, each linear in
+        how often they were drawn. n draws of n spread too little, by √((n−1)/n), and take the
+        observed variance for the true one, of which two seeds say next to nothing (Hesterberg, Am.
+        Stat. 69(4), 2015). So each sum is multiplied by √(n / χ²(n−1)), which for normal data
+        gives it nearly Student's t distribution with n − 1 degrees of freedom.
+        """
+        scores = scores.defined()
+        there_S = np.sum(~np.isnan(scores.scores_SP), axis=1)
+        means_S = np.nansum(scores.scores_SP, axis=1) / there_S
+        moves_SP = np.nan_to_num(scores.scores_SP - means_S[:, None]) / there_S[:, None]
+        seed_moves_S, patient_moves_P = np.zeros(len(self.seeds)), np.zeros(len(self.patients))
+        seed_moves_S[positions(self.seeds, scores.seeds)] = means_S - means_S.mean()
+        patient_moves_P[positions(self.patients, scores.patients)] = moves_SP.sum(axis=0)
+        by_seed_B = self.seed_counts_BS @ seed_moves_S / len(means_S)
+        by_patient_B = self.patient_counts_BP @ patient_moves_P / len(means_S)
+        seeds, patients = scores.scores_SP.shape
+        return (
+            means_S.mean()
+            + by_seed_B * _widening(seeds, len(by_seed_B), (self.random_seed, 1))
+            + by_patient_B * _widening(patients, len(by_patient_B), (self.random_seed, 2))
+        )
+
+
+@lru_cache(maxsize=2)  # the cells of a study share seeds and patients, hence their resamples
+def draw_resamples(
+    seeds: tuple[int, ...], patients: tuple[str, ...], resamples: int, random_seed: int
+) -> Resampling:
+    """Draw as many seeds as there are, with replacement, and likewise patients."""
+    rng = np.random.default_rng(random_seed)
+    counts = [_counts(rng, resamples, len(drawn)) for drawn in (seeds, patients)]
+    return Resampling(random_seed, seeds, patients, *counts)
+
+
+def _counts(rng: np.random.Generator, resamples: int, n: int) -> np.ndarray:
+    drawn_BN = rng.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+    counts = np.bincount(drawn_BN.ravel(), minlength=resamples * n)
+    return counts.reshape(resamples, n).astype(float)
+
+
+@lru_cache(maxsize=64)
+def _widening(n: int, resamples: int, stream: tuple[int, int]) -> np.ndarray:
+    """√(n / χ²(n−1)) in every resample, the quantiles being the same for every n of a stream."""
+    quantiles_B = np.random.default_rng(stream).random(resamples)
+    return np.sqrt(n / stats.chi2.ppf(quantiles_B, n - 1))
