@@ -1,0 +1,150 @@
+"""How many labelled scans another arm needs for what an arm reaches with k.
+
+The rule. A curve is the mean score at each label count that has finished, made monotone by the
+nearest non-decreasing sequence (isotonic regression, equal weights: a dip that is noise is averaged
+with its neighbours, not bridged), and joined linearly over the logarithm of the count. The labels
+needed for a score are the fewest at which that curve reaches it: its first crossing. Beyond the
+counts that were run nothing is extrapolated.
+
+Letters in names: K label counts, B resamples.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.pairing import Scores, require_same_patients, require_same_subsets
+from harness.statistics import RESAMPLES, Estimate, Resampling, draw_resamples, mean, percentiles
+
+ROUNDING = 1e-12
+"""Equal scores are equal, whatever the order of the sums."""
+
+
+@dataclass(frozen=True)
+class LabelsSaved:
+    """What the other arm needs for the score that an arm reaches with `labels` labelled scans."""
+
+    labels: int
+    score: float
+    needed: Estimate
+    """Labelled scans of the other arm. The fewest it was run with stands for "that or fewer", None
+    for "not reached with the most"."""
+    saved: Estimate
+    """needed − labels"""
+    ratio: Estimate
+    """needed / labels"""
+    searched: tuple[int, int]
+    """The fewest and the most labelled scans that the other arm was run with."""
+
+
+def labels_saved(
+    first: Mapping[int, Scores],
+    second: Mapping[int, Scores],
+    *,
+    resamples: int = RESAMPLES,
+    random_seed: int = 0,
+) -> dict[int, LabelsSaved]:
+    """For each label count of the first arm (pre-trained), what the second (scratch) needs.
+
+    One set of resamples moves all cells of both arms together. Cells without a score are left out;
+    with a cell of one seed there are no intervals. In 400 simulated studies for each of four pairs
+    of curves and 2, 3 and 5 seeds the intervals held the true number at least .948 of the time
+    (with a running maximum in place of isotonic regression, down to .86). Where the curve is nearly
+    flat the number itself is often a factor of two off, and its interval wide.
+
+    Raises `StudyError` if the arms were tested on other patients or, at one label count and seed,
+    given other labelled scans.
+    """
+    first = {count: first[count] for count in sorted(first) if mean(first[count]) is not None}
+    second = {count: second[count] for count in sorted(second) if mean(second[count]) is not None}
+    if not first or not second:
+        return {}
+    _require_comparable(first, second)
+    cells = [*first.values(), *second.values()]
+    seeds = tuple(sorted({seed for cell in cells for seed in cell.seeds}))
+    resampling = draw_resamples(seeds, cells[0].patients, resamples, random_seed)
+    curve_BK = isotonic(np.stack([_means(cell, resampling) for cell in second.values()], axis=1))
+    counts_K = np.array([*second])
+    return {
+        labels: _saved(labels, _means(cell, resampling), curve_BK, counts_K)
+        for labels, cell in first.items()
+    }
+
+
+def _require_comparable(first: Mapping[int, Scores], second: Mapping[int, Scores]) -> None:
+    reference, *others = [*first.values(), *second.values()]
+    for cell in others:
+        require_same_patients(reference, cell)
+    for count in {*first} & {*second}:
+        require_same_subsets(first[count], second[count])
+
+
+def _means(cell: Scores, resampling: Resampling) -> np.ndarray:
+    """The mean, and after it the mean in every resample: nan for a single seed or patient."""
+    if min(cell.defined().scores_SP.shape) < 2:
+        draws_B = np.full(len(resampling.seed_counts_BS), np.nan)
+    else:
+        draws_B = resampling.means_B(cell)
+    return np.concatenate([[mean(cell)], draws_B])
+
+
+def _saved(
+    labels: int, scores_B: np.ndarray, curve_BK: np.ndarray, counts_K: np.ndarray
+) -> LabelsSaved:
+    needed_B = first_crossing(scores_B, curve_BK, counts_K)
+    return LabelsSaved(
+        labels=labels,
+        score=float(scores_B[0]),
+        needed=_estimate(needed_B),
+        saved=_estimate(needed_B - labels),
+        ratio=_estimate(needed_B / labels),
+        searched=(int(counts_K[0]), int(counts_K[-1])),
+    )
+
+
+def _estimate(found_B: np.ndarray) -> Estimate:
+    value, draws_B = _or_none(found_B[0]), found_B[1:]
+    if np.isnan(draws_B).any():
+        return Estimate(value, None)
+    low, high = percentiles(draws_B)
+    return Estimate(value, (_or_none(low), _or_none(high)))
+
+
+def _or_none(number: float) -> float | None:
+    return float(number) if np.isfinite(number) else None
+
+
+def isotonic(curve_BK: np.ndarray) -> np.ndarray:
+    """The non-decreasing sequences nearest to each row, by least squares.
+
+    By the max-min formula: the largest, over starts up to k, of the smallest mean from there to an
+    end from k on (Robertson, Wright and Dykstra, Order Restricted Statistical Inference, 1988).
+    """
+    sums_BK = np.cumsum(np.insert(curve_BK, 0, 0, axis=1), axis=1)
+    nearest_BK = np.full_like(curve_BK, -np.inf)
+    for start in range(curve_BK.shape[1]):
+        lengths = np.arange(1, curve_BK.shape[1] - start + 1)
+        means = (sums_BK[:, start + 1 :] - sums_BK[:, [start]]) / lengths
+        smallest = np.minimum.accumulate(means[:, ::-1], axis=1)[:, ::-1]
+        nearest_BK[:, start:] = np.maximum(nearest_BK[:, start:], smallest)
+    return nearest_BK
+
+
+def first_crossing(scores_B: np.ndarray, curve_BK: np.ndarray, counts_K: np.ndarray) -> np.ndarray:
+    """The fewest labels at which each non-decreasing curve reaches its score; inf if it does not.
+
+    Linear in log(count) between neighbouring counts; the first count if the curve starts there.
+    """
+    reached_BK = curve_BK >= scores_B[:, None] - ROUNDING
+    after_B = reached_BK.argmax(axis=1)
+    before_B = np.maximum(after_B - 1, 0)
+    rows = np.arange(len(scores_B))
+    low_B, high_B = curve_BK[rows, before_B], curve_BK[rows, after_B]
+    rise_B = np.where(high_B > low_B, high_B - low_B, 1.0)
+    share_B = np.clip((scores_B - low_B) / rise_B, 0, 1)
+    log_K = np.log(counts_K)
+    needed_B = np.exp(log_K[before_B] + share_B * (log_K[after_B] - log_K[before_B]))
+    needed_B[~reached_BK.any(axis=1)] = np.inf
+    needed_B[np.isnan(scores_B) | np.isnan(curve_BK).any(axis=1)] = np.nan
+    return needed_B
