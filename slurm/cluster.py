@@ -119,7 +119,7 @@ def await_joined(node: RayNode, job: str) -> None:
     """Wait until the watcher sees `job` in the cluster. Raises `ClusterError`."""
     deadline = time.monotonic() + START_S
     while job not in (read_json(node.activity_file) or {}):
-        if not node.alive() or time.monotonic() > deadline:
+        if not node.alive() or time.monotonic() > deadline or processes.stop_waits():
             raise _no_start(node.temporary)
         time.sleep(0.1)
 
@@ -134,6 +134,8 @@ def _start(folder: Folder, share: Allocation, command: CommandMaker) -> RayNode:
         if _settled(process, temporary):
             return RayNode(process, address, temporary)
         processes.end_descendants()
+        if processes.stop_waits():
+            break
     error = _no_start(temporary)
     shutil.rmtree(temporary, ignore_errors=True)
     raise error
@@ -142,7 +144,7 @@ def _start(folder: Folder, share: Allocation, command: CommandMaker) -> RayNode:
 def _settled(process: subprocess.Popen[bytes], temporary: Path) -> bool:
     """Whether Ray says that it runs, rather than ending."""
     deadline = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.poll() is None and time.monotonic() < deadline and not processes.stop_waits():
         if "Ray runtime started" in tail(temporary / "ray.log", 60):
             return True
         time.sleep(0.1)

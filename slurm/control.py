@@ -81,7 +81,8 @@ def launch(driver: Sequence[str], folder: Path, settings: Settings) -> str:
         if running is not None:
             return running
         where.outcome_file.unlink(missing_ok=True)
-        where.demand_file.unlink(missing_ok=True)
+        for stale in (where.demand_file, where.elastic_file, *where.workers.glob("[0-9]*.json")):
+            stale.unlink(missing_ok=True)
         return submit_head(where, Launch("", tuple(driver), str(Path.cwd()), settings))
 
 

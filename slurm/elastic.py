@@ -4,6 +4,7 @@ One look at the queue per interval, whatever the number of workers. `plan` is th
 touches nothing; `Elastic` carries it out and keeps count of what goes wrong.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ from slurm.settings import Settings
 from slurm.supervisor import run_worker
 from storage.atomic import write_json
 from storage.errors import ClusterError
+
+YOUNG_S = 120
+"""A worker that ends without a word within so many seconds may do so every time."""
+PATIENCE_S = 600
+"""While some workers work and others die at once (a bad node?), how long to ask for no more."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,19 @@ def plan(
     return Plan(max(0, -surplus), release, start)
 
 
+def has_joined(report: dict[str, Any] | None) -> bool:
+    """Whether a worker is in the cluster, by its own report."""
+    return report is not None and report["phase"] == "joined"
+
+
+def died_young(report: dict[str, Any] | None) -> bool:
+    """Whether a worker job that is gone ended without a word, soon after its start or not begun."""
+    if report is None:
+        return True
+    young = time.time() - report["since_unix"] < YOUNG_S
+    return young and report["phase"] in ("waiting", "joined")
+
+
 class Elastic:
     """The head's side of the queue. Raises `ClusterError` from `tick` when it gives up."""
 
@@ -69,7 +88,9 @@ class Elastic:
         before = read_json(folder.elastic_file) or {}
         self.known: set[str] = set(before.get("known", ()))
         self.released: set[str] = set(before.get("released", ()))
+        self.joined: set[str] = set()
         self.early_deaths = 0
+        self.patience_until = 0.0
         self.commands = 0
         self.error: dict[str, str | None] | None = None
 
@@ -92,20 +113,31 @@ class Elastic:
         """Find out what became of the jobs that have vanished."""
         for job in sorted(self.known - ids):
             report = read_json(self.folder.worker_file(job))
-            died = job not in self.released and not (report and report["joined"])
+            died = job not in self.released and died_young(report)
             self.early_deaths = self.early_deaths + 1 if died else 0
             if died:
-                self._note(f"worker job {job} ended before it joined", self.folder.job_log(job))
+                where = f" on {report['node']}" if report else ""
+                said = f"worker job {job} ended{where} before it could work"
+                self._note(said, self.folder.job_log(job))
             self.folder.worker_file(job).unlink(missing_ok=True)
         self.known = ids
         self.released &= ids
-        if any((read_json(self.folder.worker_file(job)) or {}).get("joined") for job in ids):
+        joined = {job for job in ids if has_joined(read_json(self.folder.worker_file(job)))}
+        if joined - self.joined:
             self.early_deaths = 0
-        if self.early_deaths >= self.settings.early_deaths:
+        self.joined = joined
+        self._judge()
+
+    def _judge(self) -> None:
+        """After too many early deaths: the end, or, if some workers do work, more patience."""
+        if self.early_deaths >= self.settings.early_deaths and self.joined:
+            self.patience_until = time.monotonic() + PATIENCE_S
+            self.early_deaths = 0
+        elif self.early_deaths >= self.settings.early_deaths:
             log = (self.error or {}).get("log")
             words = f"; the last said:\n{tail(Path(log), 10)}" if log else ""
             raise ClusterError(
-                f"{self.early_deaths} worker jobs in a row ended before they had joined{words}",
+                f"{self.early_deaths} worker jobs in a row ended before they could work{words}",
                 where=log,
                 expected="workers that start Ray and join",
                 remedy="read the log named above, mend `setup` or the other settings, launch again",
@@ -115,7 +147,8 @@ class Elastic:
         demand = read_json(self.folder.demand_file)
         self.wanted = wanted_workers(self.settings, None if demand is None else demand["workers"])
         todo = plan(self.wanted, present, self._idle_s(), self.settings.idle_s)
-        for _ in range(todo.submit):
+        patient = time.monotonic() < self.patience_until
+        for _ in range(0 if patient else todo.submit):
             if not self._submit(alone=not present):
                 break
         self.released |= set(todo.release)

@@ -43,6 +43,9 @@ class Head:
                 error: FewscanError = ClusterError("Ray's head processes ended by themselves")
             except FewscanError as raised:
                 error = raised
+            if processes.stop_signal(0):
+                jobs.requeue_if_running(self.share.job)
+                return
             failures = 1 if time.monotonic() - began > STABLE_S else failures + 1
             processes.end_descendants()
             hopeless = isinstance(error, (HopelessError, DiskFullError))

@@ -31,24 +31,24 @@ def stop_signal(wait_s: float) -> signal.Signals | None:
     return None if info is None else signal.Signals(info.si_signo)
 
 
+def stop_waits() -> bool:
+    """Whether a stop signal has arrived that `stop_signal` has not yet told."""
+    return bool(signal.sigpending() & STOP_SIGNALS)
+
+
 def start(
     command: Sequence[str],
     log: Path,
     environment: Mapping[str, str],
-    *,
-    signals: bool = False,
     cwd: str | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own, its output added to `log`.
 
-    It dies with the supervisor. With `signals`, it sees Slurm's SIGTERM (but never USR2, which
-    would end a process that does not expect it).
+    It dies with the supervisor, and sees neither SIGTERM nor USR2.
     """
 
     def in_child() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if signals:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -61,17 +61,6 @@ def start(
             env=dict(environment),
             cwd=cwd,
         )
-
-
-def end(child: subprocess.Popen[bytes], wait_s: float) -> None:
-    """SIGTERM, time to obey, SIGKILL."""
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
 
 
 def end_descendants(wait_s: float = 10.0) -> None:

@@ -16,7 +16,8 @@ from slurm.folder import Folder, Launch, Rendezvous
 from storage.atomic import write_json
 from storage.errors import ClusterError
 
-TICK_S = 1.0
+TICK_S = 2.0
+"""Between two looks at the shared disk; signals are noticed at once."""
 START_FAILURES = 3
 SIGNAL_RESERVE_S = 20
 """Kept of the warning time before a time limit, for ending processes and for Slurm's own delays."""
@@ -45,6 +46,9 @@ class Worker:
             try:
                 node = cluster.start_worker(self.folder, self.share, head)
             except ClusterError:
+                if processes.stop_signal(0):
+                    self._go()
+                    return
                 failures += 1
                 if failures == START_FAILURES:
                     raise
@@ -96,9 +100,8 @@ class Worker:
         if self._over():
             cluster.stop(node)
             return
-        drained = cluster.drain(self.folder, node, self.share.job, allowed_s)
+        cluster.drain(self.folder, node, self.share.job, allowed_s)
         await_end(node.process, allowed_s)
-        processes.end(drained, 0)
         cluster.stop(node)
         self._go()
 

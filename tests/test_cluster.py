@@ -87,17 +87,17 @@ def test_workers_that_die_at_once_end_the_attempts(slurm: Path, tmp_path: Path) 
     elastic = Elastic(folder, folder.launch(), tmp_path / "nodes.json")
     for _ in range(2):
         elastic.tick()
-        until(lambda: not any_alive(slurm))
-    with pytest.raises(ClusterError, match="ended before they had joined"):
+        until(lambda: not alive(slurm))
+    with pytest.raises(ClusterError, match="ended before they could work"):
         elastic.tick()
     assert len(fake_slurm.jobs(slurm)) <= 4
 
 
-def prepared(tmp_path: Path) -> Folder:
+def prepared(tmp_path: Path, setup: str = "false") -> Folder:
     """A folder as after `launch`, with workers whose setup fails, and without a head."""
     folder = Folder(tmp_path / "study")
     folder.prepare()
-    settings = Settings(setup=["false"], max_workers=2, **QUICK)
+    settings = Settings(setup=[setup], max_workers=2, **QUICK)
     folder.write_launch(launch_record(settings))
     return folder
 
@@ -106,18 +106,17 @@ def launch_record(settings: Settings) -> Any:
     return Launch("1", ("true",), "/", settings)
 
 
-def any_alive(slurm: Path) -> bool:
-    return any(
-        job["state"] in ("PENDING", "RUNNING", "COMPLETING")
-        for job in fake_slurm.jobs(slurm).values()
-    )
+def alive(slurm: Path) -> list[str]:
+    """Jobs that are not over."""
+    over = ("COMPLETED", "CANCELLED", "FAILED")
+    return [job["id"] for job in fake_slurm.jobs(slurm).values() if job["state"] not in over]
 
 
 def test_a_lost_head_is_replaced_but_not_for_ever(slurm: Path, tmp_path: Path) -> None:
     folder = prepared(tmp_path)
     caretaker.submit_head(folder, folder.launch())
     for _ in range(5):
-        until(lambda: not any_alive(slurm))
+        until(lambda: not alive(slurm))
         (folder.root / "caretaker.json").unlink(missing_ok=True)
         caretaker.look_after_head(folder)
     assert len(fake_slurm.jobs(slurm)) == 3
@@ -143,6 +142,30 @@ def test_cancelled_it_stays_cancelled_until_launched_again(slurm: Path, tmp_path
     assert status(folder).state == "cancelled"
     assert launch(["true"], folder, Settings(**QUICK)) != job
     assert status(folder).state == "pending"
+
+
+def test_workers_cancelled_in_the_queue_have_not_died(slurm: Path, tmp_path: Path) -> None:
+    (slurm / "nodes").write_text("0")
+    folder, settings = tmp_path / "study", Settings(max_workers=4, **QUICK)
+    for _ in range(2):
+        launch(["true"], folder, settings)
+        where = Folder(folder)
+        Elastic(where, where.launch(), tmp_path / "nodes.json").tick()
+        assert len(status(folder).workers) == 4
+        cancel(folder)
+    assert not alive(slurm)
+
+
+def test_a_bad_node_among_good_ones_is_met_with_patience(slurm: Path, tmp_path: Path) -> None:
+    folder = prepared(tmp_path, 'case "$SLURM_JOB_ID" in 1) sleep 100;; *) false;; esac')
+    elastic = Elastic(folder, folder.launch(), tmp_path / "nodes.json")
+    elastic.tick()
+    report = {"phase": "joined", "joined": True, "since_unix": time.time(), "node": "fake1"}
+    folder.worker_file("1").write_text(json.dumps(report))
+    for _ in range(8):
+        elastic.tick()
+        until(lambda: len(alive(slurm)) == 1)
+    assert len(fake_slurm.jobs(slurm)) <= 5  # not one for every look at the queue
 
 
 def test_the_token_is_the_owners_alone(slurm: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_workers_that_die_at_once_are_not_resubmitted_for_ever(study: MakeStudy)
     toy.launch()
     toy.until(lambda s: s.status().state == "failed")
     failure = toy.status().failures[0]
-    assert "in a row ended before they had joined" in failure.text
+    assert "in a row ended before they could work" in failure.text
     assert "setup line failed: false" in failure.text
     assert len(list((toy.folder / "logs").glob("*_log.out"))) <= 1 + 6
 
