@@ -44,7 +44,7 @@ ClusterName=lab
 SlurmctldHost={CONTROLLER}({ADDRESS[CONTROLLER]})
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={ROOT}/run/munge.socket
+AuthInfo=socket={ROOT}/run/munge.socket,cred_expire=40
 StateSaveLocation={ROOT}/state
 SlurmdSpoolDir={ROOT}/spool/%n
 SlurmctldPidFile={ROOT}/run/slurmctld.pid
