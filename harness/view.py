@@ -173,7 +173,7 @@ def _study_id(plan: Plan) -> tuple[str, int]:
     It lies in the study's folder, so a copy of the folder, or another path to it, is the same
     study, and a folder begun anew is not.
     """
-    file = plan.folder.study.with_suffix(".id")
+    file = plan.folder.identity
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, uuid.uuid4().hex.encode())

@@ -6,6 +6,7 @@ JSON, not what a run computes.
     STUDY/
       study.yaml           the resolved study, as last swept
       runs/ID/             one folder a run, see `RunFolder`
+      study.id             by which MLflow knows the study
       mlflow.db, mlartifacts/    the MLflow view, rebuilt from the run folders at will
       report/              figures and tables
 
@@ -235,8 +236,9 @@ class StudyFolder:
         return self.path / "ray.token"
 
     @property
-    def sweep_log(self) -> Path:
-        return self.path / "sweep.log"
+    def identity(self) -> Path:
+        """A random name, by which MLflow knows the study wherever its folder is moved."""
+        return self.path / "study.id"
 
     @property
     def lock(self) -> Path:

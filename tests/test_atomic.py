@@ -13,9 +13,8 @@ from storage.errors import DiskFullError
 def test_a_file_is_old_or_new_never_between(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     write_json(path, {"b": 1, "a": [2]})
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError), replacing(path) as temporary:
+        temporary.with_name("absent").read_text()
     assert path.read_text() == '{\n "a": [\n  2\n ],\n "b": 1\n}\n'
     assert list(tmp_path.iterdir()) == [path]
 

@@ -1,0 +1,63 @@
+"""The README's file tree is the tree. `python tests/test_readme.py` prints what it should be."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NOTES = {
+    ".ci/run": "what CI runs: make test",
+    "CHANGELOG.md": "what changed, and what was found on the way",
+    "CONTRIBUTING.md": "the invariants and habits of the house",
+    "LICENSE": "MIT",
+    "Makefile": "demo, test, lint, format",
+    "README.md": "this page",
+    "constraints.txt": "the versions that the tests run on",
+    "docs/demo.png": "the figure of the demo",
+    "docs/mlflow.png": "its runs in MLflow",
+    "experiments/demo.yaml": "the study in small, on synthetic scans",
+    "experiments/paper.yaml": "the published study, each number with its source",
+    "pyproject.toml": "the package, with a reason beside each dependency",
+    "tests/": "one test file a module; conftest.py has tiny scans, a tiny store and a tiny study",
+}
+
+
+def tracked() -> list[str]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return sorted(name for name in listed.stdout.split() if (ROOT / name).exists())
+
+
+def note(name: str) -> str:
+    """The first line of a module's docstring, or the note above."""
+    if name.endswith(".py"):
+        text = ast.get_docstring(ast.parse((ROOT / name).read_text())) or ""
+        return text.partition("\n")[0].rstrip(".")
+    return NOTES[name]
+
+
+def tree() -> str:
+    """One line a file; a folder is described by its package's docstring."""
+    lines, folder = [], ""
+    names = [n for n in tracked() if not n.startswith("tests/") and n != ".gitignore"]
+    for name in sorted(names, key=lambda n: ("/" in n, n)):
+        parent, _, base = name.rpartition("/")
+        if parent != folder:
+            folder = parent
+            package = f"{parent}/__init__.py"
+            described = f"  {note(package)}" if (ROOT / package).exists() else ""
+            lines.append(f"{parent}/{described}")
+        if base != "__init__.py":
+            indent = "  " if parent else ""
+            lines.append(f"{indent}{base:<{22 - len(indent)}} {note(name)}")
+    lines.append(f"{'tests/':<22} {NOTES['tests/']}")
+    return "\n".join(f"    {line}".rstrip() for line in lines)
+
+
+def test_the_file_tree_is_true() -> None:
+    shown = (ROOT / "README.md").read_text().partition("## The files\n\n")[2].rstrip()
+    assert shown == tree()
+
+
+if __name__ == "__main__":
+    print(tree())
