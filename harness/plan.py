@@ -6,6 +6,7 @@ parents come before children.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class PlannedRun:
     flops: float
     """Floating-point operations, roughly: for the order of runs and the estimate of hours."""
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         return run_id(self.spec)
 

@@ -83,6 +83,8 @@ def render_status(status: StudyStatus) -> RenderableType:
     parts += [_grid(status, target) for target in status.plan.study.finetune.targets]
     parts.append("  ".join(f"{symbol} {state}" for state, symbol in SYMBOLS.items()))
     parts.append(_summary(status))
+    if not status.is_finished:
+        parts.append(render_estimate(status))
     for run in status.failed():
         message = status.plan.folder_of(run).read_error()["message"]
         parts.append(f"[red]failed[/] {run.run_id} {run.name}\n    {message}")
@@ -130,10 +132,19 @@ def render_plan(plan: Plan) -> RenderableType:
         state = SYMBOLS[status.states[run.run_id]]
         parents = ", ".join(run.parents) or "–"
         table.add_row(run.run_id, state, run.name, parents, f"{run.flops / 1e15:.3g}")
-    left = sum(r.flops * (1 - status.fractions[r.run_id]) for r in plan.runs)
-    hours = left / ASSUMED_FLOPS / 3600
-    estimate = (
-        f"{left / 1e15:.4g} PFLOP are left: {hours:.3g} device-hours if a device computes "
-        f"{ASSUMED_FLOPS / 1e12:.0f} TFLOP/s on this network (assumed, not measured)"
-    )
-    return Group(table, _summary(status), estimate)
+    return Group(table, _summary(status), render_estimate(status))
+
+
+def render_estimate(status: StudyStatus) -> str:
+    """How long the rest takes, from the runs that are finished, or from an assumption."""
+    left = sum(run.flops * (1 - status.fractions[run.run_id]) for run in status.plan.runs)
+    finished = [run for run in status.plan.runs if status.states[run.run_id] == "finished"]
+    seconds = sum(status.plan.folder_of(run).last_attempt_s() for run in finished)
+    rate = sum(run.flops for run in finished) / seconds if seconds else ASSUMED_FLOPS
+    source = "as in its finished runs" if seconds else "assumed, not measured"
+    hours = left / rate / 3600
+    text = f"{left / 1e15:.3g} PFLOP are left: {hours:.3g} device-hours"
+    running = status.count()["running"]
+    if running:
+        text += f", {hours / running:.3g} hours with the {running} runs at a time of now"
+    return f"{text}, at {rate / 1e12:.3g} TFLOP/s a run ({source})"

@@ -18,7 +18,7 @@ from harness.report import collect_rows, write_report
 from harness.status import SYMBOLS, StudyStatus, read_status
 from harness.study import dump_study
 from storage.atomic import write_bytes
-from storage.errors import StudyError, TrackingError
+from storage.errors import FewscanError, StudyError, TrackingError
 from storage.locks import exclusive
 
 if TYPE_CHECKING:
@@ -119,7 +119,10 @@ def watched(plan: Plan, console: Console, view: View) -> Iterator[None]:
 
     def watch() -> None:
         while not ended.wait(LOOK_EVERY_S):
-            look()
+            try:
+                look()
+            except FewscanError as error:
+                console.print(f"[yellow]cannot look at the runs:[/] {error}", highlight=False)
             view.update()
 
     thread = threading.Thread(target=watch, name="watch", daemon=True)

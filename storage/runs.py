@@ -115,8 +115,11 @@ class RunFolder:
         return _read_json(self.error)
 
     def read_progress(self) -> dict[str, Any]:
-        """The last heartbeat, or an empty dict if there was none."""
-        return _read_json(self.progress) if self.progress.exists() else {}
+        """The last heartbeat, or an empty dict if there is none (any more)."""
+        try:
+            return dict(json.loads(self.progress.read_text()))
+        except FileNotFoundError:
+            return {}
 
     def state(self) -> State:
         """What the files say, from any machine that sees them."""
@@ -198,6 +201,11 @@ class RunFolder:
         while events and events[-1]["kind"] not in COMMITTING:
             events.pop()
         return events
+
+    def last_attempt_s(self) -> float:
+        """How long the attempt that finished the run took; 0 if none has."""
+        finished = [e for e in self.committed_events() if e["kind"] == "finished"]
+        return float(finished[-1]["seconds"]) if finished else 0.0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Who may import whom: the rules of the four folders, read from the sources."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,3 +68,11 @@ def test_experiments_import_with_torch_numpy_and_zarr_alone(path: Path) -> None:
     """On a bare GPU machine there is nothing else; scipy is asked for only where it is used."""
     at_top = {package for package, top in imports(path).items() if top}
     assert at_top <= {*sys.stdlib_module_names, "torch", "numpy", "storage", "experiments"}
+
+
+def test_a_stage_needs_neither_cluster_nor_view() -> None:
+    """In a bare process: what running a stage has loaded."""
+    code = "import sys, experiments.stages; print(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    absent = {"ray", "mlflow", "submitit", "nibabel", "zarr", "isal", "scipy", "pydantic", "yaml"}
+    assert not absent & set(loaded.stdout.split())
