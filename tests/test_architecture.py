@@ -73,6 +73,8 @@ def test_experiments_import_with_torch_numpy_and_zarr_alone(path: Path) -> None:
 def test_a_stage_needs_neither_cluster_nor_view() -> None:
     """In a bare process: what running a stage has loaded."""
     code = "import sys, experiments.stages; print(' '.join(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     absent = {"ray", "mlflow", "submitit", "nibabel", "zarr", "isal", "scipy", "pydantic", "yaml"}
     assert not absent & set(loaded.stdout.split())
