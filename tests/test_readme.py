@@ -14,9 +14,9 @@ NOTES = {
     "README.md": "this page",
     "constraints.txt": "the versions that the tests run on",
     "docs/demo.png": "the figure of the demo",
-    "docs/mlflow.png": "its runs in MLflow",
     "experiments/demo.yaml": "the study in small, on synthetic scans",
     "experiments/paper.yaml": "the published study, each number with its source",
+    "harness/report.html": "the template of the report's page",
     "pyproject.toml": "the package, with a reason beside each dependency",
     "tests/": "one test file a module; conftest.py has tiny scans, a tiny store and a tiny study",
 }
