@@ -1,0 +1,94 @@
+"""All that the statistics say about a study: metric by metric, arm by arm.
+
+What cannot be compared stands in `Evidence.objections` with its reason; the rest goes on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from harness.cases import CaseMetric, Cells, case_metrics, collect, place_of, read_cases
+from harness.comparison import Comparison, compare
+from harness.labels_saved import LabelsSaved, labels_saved
+from harness.pairing import Scores
+from harness.plan import Plan
+from harness.statistics import Estimate, estimate
+from harness.study import SCRATCH
+from storage.errors import StudyError
+
+
+@dataclass
+class Evidence:
+    """One metric of the whole study. Dictionaries go from arm to label count."""
+
+    metric: CaseMetric
+    planned: dict[str, dict[int, int]]
+    """Runs that the study asks for; the unsupervised baselines have 0 labels."""
+    cells: Cells = field(default_factory=dict)
+    estimates: dict[str, dict[int, Estimate]] = field(default_factory=dict)
+    """The mean of each cell."""
+    comparisons: dict[str, dict[int, Comparison]] = field(default_factory=dict)
+    """Each other arm against scratch."""
+    saved: dict[str, dict[int, LabelsSaved]] = field(default_factory=dict)
+    """What scratch needs for the scores of each other arm."""
+    objections: list[str] = field(default_factory=list)
+    """Why something could not be compared."""
+
+    @property
+    def rivals(self) -> list[str]:
+        """The arms that are compared with scratch."""
+        return [arm for arm, counts in self.planned.items() if arm != SCRATCH and any(counts)]
+
+
+def gather(plan: Plan) -> list[Evidence]:
+    """The evidence for each metric of `case_metrics`, from what is finished."""
+    cases = read_cases(plan)
+    found = []
+    for metric in case_metrics(plan):
+        evidence = Evidence(metric, _planned(plan, metric))
+        try:
+            evidence.cells = collect(plan, cases, metric)
+        except StudyError as error:
+            evidence.objections.append(str(error))
+        evidence.estimates = {
+            arm: {count: within(estimate(cell), 0.0, 1.0) for count, cell in sorted(cells.items())}
+            for arm, cells in evidence.cells.items()
+        }
+        for arm in evidence.rivals:
+            _compare(evidence, arm)
+        found.append(evidence)
+    return found
+
+
+def _planned(plan: Plan, metric: CaseMetric) -> dict[str, dict[int, int]]:
+    planned: dict[str, dict[int, int]] = {}
+    for run in plan.runs:
+        if (place := place_of(run, metric)) is not None:
+            counts = planned.setdefault(place[0], {})
+            counts[place[1]] = counts.get(place[1], 0) + 1
+    return planned
+
+
+def _compare(evidence: Evidence, arm: str) -> None:
+    first, second = _labelled(evidence.cells, arm), _labelled(evidence.cells, SCRATCH)
+    if not first or not second:
+        return
+    try:
+        evidence.comparisons[arm] = {
+            count: replace(it, difference=within(it.difference, -1.0, 1.0))
+            for count, it in compare(first, second).items()
+        }
+        evidence.saved[arm] = labels_saved(first, second)
+    except StudyError as error:
+        evidence.objections.append(str(error))
+
+
+def within(estimate: Estimate, least: float, most: float) -> Estimate:
+    """The interval without values that the number cannot take; it holds the truth as often."""
+    if estimate.interval is None:
+        return estimate
+    low, high = (None if end is None else min(max(end, least), most) for end in estimate.interval)
+    return Estimate(estimate.value, (low, high))
+
+
+def _labelled(cells: Cells, arm: str) -> Mapping[int, Scores]:
+    return {count: cell for count, cell in sorted(cells.get(arm, {}).items()) if count}

@@ -1,0 +1,120 @@
+"""The answer in sentences: does pre-training help, at how many labelled scans, by how much?
+
+A difference is called shown if its bootstrap p-value, corrected for the label counts, is below
+`SIGNIFICANT`. Where nothing is shown the sentence says what the data still allow.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.comparison import Comparison
+from harness.evidence import Evidence
+from harness.labels_saved import LabelsSaved
+from harness.words import interval, needed, needed_interval, number, scans
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What can be said about one arm against scratch, for one target."""
+
+    kind: Literal["helps", "hurts", "mixed", "open"]
+    target: str
+    arm: str
+    sentences: tuple[str, ...]
+
+
+def findings(evidence: Evidence) -> list[Finding]:
+    """One finding for each arm that is compared with scratch."""
+    return [_finding(evidence, arm) for arm in evidence.rivals]
+
+
+def _finding(evidence: Evidence, arm: str) -> Finding:
+    title, target = evidence.metric.title, evidence.metric.target
+    compared = evidence.comparisons.get(arm, {})
+    known = {n: it for n, it in compared.items() if it.p_bootstrap_holm is not None}
+    shown = [n for n, it in known.items() if (it.p_bootstrap_holm or 0.0) < SIGNIFICANT]
+    raised = [n for n in shown if value(known[n]) > 0]
+    lowered = [n for n in shown if value(known[n]) <= 0]
+    if not known:
+        return Finding("open", target, arm, (_why_nothing(evidence, compared),))
+    if not shown:
+        return Finding("open", target, arm, _nothing_shown(title, known))
+    sentences = [
+        f"Pre-training ({arm}) {verb} the {title} with {_differences(counts, known)}."
+        for verb, counts in (("raises", raised), ("lowers", lowered))
+        if counts
+    ]
+    if rest := [n for n in known if n not in shown]:
+        sentences.append(f"With {_counts(rest)} no difference could be shown.")
+    saved = evidence.saved.get(arm, {})
+    sentences += [_saving(saved[n]) for n in raised if n in saved]
+    kind: Literal["helps", "hurts", "mixed"] = "hurts" if not raised else "helps"
+    return Finding("mixed" if raised and lowered else kind, target, arm, tuple(sentences))
+
+
+def value(comparison: Comparison) -> float:
+    """The difference, which every comparison has."""
+    assert comparison.difference.value is not None
+    return comparison.difference.value
+
+
+def _why_nothing(evidence: Evidence, compared: Mapping[int, Comparison]) -> str:
+    start = f"Nothing can be concluded about the {evidence.metric.title}: "
+    if evidence.objections:
+        return start + evidence.objections[0].partition("\n")[0] + "."
+    if not compared:
+        return start + "no label count has finished runs of both arms with the same seed."
+    return start + "it takes two seeds and two patients in both arms at one label count."
+
+
+def _nothing_shown(title: str, known: Mapping[int, Comparison]) -> tuple[str, ...]:
+    narrowest = min(known, key=lambda n: _width(known[n]))
+    bounds = interval(known[narrowest].difference, "+")
+    seeds = min(it.seeds for it in known.values())
+    sentences = [
+        f"No effect of pre-training on the {title} can be concluded (with {_counts(known)}).",
+        f"That does not prove that there is none: with {scans(narrowest)}, where most is known, "
+        f"the difference may be anything from {bounds}.",
+    ]
+    if seeds < 5:
+        sentences.append(f"With {seeds} seeds intervals are wide; five or more are worth running.")
+    return tuple(sentences)
+
+
+def _width(comparison: Comparison) -> float:
+    low, high = comparison.difference.interval or (None, None)
+    return float("inf") if low is None or high is None else high - low
+
+
+def _differences(counts: Iterable[int], known: Mapping[int, Comparison]) -> str:
+    return _join(
+        f"{scans(n)} by {number(abs(value(known[n])))} "
+        f"(difference {number(value(known[n]), '+')}, 95 % interval "
+        f"{interval(known[n].difference, '+')})"
+        for n in counts
+    )
+
+
+def _saving(saved: LabelsSaved) -> str:
+    if saved.needed.value is None:
+        return (
+            f"What it reaches with {scans(saved.labels)}, scratch does not reach with "
+            f"{saved.searched[1]}."
+        )
+    return (
+        f"For what it reaches with {scans(saved.labels)}, scratch needs {needed(saved)} "
+        f"(95 % interval {needed_interval(saved)})."
+    )
+
+
+def _counts(counts: Iterable[int]) -> str:
+    texts = [f"{n}" for n in counts]
+    return f"{_join(texts)} labelled scan{'' if texts == ['1'] else 's'}"
+
+
+def _join(texts: Iterable[str]) -> str:
+    *most, last = texts
+    return f"{', '.join(most)} and {last}" if most else last

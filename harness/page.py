@@ -1,0 +1,229 @@
+"""The report as one HTML page that needs no network: style and figures are inside it.
+
+`report.html` beside this file is its template; jinja2 escapes every value that is put into it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from experiments.spec import PROTOCOL, Segment
+from harness.evidence import Evidence
+from harness.figures import Colours, as_data_uri, draw_evidence, draw_published, draw_training
+from harness.findings import findings
+from harness.plan import Plan
+from harness.pooled import PANELS, Cell
+from harness.record import RunRecord, curves, machines
+from harness.study import SCRATCH
+from harness.words import (
+    MISSING,
+    arm_name,
+    interval,
+    needed,
+    needed_interval,
+    number,
+    p_text,
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text, the first `labels` columns left-aligned."""
+
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    labels: int = 1
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one target."""
+
+    target: str
+    title: str
+    """Of the leading metric."""
+    figure: str
+    means: Table
+    differences: Table
+    saved: Table
+    others: Table
+    """The other metrics of this target, by arm and label count: the classes, for instance."""
+    objections: list[str]
+
+
+def render_page(
+    plan: Plan,
+    cells: Sequence[Cell],
+    evidence: Sequence[Evidence],
+    records: Sequence[RunRecord],
+    colours: Colours,
+) -> str:
+    """The page as text."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    leading = [it for it in evidence if it.metric.leads]
+    panels = curves(records)
+    return environment.get_template("report.html").render(
+        study=plan.study.name,
+        facts=_facts(plan, records),
+        unfinished=[it for it in records if it.state != "finished"],
+        troubled=[it for it in records if it.reason],
+        runs=len(records),
+        findings=[finding for it in leading for finding in findings(it)],
+        published=as_data_uri(draw_published(cells, "", colours)),
+        pooled=_pooled_table(cells),
+        sections=[_section(it, evidence, colours) for it in leading],
+        training=as_data_uri(draw_training(panels, colours)) if panels else "",
+        machines=_machine_table(records),
+        records=_run_table(records),
+    )
+
+
+def _facts(plan: Plan, records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    split, finetune = plan.store.split, plan.study.finetune
+    finished = sum(it.state == "finished" for it in records)
+    hours = sum(it.device_hours for it in records)
+    return [
+        ("runs finished", f"{finished} of {len(records)}"),
+        ("scans", f"{len(split.train)} train, {len(split.validation)} validation, "
+                  f"{len(split.test)} test"),
+        ("seeds", f"{len(finetune.seeds)}"),
+        ("device-hours", f"{hours:.2f}"),
+        ("protocol", f"{PROTOCOL}"),
+        ("data", plan.store.fingerprint[:12]),
+    ]  # fmt: skip
+
+
+def _pooled_table(cells: Sequence[Cell]) -> Table:
+    counts = sorted({cell.label_count for cell in cells if cell.label_count})
+    rows = []
+    for panel in PANELS:
+        here = [c for c in cells if (c.target, c.metric) == (panel.target, panel.metric)]
+        for arm in dict.fromkeys(c.arm for c in here):
+            texts = {c.label_count: _pooled_text(c) for c in here if c.arm == arm}
+            numbers = [texts.get(n, "") for n in (0, *counts)]
+            rows.append((f"pooled {panel.title}" if panel.target == "binary" else panel.title,
+                         arm_name(arm), *numbers))  # fmt: skip
+    return Table(("metric", "arm", "no label", *map(str, counts)), rows, labels=2)
+
+
+def _pooled_text(cell: Cell) -> str:
+    if cell.mean is None:
+        return MISSING
+    spread = "" if cell.std is None else f" ± {cell.std:.3f}"
+    return number(cell.mean) + spread + _incomplete(cell.runs, cell.planned)
+
+
+def _incomplete(finished: int, planned: int) -> str:
+    return "" if finished == planned else f" ({finished}/{planned})"
+
+
+def _section(it: Evidence, evidence: Sequence[Evidence], colours: Colours) -> Section:
+    others = [
+        row
+        for other in evidence
+        if other.metric.target == it.metric.target and not other.metric.leads
+        for row in _mean_table(other).rows
+    ]
+    means = _mean_table(it)
+    return Section(
+        target=it.metric.target,
+        title=it.metric.title,
+        figure=as_data_uri(draw_evidence(it, colours)),
+        means=means,
+        differences=_difference_table(it),
+        saved=_saved_table(it),
+        others=Table(means.head, others, labels=2),
+        objections=it.objections,
+    )
+
+
+def _mean_table(it: Evidence) -> Table:
+    counts = sorted({n for counts in it.planned.values() for n in counts})
+    rows = [
+        (it.metric.title, arm_name(arm), *(_mean_text(it, arm, n) for n in counts))
+        for arm in it.planned
+    ]
+    return Table(("metric", "arm", *(str(n) if n else "no label" for n in counts)), rows, labels=2)
+
+
+def _mean_text(it: Evidence, arm: str, count: int) -> str:
+    planned = it.planned[arm].get(count)
+    if planned is None:
+        return ""
+    cell = it.cells.get(arm, {}).get(count)
+    if cell is None:
+        return MISSING
+    estimate = it.estimates[arm][count]
+    bounds = "" if estimate.interval is None else f"\n{interval(estimate)}"
+    return number(estimate.value) + _incomplete(len(cell.seeds), planned) + bounds
+
+
+def _difference_table(it: Evidence) -> Table:
+    head = (
+        "arm", "labelled scans", "seeds", "patients", "difference", "95 % interval",
+        "p", "p Wilcoxon", "rank-biserial r", "d_z",
+    )  # fmt: skip
+    rows = []
+    for arm in it.rivals:
+        for n in sorted(it.planned[arm].keys() & it.planned.get(SCRATCH, {})):
+            found = it.comparisons.get(arm, {}).get(n)
+            if found is None:
+                rows.append((arm_name(arm), str(n), *[MISSING] * (len(head) - 2)))
+                continue
+            rows.append((
+                arm_name(arm), str(n), str(found.seeds), str(found.patients),
+                number(found.difference.value, "+"), interval(found.difference, "+"),
+                p_text(found.p_bootstrap_holm), p_text(found.p_wilcoxon_holm),
+                number(found.rank_biserial, "+"),
+                "–" if found.standardised is None else number(found.standardised, "+"),
+            ))  # fmt: skip
+    return Table(head, rows)
+
+
+def _saved_table(it: Evidence) -> Table:
+    head = ("arm", "labelled scans", "its score", "scratch needs", "95 % interval")
+    rows = []
+    for arm in it.rivals:
+        for n in sorted(count for count in it.planned[arm] if count):
+            found = it.saved.get(arm, {}).get(n)
+            if found is None:
+                rows.append((arm_name(arm), str(n), *[MISSING] * (len(head) - 2)))
+                continue
+            texts = (number(found.score), needed(found), needed_interval(found))
+            rows.append((arm_name(arm), str(n), *texts))
+    return Table(head, rows)
+
+
+def _machine_table(records: Sequence[RunRecord]) -> Table:
+    head = ("host", "device", "versions", "devices a run", "runs", "seconds", "device-hours")
+    rows = [
+        (
+            ", ".join(it.hosts), ", ".join(it.devices), ", ".join(it.versions), str(it.ranks),
+            str(it.runs), f"{it.seconds:,.0f}", f"{it.device_hours:.3f}",
+        )
+        for it in machines(records)
+    ]  # fmt: skip
+    return Table(head, rows, labels=3)
+
+
+def _run_table(records: Sequence[RunRecord]) -> Table:
+    head = ("run", "what", "state", "host", "device", "attempts", "seconds", "labelled scans")
+    rows = [
+        (
+            it.run.run_id, it.run.name, it.state, ", ".join(it.hosts) or "–",
+            ", ".join(it.devices) or "–", str(it.attempts) if it.attempts else "–",
+            f"{it.seconds:,.1f}" if it.seconds else "–",
+            str(it.run.spec.label_count) if isinstance(it.run.spec, Segment) else "–",
+        )
+        for it in records
+    ]  # fmt: skip
+    return Table(head, rows, labels=5)

@@ -1,0 +1,319 @@
+"""The report of a fake study: run folders written by hand, their numbers computed directly."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.spec import Anomaly, Denoise, Segment
+from harness.comparison import compare
+from harness.pairing import Scores
+from harness.plan import Plan, PlannedRun, make_plan
+from harness.record import read_records
+from harness.report import write_report
+from harness.study import Study, parse_study
+from harness.tables import escape_latex
+
+PATIENTS = [f"P{number}" for number in range(6)]
+CLASSES = ("necrotic_core", "oedema", "enhancing")
+GRID = {"label_counts": [1, 4, "all"], "seeds": [0, 1, 2]}
+FILES = {
+    "figure.png",
+    "figure.pdf",
+    "report.html",
+    "figure.csv",
+    "numbers.csv",
+    "intervals.csv",
+    "differences.csv",
+    "labels_saved.csv",
+    "tables.tex",
+}
+
+
+def dice_of(run: PlannedRun) -> np.ndarray:
+    """Six patients; pre-training is worth 0.2, a seed 0.01, ten times the labels 0.1."""
+    spec = run.spec
+    base = 0.1 + 0.02 * np.arange(len(PATIENTS))
+    if isinstance(spec, Segment):
+        base = base + 0.1 * math.log10(spec.label_count) + 0.01 * spec.seed
+        base = base + (0.2 if run.arm == "denoise" else 0.0)
+    return base
+
+
+def finish(plan: Plan, run: PlannedRun, **changes: Any) -> None:
+    """Leave the folder of a finished run."""
+    folder = plan.folder_of(run)
+    folder.create(plan.record(run))
+    started = {"host": "node7", "device": "cpu", "ranks": 1, "versions": {"torch": "2.99"}}
+    if not isinstance(run.spec, Anomaly):
+        folder.append_event("started", step=0, **started)
+        for step in (2, 4):
+            values = {"train/loss": 1 / step, "validation/loss": 2 / step}
+            folder.append_event("metrics", step=step, values=values)
+    folder.append_event("finished", step=4, seconds=36.0)
+    result: dict[str, Any] = {"kind": run.spec.kind}
+    if not isinstance(run.spec, Denoise):
+        dice_P = dice_of(run)
+        result["test"] = {"ap": 0.5, "best_dice": 0.6, "class_dice_mean": 0.4}
+        write_cases(folder.cases, dice_P, classes=isinstance(run.spec, Segment))
+    if isinstance(run.spec, Segment):
+        spec = run.spec
+        result["labelled"] = [f"T{spec.seed}-{i}" for i in range(spec.label_count)]
+    folder.result.write_text(json.dumps(result | changes))
+
+
+def write_cases(path: Path, dice_P: np.ndarray, classes: bool) -> None:
+    """The necrotic core is defined for the first three patients alone."""
+    with path.open("w", newline="") as file:
+        names = [f"dice_{name}" for name in CLASSES] if classes else []
+        writer = csv.writer(file)
+        writer.writerow(["subject", "ap", "dice_at_validation_threshold", *names])
+        for number, (patient, dice) in enumerate(zip(PATIENTS, dice_P, strict=True)):
+            each = ["" if number > 2 else dice, dice / 2, dice / 4] if classes else []
+            writer.writerow([patient, dice / 2, dice, *each])
+
+
+def finish_all(plan: Plan, wanted: Callable[[PlannedRun], bool] = lambda run: True) -> None:
+    for run in filter(wanted, plan.runs):
+        finish(plan, run)
+
+
+@pytest.fixture
+def plan(
+    tiny_study: Callable[..., Study],
+    tiny_document: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Plan:
+    """Three label counts and three seeds; its figures are not drawn, which takes a second."""
+    monkeypatch.setattr("harness.page.as_data_uri", lambda figure: "data:image/svg+xml;base64,")
+    monkeypatch.setattr("harness.report.save_figure", lambda figure, path: path.touch())
+    return make_plan(tiny_study(finetune=tiny_document["finetune"] | GRID))
+
+
+@pytest.fixture(scope="module")
+def finished(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """The same study, finished and reported with its figures; not to be changed."""
+    training = {"iterations": 4, "validate_every": 2}
+    finetune = {"inits": ["scratch", "denoise"], "training": training} | GRID
+    document = {
+        "name": "finished",
+        "store": str(store_path),
+        "folder": str(tmp_path_factory.mktemp("finished")),
+        "pretrain": {"denoise": {"training": training}},
+        "finetune": finetune,
+    }
+    plan = make_plan(parse_study(document, "finished"))
+    finish_all(plan)
+    assert write_report(plan)[0].name == "figure.png"
+    return plan
+
+
+def table(plan: Plan, name: str) -> list[dict[str, str]]:
+    with (plan.folder.report / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def lines(plan: Plan, name: str, **wanted: str) -> list[dict[str, str]]:
+    return [row for row in table(plan, name) if wanted.items() <= row.items()]
+
+
+def page(plan: Plan) -> str:
+    return (plan.folder.report / "report.html").read_text()
+
+
+DICE = "dice_at_validation_threshold"
+
+
+def test_every_file_is_there(finished: Plan) -> None:
+    files = {file.name: file.stat().st_size for file in finished.folder.report.iterdir()}
+    assert files.keys() == FILES
+    assert min(files.values()) > 0
+
+
+def test_numbers_are_those_of_the_cases(finished: Plan) -> None:
+    (row,) = lines(finished, "intervals.csv", metric=DICE, arm="scratch", label_count="4")
+    expected = [
+        dice_of(r).mean() for r in finished.runs if r.name.startswith("binary · scratch · 4")
+    ]
+    assert len(expected) == 3
+    assert float(row["mean"]) == pytest.approx(np.mean(expected), abs=1e-12)
+    assert float(row["low"]) < float(row["mean"]) < float(row["high"])
+    assert (row["seeds"], row["planned"], row["patients"]) == ("3", "3", "6")
+    (unsupervised,) = lines(finished, "intervals.csv", metric=DICE, label_count="0")
+    assert float(unsupervised["mean"]) == pytest.approx(0.15)
+    assert unsupervised["low"] == ""
+
+
+def test_a_class_that_is_not_defined_for_a_patient_is_left_out(finished: Plan) -> None:
+    wanted = {"arm": "scratch", "label_count": "1"}
+    dice_SP = np.array(
+        [dice_of(r) for r in finished.runs if r.name.startswith("binary · scratch · 1 ")]
+    )
+    (core,) = lines(finished, "intervals.csv", metric="dice_necrotic_core", **wanted)
+    assert core["patients"] == "3"
+    assert float(core["mean"]) == pytest.approx(dice_SP[:, :3].mean())
+    (mean,) = lines(finished, "intervals.csv", metric="dice_class_mean", **wanted)
+    shares_P = np.array([1.75 / 3] * 3 + [0.75 / 2] * 3)
+    assert float(mean["mean"]) == pytest.approx((dice_SP * shares_P).mean())
+
+
+def test_differences_are_those_of_the_statistics(finished: Plan) -> None:
+
+    def cells(arm: str) -> dict[int, Scores]:
+        found = {}
+        for count in (1, 4, 18):
+            runs = [
+                run
+                for run in finished.runs
+                if isinstance(run.spec, Segment)
+                and (run.spec.target, run.arm, run.spec.label_count) == ("binary", arm, count)
+            ]
+            subsets = tuple((str(run.spec.seed),) for run in runs)
+            scores_SP = np.array([dice_of(run) for run in runs])
+            found[count] = Scores(arm, (0, 1, 2), tuple(PATIENTS), subsets, scores_SP)
+        return found
+
+    expected = compare(cells("denoise"), cells("scratch"))
+    rows = lines(finished, "differences.csv", metric=DICE)
+    assert [int(row["label_count"]) for row in rows] == [1, 4, 18]
+    for row, it in zip(rows, expected.values(), strict=True):
+        assert float(row["difference"]) == pytest.approx(0.2)
+        for name in ("p_bootstrap_holm", "p_wilcoxon_holm", "rank_biserial"):
+            assert float(row[name]) == pytest.approx(getattr(it, name))
+
+
+def test_labels_that_scratch_never_saves_are_not_reached(finished: Plan) -> None:
+    """0.2 is worth a factor of 100, and there are 18 scans."""
+    rows = lines(finished, "labels_saved.csv", metric=DICE)
+    assert [row["needed"] for row in rows] == ["inf"] * 3
+    assert "not reached (&gt; 18)" in page(finished)
+    assert "scratch does not reach with 18" in page(finished)
+
+
+def test_the_verdict_is_said_in_words_with_its_interval(finished: Plan) -> None:
+    sentence = re.search(r"<p>(Pre-training \(denoise\) raises.*)</p>", page(finished))
+    assert sentence is not None
+    assert "1 labelled scan by 0.200 (difference +0.200, 95 % interval" in sentence[1]
+
+
+def test_one_seed_concludes_nothing(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    plan = make_plan(tiny_study())
+    finish_all(plan)
+    write_report(plan)
+    assert "Nothing can be concluded" in page(plan)
+    assert "it takes two seeds" in page(plan)
+    assert {row["low"] for row in table(plan, "differences.csv")} == {""}
+
+
+def test_an_unfinished_study_shows_what_is_missing_and_why(plan: Plan) -> None:
+    finish_all(plan, lambda run: run.arm == "scratch" and run.spec.seed < 2)  # type: ignore[union-attr]
+    failed = next(run for run in plan.runs if isinstance(run.spec, Denoise))
+    plan.folder_of(failed).create(plan.record(failed))
+    plan.folder_of(failed).fail(ValueError("the loss is not finite <b>at</b> step 3"))
+    write_report(plan)
+    text = page(plan)
+    assert "26 of 38 runs are not finished" in text
+    assert "the loss is not finite &lt;b&gt;at&lt;/b&gt; step 3" in text
+    assert f"waits for run {failed.run_id}, which did not succeed" in text
+    assert "not begun" in text
+    assert "no label count has finished runs of both arms" in text
+    for row in lines(plan, "intervals.csv", arm="denoise"):
+        assert (row["seeds"], row["mean"]) == ("0", "")
+    for row in lines(plan, "intervals.csv", metric=DICE, arm="scratch"):
+        assert (row["seeds"], row["planned"]) == ("2", "3")
+    assert {row["difference"] for row in table(plan, "differences.csv")} == {""}
+    assert table(plan, "labels_saved.csv") == []
+
+
+def test_arms_given_other_scans_are_not_compared(plan: Plan) -> None:
+    finish_all(plan)
+    odd = next(run for run in plan.runs if run.name == "binary · denoise · 4 scans · seed 1")
+    finish(plan, odd, labelled=["T9"])
+    write_report(plan)
+    assert "different labelled scans for seed 1" in page(plan)
+    assert {row["difference"] for row in lines(plan, "differences.csv", target="binary")} == {""}
+    assert "" not in {
+        row["difference"] for row in lines(plan, "differences.csv", metric="dice_oedema")
+    }
+
+
+def test_other_patients_in_one_seed_are_said(plan: Plan) -> None:
+    finish_all(plan)
+    odd = next(run for run in plan.runs if run.name == "binary · denoise · 4 scans · seed 1")
+    cases = plan.folder_of(odd).cases
+    cases.write_text(cases.read_text().replace("P0,", "P9,"))
+    write_report(plan)
+    assert "the seeds of denoise, 4 scans were tested on different patients" in page(plan)
+
+
+def test_a_finished_run_without_cases_is_named(plan: Plan) -> None:
+    finish_all(plan)
+    run = next(run for run in plan.runs if run.name == "binary · scratch · 1 scan · seed 0")
+    plan.folder_of(run).cases.unlink()
+    write_report(plan)
+    assert "its cases.csv is gone" in page(plan)
+    (row,) = lines(plan, "intervals.csv", metric=DICE, arm="scratch", label_count="1")
+    assert row["seeds"] == "2"
+
+
+def test_the_page_needs_no_network(finished: Plan) -> None:
+    addresses = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page(finished))
+    assert addresses
+    assert all(address.startswith(("data:image/svg+xml;base64,", "#")) for address in addresses)
+    assert not re.search(r"url\(|@import|<script|<link|https?://", page(finished))
+
+
+def test_names_are_escaped(tiny_study: Callable[..., Study]) -> None:
+    plan = make_plan(tiny_study(name="<i>$a_1$ & 50 %</i>"))
+    finish_all(plan)
+    write_report(plan)
+    assert "<h1><small>fewscan report</small>&lt;i&gt;$a_1$ &amp; 50 %&lt;/i&gt;</h1>" in page(plan)
+    assert "<i>" not in page(plan)
+    latex = (plan.folder.report / "tables.tex").read_text()
+    assert r"$<$i$>$\$a\_1\$ \& 50 \%$<$/i$>$, binary" in latex
+
+
+def test_latex_escapes_what_is_special() -> None:
+    assert escape_latex("a_b\\{−1}") == r"a\_b\textbackslash{}\{$-$1\}"
+
+
+def test_the_record_says_what_ran_where(finished: Plan) -> None:
+    trained = sum(not isinstance(run.spec, Anomaly) for run in finished.runs)
+    rows = re.search(r"What ran on what</h2>.*?<tbody>(.*?)</tbody>", page(finished), re.DOTALL)
+    assert rows is not None
+    texts = re.findall(r"<td[^>]*>(.*?)</td>", rows[1])
+    assert texts == [
+        "node7", "cpu", "torch 2.99", "1", f"{trained}", f"{36 * trained:,}",
+        f"{trained / 100:.3f}",
+    ]  # fmt: skip
+
+
+def test_seconds_of_interrupted_attempts_count(plan: Plan) -> None:
+    run = plan.runs[0]
+    folder = plan.folder_of(run)
+    folder.create(plan.record(run))
+    events = [
+        {"kind": "started", "time": 100.0, "step": 0, "host": "a", "device": "cpu", "ranks": 2},
+        {"kind": "checkpoint", "time": 110.0, "step": 1},
+        {"kind": "started", "time": 500.0, "step": 1, "host": "b", "device": "cpu", "ranks": 2},
+        {"kind": "finished", "time": 530.0, "step": 2, "seconds": 31.0},
+    ]
+    folder.events.write_text("".join(json.dumps(event) + "\n" for event in events))
+    record = read_records(plan)[0]
+    assert (record.attempts, record.hosts, record.seconds) == (2, ("a", "b"), 41.0)
+    assert record.device_hours == pytest.approx(82 / 3600)
+
+
+def test_the_same_folders_give_the_same_bytes(finished: Plan) -> None:
+    names = sorted(FILES)
+    first = [(finished.folder.report / name).read_bytes() for name in names]
+    write_report(finished)
+    assert [(finished.folder.report / name).read_bytes() for name in names] == first
