@@ -172,7 +172,7 @@ def status(study: Path, overrides: tuple[str, ...]) -> None:
 @study_argument
 @set_option
 def report(study: Path, overrides: tuple[str, ...]) -> None:
-    """Draw the figure and write the tables from what is finished."""
+    """Say what can be concluded from what is finished: a page, figures, tables."""
     from harness.plan import load_plan
     from harness.report import render_report, write_report
 
@@ -208,8 +208,8 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None) -> None:
 
 def _say_where(plan: Any) -> None:
     folder = plan.folder
-    console.print(f"figure  {folder.report / 'figure.png'}", soft_wrap=True)
-    console.print(f"tables  {folder.report / 'figure.csv'}, numbers.csv", soft_wrap=True)
+    console.print(f"page    {folder.report / 'report.html'}", soft_wrap=True)
+    console.print(f"figure  {folder.report / 'figure.png'}, the tables beside it", soft_wrap=True)
     where = os.environ.get("MLFLOW_TRACKING_URI") or folder.mlflow_database
     console.print(f"MLflow  {where}, shown by `fewscan ui STUDY`", soft_wrap=True)
 

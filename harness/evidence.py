@@ -4,9 +4,9 @@ What cannot be compared stands in `Evidence.objections` with its reason; the res
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from harness.cases import CaseMetric, Cells, case_metrics, collect, place_of, read_cases
+from harness.cases import CaseMetric, Cases, Cells, case_metrics, collect, place_of, read_cases
 from harness.comparison import Comparison, compare
 from harness.labels_saved import LabelsSaved, labels_saved
 from harness.pairing import Scores
@@ -16,22 +16,22 @@ from harness.study import SCRATCH
 from storage.errors import StudyError
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evidence:
     """One metric of the whole study. Dictionaries go from arm to label count."""
 
     metric: CaseMetric
     planned: dict[str, dict[int, int]]
     """Runs that the study asks for; the unsupervised baselines have 0 labels."""
-    cells: Cells = field(default_factory=dict)
-    estimates: dict[str, dict[int, Estimate]] = field(default_factory=dict)
+    cells: Cells
+    estimates: dict[str, dict[int, Estimate]]
     """The mean of each cell."""
-    comparisons: dict[str, dict[int, Comparison]] = field(default_factory=dict)
+    comparisons: dict[str, dict[int, Comparison]]
     """Each other arm against scratch."""
-    saved: dict[str, dict[int, LabelsSaved]] = field(default_factory=dict)
+    saved: dict[str, dict[int, LabelsSaved]]
     """What scratch needs for the scores of each other arm."""
-    objections: list[str] = field(default_factory=list)
-    """Why something could not be compared."""
+    objections: dict[str, str]
+    """Why an arm could not be compared."""
 
     @property
     def rivals(self) -> list[str]:
@@ -42,21 +42,23 @@ class Evidence:
 def gather(plan: Plan) -> list[Evidence]:
     """The evidence for each metric of `case_metrics`, from what is finished."""
     cases = read_cases(plan)
-    found = []
-    for metric in case_metrics(plan):
-        evidence = Evidence(metric, _planned(plan, metric))
-        try:
-            evidence.cells = collect(plan, cases, metric)
-        except StudyError as error:
-            evidence.objections.append(str(error))
-        evidence.estimates = {
-            arm: {count: within(estimate(cell), 0.0, 1.0) for count, cell in sorted(cells.items())}
-            for arm, cells in evidence.cells.items()
-        }
-        for arm in evidence.rivals:
-            _compare(evidence, arm)
-        found.append(evidence)
-    return found
+    return [_evidence(plan, cases, metric) for metric in case_metrics(plan)]
+
+
+def _evidence(plan: Plan, cases: dict[str, Cases], metric: CaseMetric) -> Evidence:
+    planned = _planned(plan, metric)
+    try:
+        cells = collect(plan, cases, metric)
+    except StudyError as error:
+        return Evidence(metric, planned, {}, {}, {}, {}, dict.fromkeys(planned, str(error)))
+    estimates = {
+        arm: {count: within(estimate(cell), 0.0, 1.0) for count, cell in sorted(counts.items())}
+        for arm, counts in cells.items()
+    }
+    evidence = Evidence(metric, planned, cells, estimates, {}, {}, {})
+    for arm in evidence.rivals:
+        _compare(evidence, arm)
+    return evidence
 
 
 def _planned(plan: Plan, metric: CaseMetric) -> dict[str, dict[int, int]]:
@@ -79,7 +81,7 @@ def _compare(evidence: Evidence, arm: str) -> None:
         }
         evidence.saved[arm] = labels_saved(first, second)
     except StudyError as error:
-        evidence.objections.append(str(error))
+        evidence.objections[arm] = str(error)
 
 
 def within(estimate: Estimate, least: float, most: float) -> Estimate:

@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +78,22 @@ def _draw_panel(axes: Axes, cells: Sequence[Cell], colours: Colours) -> None:
         high = [m + s for m, s in zip(mean, spread, strict=True)]
         axes.plot(x, mean, "o-", color=colour, label=_plain(arm_name(arm)), markersize=4)
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    for style, (label, value) in zip((":", "-.", "--"), _baselines(cells, counts), strict=False):
+    for label, value, style in _baselines(cells, counts):
         axes.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=_plain(label))
     _label_counts_on(axes, counts)
     axes.set_ylim(0, 1)
 
 
-def _baselines(cells: Sequence[Cell], counts: Sequence[int]) -> list[tuple[str, float]]:
-    """The horizontal lines: each unsupervised score, and scratch on the most labels."""
-    lines = [(c.arm, c.mean) for c in cells if c.label_count == 0]
-    lines += [
-        (f"{SUPERVISED}: scratch, {c.label_count} scans", c.mean)
+def _baselines(cells: Sequence[Cell], counts: Sequence[int]) -> list[tuple[str, float, str]]:
+    """The horizontal lines: scratch on the most labels, and each unsupervised score."""
+    lines = [
+        (f"{SUPERVISED}: scratch, {c.label_count} scans", c.mean, "--")
         for c in cells
-        if c.arm == SCRATCH and counts and c.label_count == counts[-1]
+        if c.arm == SCRATCH and c.label_count == counts[-1]
     ]
-    return [(label, mean) for label, mean in lines if mean is not None]
+    unsupervised = [c for c in cells if c.label_count == 0]
+    lines += [(c.arm, c.mean, s) for c, s in zip(unsupervised, cycle((":", "-.")), strict=False)]
+    return [(label, mean, style) for label, mean, style in lines if mean is not None]
 
 
 def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
@@ -107,6 +109,9 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
         compared = {n: it.difference for n, it in evidence.comparisons.get(arm, {}).items()}
         _draw_estimates(differences, compared, shift, colours[arm], arm_name(arm))
         _draw_saved(saved, evidence, arm, shift, colours[arm])
+    for arm, estimates in evidence.estimates.items():
+        if 0 in estimates and (value := estimates[0].value) is not None:
+            means.axhline(value, color="0.35", linestyle=":", linewidth=1.2, label=_plain(arm))
     differences.axhline(0, color="0.35", linewidth=1)
     saved.plot(counts, counts, color="0.35", linewidth=1)
     for axes, title in (

@@ -39,7 +39,7 @@ def _finding(evidence: Evidence, arm: str) -> Finding:
     raised = [n for n in shown if value(known[n]) > 0]
     lowered = [n for n in shown if value(known[n]) <= 0]
     if not known:
-        return Finding("open", target, arm, (_why_nothing(evidence, compared),))
+        return Finding("open", target, arm, (_why_nothing(evidence, arm),))
     if not shown:
         return Finding("open", target, arm, _nothing_shown(title, known))
     sentences = [
@@ -61,11 +61,11 @@ def value(comparison: Comparison) -> float:
     return comparison.difference.value
 
 
-def _why_nothing(evidence: Evidence, compared: Mapping[int, Comparison]) -> str:
+def _why_nothing(evidence: Evidence, arm: str) -> str:
     start = f"Nothing can be concluded about the {evidence.metric.title}: "
-    if evidence.objections:
-        return start + evidence.objections[0].partition("\n")[0] + "."
-    if not compared:
+    if arm in evidence.objections:
+        return start + evidence.objections[arm].partition("\n")[0] + "."
+    if not evidence.comparisons.get(arm):
         return start + "no label count has finished runs of both arms with the same seed."
     return start + "it takes two seeds and two patients in both arms at one label count."
 

@@ -142,7 +142,7 @@ def _section(it: Evidence, evidence: Sequence[Evidence], colours: Colours) -> Se
         differences=_difference_table(it),
         saved=_saved_table(it),
         others=Table(means.head, others, labels=2),
-        objections=it.objections,
+        objections=list(dict.fromkeys(it.objections.values())),
     )
 
 
