@@ -30,7 +30,6 @@ class Worker:
         self.folder = folder
         self.settings = launch.settings
         self.share = Allocation.here(self.settings.time_limit_min)
-        self.joined = False
 
     def run(self) -> None:
         """Serve heads until Slurm takes the node back, or the work is done."""
@@ -115,13 +114,11 @@ class Worker:
         return self.folder.outcome() is not None
 
     def _report(self, phase: str, generation: int | None = None) -> None:
-        self.joined = self.joined or phase == "joined"
         report = {
             "job": self.share.job,
             "node": self.share.node,
             "host": socket.gethostname(),
             "phase": phase,
-            "joined": self.joined,
             "generation": generation,
             "ends_unix": self.share.ends_unix,
             "since_unix": time.time(),

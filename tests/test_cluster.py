@@ -160,7 +160,7 @@ def test_a_bad_node_among_good_ones_is_met_with_patience(slurm: Path, tmp_path: 
     folder = prepared(tmp_path, 'case "$SLURM_JOB_ID" in 1) sleep 100;; *) false;; esac')
     elastic = Elastic(folder, folder.launch(), tmp_path / "nodes.json")
     elastic.tick()
-    report = {"phase": "joined", "joined": True, "since_unix": time.time(), "node": "fake1"}
+    report = {"phase": "joined", "since_unix": time.time(), "node": "fake1"}
     folder.worker_file("1").write_text(json.dumps(report))
     for _ in range(8):
         elastic.tick()
