@@ -28,6 +28,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SUPERVISED = "supervised"
 """The baseline: scratch on all labels."""
 
+UNSUPERVISED_STYLES = (":", "-.")
+
 Colours = Mapping[str, str]
 """Arm → colour, the same in every figure."""
 
@@ -92,7 +94,9 @@ def _baselines(cells: Sequence[Cell], counts: Sequence[int]) -> list[tuple[str, 
         if c.arm == SCRATCH and c.label_count == counts[-1]
     ]
     unsupervised = [c for c in cells if c.label_count == 0]
-    lines += [(c.arm, c.mean, s) for c, s in zip(unsupervised, cycle((":", "-.")), strict=False)]
+    lines += [
+        (c.arm, c.mean, s) for c, s in zip(unsupervised, cycle(UNSUPERVISED_STYLES), strict=False)
+    ]
     return [(label, mean, style) for label, mean, style in lines if mean is not None]
 
 
@@ -109,9 +113,10 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
         compared = {n: it.difference for n, it in evidence.comparisons.get(arm, {}).items()}
         _draw_estimates(differences, compared, shift, colours[arm], arm_name(arm))
         _draw_saved(saved, evidence, arm, shift, colours[arm])
-    for arm, estimates in evidence.estimates.items():
-        if 0 in estimates and (value := estimates[0].value) is not None:
-            means.axhline(value, color="0.35", linestyle=":", linewidth=1.2, label=_plain(arm))
+    unsupervised = {arm: it[0].value for arm, it in evidence.estimates.items() if 0 in it}
+    for (arm, value), style in zip(unsupervised.items(), cycle(UNSUPERVISED_STYLES), strict=False):
+        if value is not None:
+            means.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=_plain(arm))
     differences.axhline(0, color="0.35", linewidth=1)
     saved.plot(counts, counts, color="0.35", linewidth=1)
     for axes, title in (
@@ -123,7 +128,7 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
         _label_counts_on(axes, counts)
     means.set_ylim(0, 1)
     saved.set_yscale("log")
-    saved.set_yticks(counts)
+    saved.set_yticks(_apart(counts))
     saved.yaxis.set_major_formatter(ScalarFormatter())
     saved.yaxis.set_minor_formatter(NullFormatter())
     saved.minorticks_off()
@@ -200,12 +205,21 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 def _label_counts_on(axes: Axes, counts: Sequence[int]) -> None:
     axes.set_xscale("log")
-    axes.set_xticks(counts)
+    axes.set_xticks(_apart(counts))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
     axes.set_xlabel("labelled scans")
     axes.grid(alpha=0.3)
+
+
+def _apart(counts: Sequence[int]) -> list[int]:
+    """The counts whose labels do not run into each other on a log axis; the last one is kept."""
+    kept: list[int] = []
+    for count in reversed(counts):
+        if not kept or kept[-1] / count > 1.25:
+            kept.append(count)
+    return kept[::-1]
 
 
 def _plain(text: str) -> str:

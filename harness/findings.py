@@ -11,6 +11,7 @@ from typing import Literal
 from harness.comparison import Comparison
 from harness.evidence import Evidence
 from harness.labels_saved import LabelsSaved
+from harness.statistics import Estimate
 from harness.words import interval, needed, needed_interval, number, scans
 
 SIGNIFICANT = 0.05
@@ -72,16 +73,24 @@ def _why_nothing(evidence: Evidence, arm: str) -> str:
 
 def _nothing_shown(title: str, known: Mapping[int, Comparison]) -> tuple[str, ...]:
     narrowest = min(known, key=lambda n: _width(known[n]))
-    bounds = interval(known[narrowest].difference, "+")
+    difference = known[narrowest].difference
     seeds = min(it.seeds for it in known.values())
     sentences = [
         f"No effect of pre-training on the {title} can be concluded (with {_counts(known)}).",
         f"That does not prove that there is none: with {scans(narrowest)}, where most is known, "
-        f"the difference may be anything from {bounds}.",
+        f"the difference may be anything from {interval(difference, '+')}{caution(difference)}.",
     ]
     if seeds < 5:
         sentences.append(f"With {seeds} seeds intervals are wide; five or more are worth running.")
     return tuple(sentences)
+
+
+def caution(difference: Estimate) -> str:
+    """For an interval without 0 where nothing is shown: it is about one label count alone."""
+    low, high = difference.interval or (None, None)
+    if low is None or high is None or low <= 0 <= high:
+        return ""
+    return ", which leaves out 0 only before the correction for several label counts"
 
 
 def _width(comparison: Comparison) -> float:
@@ -92,8 +101,7 @@ def _width(comparison: Comparison) -> float:
 def _differences(counts: Iterable[int], known: Mapping[int, Comparison]) -> str:
     return _join(
         f"{scans(n)} by {number(abs(value(known[n])))} "
-        f"(difference {number(value(known[n]), '+')}, 95 % interval "
-        f"{interval(known[n].difference, '+')})"
+        f"(95 % interval of the difference {interval(known[n].difference, '+')})"
         for n in counts
     )
 

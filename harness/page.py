@@ -3,7 +3,7 @@
 `report.html` beside this file is its template; jinja2 escapes every value that is put into it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from experiments.spec import PROTOCOL, Segment
 from harness.evidence import Evidence
 from harness.figures import Colours, as_data_uri, draw_evidence, draw_published, draw_training
 from harness.findings import findings
-from harness.plan import Plan
+from harness.plan import UNSUPERVISED, Plan
 from harness.pooled import PANELS, Cell
 from harness.record import RunRecord, curves, machines
 from harness.study import SCRATCH
@@ -49,7 +49,7 @@ class Section:
     differences: Table
     saved: Table
     others: Table
-    """The other metrics of this target, by arm and label count: the classes, for instance."""
+    """The other metrics of this target: the classes, for instance."""
     objections: list[str]
 
 
@@ -103,16 +103,44 @@ def _facts(plan: Plan, records: Sequence[RunRecord]) -> list[tuple[str, str]]:
 
 
 def _pooled_table(cells: Sequence[Cell]) -> Table:
-    counts = sorted({cell.label_count for cell in cells if cell.label_count})
-    rows = []
+    arms = _columns(cell.arm for cell in cells)
+    rows: list[tuple[str, ...]] = []
     for panel in PANELS:
-        here = [c for c in cells if (c.target, c.metric) == (panel.target, panel.metric)]
-        for arm in dict.fromkeys(c.arm for c in here):
-            texts = {c.label_count: _pooled_text(c) for c in here if c.arm == arm}
-            numbers = [texts.get(n, "") for n in (0, *counts)]
-            rows.append((f"pooled {panel.title}" if panel.target == "binary" else panel.title,
-                         arm_name(arm), *numbers))  # fmt: skip
-    return Table(("metric", "arm", "no label", *map(str, counts)), rows, labels=2)
+        here = {
+            (c.label_count, c.arm): _pooled_text(c)
+            for c in cells
+            if (c.target, c.metric) == (panel.target, panel.metric)
+        }
+        title = f"pooled {panel.title}" if panel.target == "binary" else panel.title
+        rows += _by_count(title, here, arms)
+    return Table(("metric", "labelled scans", *map(arm_name, arms)), rows)
+
+
+def _by_count(
+    title: str, texts: Mapping[tuple[int, str], str], arms: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """A row for each label count and a column for each arm; the title in the first row alone."""
+    counts = sorted({count for count, _ in texts})
+    placed = {(count, _column(arm, arms)): text for (count, arm), text in texts.items()}
+    return [
+        (
+            title if n == counts[0] else "",
+            str(n or "none (unsupervised)"),
+            *(placed.get((n, arm), "") for arm in arms),
+        )
+        for n in counts
+    ]
+
+
+def _columns(arms: Iterable[str]) -> list[str]:
+    """Each arm once; an unsupervised score has no column beside that of its pre-training."""
+    arms = list(dict.fromkeys(arms))
+    return [arm for arm in arms if _column(arm, arms) == arm]
+
+
+def _column(arm: str, arms: Sequence[str]) -> str:
+    pretraining = arm.removeprefix(f"{UNSUPERVISED}: ")
+    return pretraining if pretraining in arms else arm
 
 
 def _pooled_text(cell: Cell) -> str:
@@ -128,43 +156,39 @@ def _incomplete(finished: int, planned: int) -> str:
 
 def _section(it: Evidence, evidence: Sequence[Evidence], colours: Colours) -> Section:
     others = [
-        row
+        other
         for other in evidence
         if other.metric.target == it.metric.target and not other.metric.leads
-        for row in _mean_table(other).rows
     ]
-    means = _mean_table(it)
     return Section(
         target=it.metric.target,
         title=it.metric.title,
         figure=as_data_uri(draw_evidence(it, colours)),
-        means=means,
+        means=_mean_table([it]),
         differences=_difference_table(it),
         saved=_saved_table(it),
-        others=Table(means.head, others, labels=2),
+        others=_mean_table(others),
         objections=list(dict.fromkeys(it.objections.values())),
     )
 
 
-def _mean_table(it: Evidence) -> Table:
-    counts = sorted({n for counts in it.planned.values() for n in counts})
-    rows = [
-        (it.metric.title, arm_name(arm), *(_mean_text(it, arm, n) for n in counts))
-        for arm in it.planned
-    ]
-    return Table(("metric", "arm", *(str(n) if n else "no label" for n in counts)), rows, labels=2)
+def _mean_table(evidence: Sequence[Evidence]) -> Table:
+    arms = _columns(arm for it in evidence for arm in it.planned)
+    rows: list[tuple[str, ...]] = []
+    for it in evidence:
+        places = [(n, arm) for arm, counts in it.planned.items() for n in counts]
+        texts = {(n, arm): _mean_text(it, arm, n) for n, arm in places}
+        rows += _by_count(it.metric.title, texts, arms)
+    return Table(("metric", "labelled scans", *map(arm_name, arms)), rows)
 
 
 def _mean_text(it: Evidence, arm: str, count: int) -> str:
-    planned = it.planned[arm].get(count)
-    if planned is None:
-        return ""
     cell = it.cells.get(arm, {}).get(count)
     if cell is None:
         return MISSING
     estimate = it.estimates[arm][count]
     bounds = "" if estimate.interval is None else f"\n{interval(estimate)}"
-    return number(estimate.value) + _incomplete(len(cell.seeds), planned) + bounds
+    return number(estimate.value) + _incomplete(len(cell.seeds), it.planned[arm][count]) + bounds
 
 
 def _difference_table(it: Evidence) -> Table:

@@ -199,7 +199,7 @@ def test_labels_that_scratch_never_saves_are_not_reached(finished: Plan) -> None
 def test_the_verdict_is_said_in_words_with_its_interval(finished: Plan) -> None:
     sentence = re.search(r"<p>(Pre-training \(denoise\) raises.*)</p>", page(finished))
     assert sentence is not None
-    assert "1 labelled scan by 0.200 (difference +0.200, 95 % interval" in sentence[1]
+    assert "1 labelled scan by 0.200 (95 % interval of the difference +0." in sentence[1]
 
 
 def test_one_seed_concludes_nothing(
