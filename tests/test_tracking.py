@@ -588,7 +588,8 @@ assert info.signature.outputs.inputs[0].shape == (-1, 1, {SIZE}, {SIZE})
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
     network = load_model(plan.folder_of(plan.runs[1]).model)
     expected = network(torch.from_numpy(images)).detach().numpy()
-    np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), expected)
+    # Another process may compute with another number of threads, which changes the last bits.
+    np.testing.assert_allclose(np.load(tmp_path / "outputs.npy"), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_server_that_comes_late_catches_up(
