@@ -139,7 +139,7 @@ def sweep(study: Path, overrides: tuple[str, ...]) -> None:
     Exits with 1 if a run failed (the others are finished all the same) or was interrupted.
     """
     from harness.plan import load_plan
-    from harness.report import render_report
+    from harness.report.write import render_report
     from harness.sweep import sweep_locally
 
     loaded = load_plan(study, overrides)
@@ -174,7 +174,7 @@ def status(study: Path, overrides: tuple[str, ...]) -> None:
 def report(study: Path, overrides: tuple[str, ...]) -> None:
     """Say what can be concluded from what is finished: a page, figures, tables."""
     from harness.plan import load_plan
-    from harness.report import render_report, write_report
+    from harness.report.write import render_report, write_report
 
     loaded = load_plan(study, overrides)
     write_report(loaded)
@@ -189,7 +189,7 @@ def report(study: Path, overrides: tuple[str, ...]) -> None:
 def ui(study: Path, overrides: tuple[str, ...], port: int | None) -> None:
     """Serve the MLflow UI on this study, on 127.0.0.1, until Ctrl-C."""
     from harness.plan import load_plan
-    from harness.tracking import serve_ui
+    from harness.tracking.tracker import serve_ui
 
     serve_ui(load_plan(study, overrides), port=port)
 
@@ -201,7 +201,7 @@ def ui(study: Path, overrides: tuple[str, ...], port: int | None) -> None:
 def sync(study: Path, overrides: tuple[str, ...], uri: str | None) -> None:
     """Rebuild the MLflow view from the run folders, here or elsewhere."""
     from harness.plan import load_plan
-    from harness.tracking import sync as sync_view
+    from harness.tracking.tracker import sync as sync_view
 
     sync_view(load_plan(study, overrides), uri)
 

@@ -88,8 +88,16 @@ def make_plan(study: Study) -> Plan:
     of the pre-trainings makes no sense for it.
     """
     store = SliceStore.open(study.store)
-    runs = _Planner(study, store).runs()
-    unique = {run.run_id: run for run in runs}
+    unique: dict[str, PlannedRun] = {}
+    for run in _Planner(study, store).runs():
+        first = unique.setdefault(run.run_id, run)
+        if first.name != run.name:
+            raise StudyError(
+                f"{first.name!r} and {run.name!r} are the same run",
+                where="pretrain",
+                expected="names for different things",
+                remedy="give one another seed or setting, or leave it out",
+            )
     return Plan(study, store, tuple(unique.values()))
 
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from harness.plan import Plan
 from harness.ray_environment import prepare_environment
-from harness.report import collect_rows, write_report
+from harness.report.write import collect_rows, write_report
 from harness.status import SYMBOLS, StudyStatus, read_status
 from harness.study import dump_study
 from storage.atomic import write_bytes
@@ -22,7 +22,7 @@ from storage.errors import FewscanError, StudyError, TrackingError
 from storage.locks import exclusive
 
 if TYPE_CHECKING:
-    from harness.tracking import Tracker
+    from harness.tracking.tracker import Tracker
 
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at the run folders, for MLflow and the progress bar."""
@@ -80,7 +80,7 @@ class View:
         self._try(lambda tracker: tracker.close(finished=finished))
 
     def _try(self, action: Callable[["Tracker"], None]) -> None:
-        from harness.tracking import Tracker  # seconds, in which Ray can start
+        from harness.tracking.tracker import Tracker  # seconds, in which Ray can start
 
         try:
             if self._tracker is None:

@@ -1,7 +1,7 @@
 """What works here: Slurm's commands, the shared disk, ports, shared memory; and the mend.
 
-`checks` looks at the machine it runs on. With a partition it also sends a short job to a node, and
-compares: the clock, and how long a renamed file takes to be seen there.
+`checks` looks at the machine it runs on. With a partition it also sends a short job to a node and
+compares the clocks.
 """
 
 import fcntl

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from harness.pairing import Scores
+from harness.report.pairing import Scores
 
 
 def cell(

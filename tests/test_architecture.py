@@ -25,7 +25,11 @@ ONE_ROOM = {
     "nibabel": {"storage/nifti.py"},
     "zarr": {"storage/slices.py"},
     "ray": {"harness/schedule.py"},
-    "mlflow": {"harness/tracking.py", "harness/models.py", "harness/view.py"},
+    "mlflow": {
+        "harness/tracking/tracker.py",
+        "harness/tracking/models.py",
+        "harness/tracking/view.py",
+    },
 }
 
 

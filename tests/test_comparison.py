@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.comparison import compare, holm, rank_biserial, signed_rank, standardised
-from harness.statistics import estimate
+from harness.report.comparison import compare, holm, rank_biserial, signed_rank, standardised
+from harness.report.statistics import estimate
 from storage.errors import StudyError
 
 NAN = float("nan")

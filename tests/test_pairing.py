@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fake_scores import cell
 
-from harness.pairing import Scores, difference
+from harness.report.pairing import Scores, difference
 from storage.errors import StudyError
 
 NAN = float("nan")

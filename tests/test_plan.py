@@ -89,6 +89,14 @@ def test_pretrainings_may_chain(
     assert second.parents == (first.run_id,)
 
 
+def test_two_names_for_the_same_run_are_refused(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    wish = tiny_document["pretrain"]["denoise"]
+    with pytest.raises(StudyError, match=r"(?s)'pre-train a' and 'pre-train b' are the same run"):
+        make_plan(tiny_study(pretrain={"a": wish, "b": wish}, finetune=tiny_document["finetune"]))
+
+
 def test_too_many_labels_are_refused(
     tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
 ) -> None:

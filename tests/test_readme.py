@@ -16,7 +16,7 @@ NOTES = {
     "docs/demo.png": "the figure of the demo",
     "experiments/demo.yaml": "the study in small, on synthetic scans",
     "experiments/paper.yaml": "the published study, each number with its source",
-    "harness/report.html": "the template of the report's page",
+    "harness/report/report.html": "the template of the report's page",
     "pyproject.toml": "the package, with a reason beside each dependency",
     "tests/": "one test file a module; conftest.py has tiny scans, a tiny store and a tiny study",
 }
@@ -40,7 +40,7 @@ def tree() -> str:
     """One line a file; a folder is described by its package's docstring."""
     lines, folder = [], ""
     names = [n for n in tracked() if not n.startswith("tests/") and n != ".gitignore"]
-    for name in sorted(names, key=lambda n: ("/" in n, n)):
+    for name in sorted(names, key=lambda n: (n.rpartition("/")[0], n)):
         parent, _, base = name.rpartition("/")
         if parent != folder:
             folder = parent

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from experiments.spec import Anomaly, Denoise, Segment
-from harness.comparison import compare
-from harness.pairing import Scores
 from harness.plan import Plan, PlannedRun, make_plan
-from harness.record import read_records
-from harness.report import write_report
+from harness.report.comparison import compare
+from harness.report.pairing import Scores
+from harness.report.record import read_records
+from harness.report.tables import escape_latex
+from harness.report.write import write_report
 from harness.study import Study, parse_study
-from harness.tables import escape_latex
 
 PATIENTS = [f"P{number}" for number in range(6)]
 CLASSES = ("necrotic_core", "oedema", "enhancing")
@@ -91,8 +91,10 @@ def plan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Plan:
     """Three label counts and three seeds; its figures are not drawn, which takes a second."""
-    monkeypatch.setattr("harness.page.as_data_uri", lambda figure: "data:image/svg+xml;base64,")
-    monkeypatch.setattr("harness.report.save_figure", lambda figure, path: path.touch())
+    monkeypatch.setattr(
+        "harness.report.page.as_data_uri", lambda figure: "data:image/svg+xml;base64,"
+    )
+    monkeypatch.setattr("harness.report.write.save_figure", lambda figure, path: path.touch())
     return make_plan(tiny_study(finetune=tiny_document["finetune"] | GRID))
 
 

@@ -38,7 +38,7 @@ from experiments.unet import UNet
 from harness import models, tracking, ui
 from harness.plan import Plan, PlannedRun
 from harness.study import Finetuning, Study
-from harness.tracking import Tracker, serve_ui, sync
+from harness.tracking.tracker import Tracker, serve_ui, sync
 from storage.atomic import write_json
 from storage.errors import TrackingError
 from storage.runs import RunFolder
@@ -604,7 +604,8 @@ def test_a_server_that_comes_late_catches_up(
     with pytest.raises(TrackingError, match="the run folders hold everything"):
         tracker.update()
     assert time.monotonic() - begun < 30
-    script = f"from harness.ui import serve; serve({database(plan)!r}, '/', '127.0.0.1', {port})"
+    call = f"serve({database(plan)!r}, '/', '127.0.0.1', {port})"
+    script = f"from harness.tracking.ui import serve; {call}"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     server = subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, stdout=subprocess.PIPE

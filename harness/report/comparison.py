@@ -9,8 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from harness.pairing import Scores, difference
-from harness.statistics import RESAMPLES, Estimate, mean, p_value, percentiles, resampled_means
+from harness.report.pairing import Scores, difference
+from harness.report.statistics import (
+    RESAMPLES,
+    Estimate,
+    mean,
+    p_value,
+    percentiles,
+    resampled_means,
+)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What MLflow is to show of a run, computed from its folder alone.
 
 Plain values, no MLflow in here: the same folder gives the same view, on any machine, at any time.
-`harness.view` makes MLflow look like it.
+`harness.tracking.view` makes MLflow look like it.
 
 Every number keeps the time at which its event was written, so sending it again changes nothing: in
 MLflow a point is its key, step, time and value together.

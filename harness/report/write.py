@@ -11,13 +11,13 @@ from typing import Any
 
 from rich.table import Table
 
-from harness.evidence import Evidence, gather
-from harness.figures import colours_of, draw_published, save_figure
-from harness.page import render_page
 from harness.plan import Plan
-from harness.pooled import PANELS, Cell, Row, collect_cells, collect_rows
-from harness.record import read_records
-from harness.tables import (
+from harness.report.evidence import Evidence, gather
+from harness.report.figures import colours_of, draw_published, save_figure
+from harness.report.page import render_page
+from harness.report.pooled import PANELS, Cell, Row, collect_cells, collect_rows
+from harness.report.record import read_records
+from harness.report.tables import (
     DifferenceRow,
     IntervalRow,
     SavedRow,

@@ -1,7 +1,7 @@
 """Numbers in words, the same on the page, in its sentences and in LaTeX."""
 
-from harness.labels_saved import LabelsSaved
-from harness.statistics import Estimate
+from harness.report.labels_saved import LabelsSaved
+from harness.report.statistics import Estimate
 from harness.study import SCRATCH
 
 MISSING = "missing"

@@ -1,7 +1,7 @@
 """The published, pooled numbers: mean and spread over seeds of each test metric.
 
 AP and ⌈Dice⌉ are over all pixels of all test patients at once, one number a run; the per-patient
-numbers are in `harness.cases`. A missing cell is missing, nothing is imputed.
+numbers are in `harness.report.cases`. A missing cell is missing, nothing is imputed.
 """
 
 import statistics

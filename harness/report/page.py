@@ -10,14 +10,19 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.spec import PROTOCOL, Segment
-from harness.evidence import Evidence
-from harness.figures import Colours, as_data_uri, draw_evidence, draw_published, draw_training
-from harness.findings import findings
 from harness.plan import UNSUPERVISED, Plan
-from harness.pooled import PANELS, Cell
-from harness.record import RunRecord, curves, machines
-from harness.study import SCRATCH
-from harness.words import (
+from harness.report.evidence import Evidence
+from harness.report.figures import (
+    Colours,
+    as_data_uri,
+    draw_evidence,
+    draw_published,
+    draw_training,
+)
+from harness.report.findings import findings
+from harness.report.pooled import PANELS, Cell
+from harness.report.record import RunRecord, curves, machines
+from harness.report.words import (
     MISSING,
     arm_name,
     interval,
@@ -26,6 +31,7 @@ from harness.words import (
     number,
     p_text,
 )
+from harness.study import SCRATCH
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from harness.evidence import Evidence
-from harness.pooled import PANELS, Cell
-from harness.record import RunRecord
-from harness.statistics import Estimate
+from harness.report.evidence import Evidence
+from harness.report.pooled import PANELS, Cell
+from harness.report.record import RunRecord
+from harness.report.statistics import Estimate
+from harness.report.words import arm_name
 from harness.study import SCRATCH
-from harness.words import arm_name
 from storage.atomic import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

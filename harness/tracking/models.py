@@ -20,7 +20,7 @@ import experiments
 import storage
 from experiments.checkpoint import load_model
 from experiments.unet import UNet
-from harness.run_view import RUN_ID, RunView
+from harness.tracking.run_view import RUN_ID, RunView
 
 NAME = "model"
 MODEL_TYPE = "U-Net"

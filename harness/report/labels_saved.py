@@ -14,8 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.pairing import Scores, require_same_patients, require_same_subsets
-from harness.statistics import RESAMPLES, Estimate, Resampling, draw_resamples, mean, percentiles
+from harness.report.pairing import Scores, require_same_patients, require_same_subsets
+from harness.report.statistics import (
+    RESAMPLES,
+    Estimate,
+    Resampling,
+    draw_resamples,
+    mean,
+    percentiles,
+)
 
 ROUNDING = 1e-12
 """Equal scores are equal, whatever the order of the sums."""

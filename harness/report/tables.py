@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harness.evidence import Evidence
-from harness.statistics import Estimate
+from harness.report.evidence import Evidence
+from harness.report.statistics import Estimate
+from harness.report.words import arm_name, interval, number, p_text
 from harness.study import SCRATCH
-from harness.words import arm_name, interval, number, p_text
 
 Ends = tuple[float | None, float | None]
 
@@ -48,7 +48,7 @@ class IntervalRow:
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """An arm minus scratch: a line of `differences.csv`. See `harness.comparison.Comparison`."""
+    """An arm minus scratch: a line of `differences.csv`. See `comparison.Comparison`."""
 
     target: str
     metric: str

@@ -26,9 +26,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.spec import from_json
 from harness.plan import Plan, PlannedRun
-from harness.run_view import AFTER_THE_SWEEP, FROM_OUTSIDE, WHILE_SWEEPING, Statuses, view_of
-from harness.ui import runs_page, serve
-from harness.view import StudyView, now_ms
+from harness.tracking.run_view import (
+    AFTER_THE_SWEEP,
+    FROM_OUTSIDE,
+    WHILE_SWEEPING,
+    Statuses,
+    view_of,
+)
+from harness.tracking.ui import runs_page, serve
+from harness.tracking.view import StudyView, now_ms
 from storage.atomic import TEMPORARY_SUFFIX, replacing
 from storage.errors import FewscanError, RunError, TrackingError
 from storage.runs import RunFolder

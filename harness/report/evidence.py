@@ -6,12 +6,20 @@ What cannot be compared stands in `Evidence.objections` with its reason; the res
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from harness.cases import CaseMetric, Cases, Cells, case_metrics, collect, place_of, read_cases
-from harness.comparison import Comparison, compare
-from harness.labels_saved import LabelsSaved, labels_saved
-from harness.pairing import Scores
 from harness.plan import Plan
-from harness.statistics import Estimate, estimate
+from harness.report.cases import (
+    CaseMetric,
+    Cases,
+    Cells,
+    case_metrics,
+    collect,
+    place_of,
+    read_cases,
+)
+from harness.report.comparison import Comparison, compare
+from harness.report.labels_saved import LabelsSaved, labels_saved
+from harness.report.pairing import Scores
+from harness.report.statistics import Estimate, estimate
 from harness.study import SCRATCH
 from storage.errors import StudyError
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.comparison import Comparison
-from harness.evidence import Evidence
-from harness.labels_saved import LabelsSaved
-from harness.statistics import Estimate
-from harness.words import interval, needed, needed_interval, number, scans
+from harness.report.comparison import Comparison
+from harness.report.evidence import Evidence
+from harness.report.labels_saved import LabelsSaved
+from harness.report.statistics import Estimate
+from harness.report.words import interval, needed, needed_interval, number, scans
 
 SIGNIFICANT = 0.05
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.spec import Anomaly, Segment
-from harness.pairing import Scores
 from harness.plan import UNSUPERVISED, Plan, PlannedRun
+from harness.report.pairing import Scores
 from storage.errors import StudyError
 from storage.runs import RunFolder
 

@@ -14,9 +14,9 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from experiments.spec import PROTOCOL
-from harness.models import log_model, logged_models
 from harness.plan import Plan
-from harness.run_view import BEGUN, ERROR, LIVE, RUN_ID, RunView
+from harness.tracking.models import log_model, logged_models
+from harness.tracking.run_view import BEGUN, ERROR, LIVE, RUN_ID, RunView
 from storage.atomic import write_bytes
 
 STUDY_ID = "fewscan.study_id"
