@@ -37,7 +37,8 @@ from experiments.spec import (
 from experiments.unet import UNet
 from harness.plan import Plan, PlannedRun
 from harness.study import Finetuning, Study
-from harness.tracking import models, tracker, ui
+from harness.tracking import models, ui
+from harness.tracking import tracker as tracking
 from harness.tracking.tracker import Tracker, serve_ui, sync
 from storage.atomic import write_json
 from storage.errors import TrackingError
@@ -54,8 +55,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for name in tracker.DEFAULTS:
-        monkeypatch.setenv(name, tracker.DEFAULTS[name])
+    for name in tracking.DEFAULTS:
+        monkeypatch.setenv(name, tracking.DEFAULTS[name])
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated database, to copy: making one takes seconds. An earlier try was killed."""
     path = tmp_path_factory.mktemp("empty") / "mlflow.db"
     path.with_name(".mlflow.db.1.partial").write_bytes(b"half a database")
-    tracker._create_database(path)
+    tracking._create_database(path)
     return path
 
 
