@@ -24,6 +24,15 @@ from storage.errors import DeviceError
 RANKS_MEET_WITHIN = timedelta(minutes=10)
 
 
+class Preempted(BaseException):
+    """The place is being taken away; the checkpoint is written. Not an error, so no `Exception`."""
+
+
+def never() -> bool:
+    """Nobody takes this place away."""
+    return False
+
+
 @dataclass(frozen=True)
 class Devices:
     """The place of one rank of a run."""
@@ -36,6 +45,9 @@ class Devices:
     world_size: int = 1
     checkpoint_every_s: float = 60.0
     """Seconds of work that a kill may cost."""
+    should_stop: Callable[[], bool] = never
+    """Asked every few seconds; if it says yes, a run on one device writes a checkpoint and raises
+    `Preempted`. Ranks of DDP do not ask: they would have to agree, in every step."""
 
     @property
     def is_first(self) -> bool:

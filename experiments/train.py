@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.checkpoint import TrainingState, load_state, save_state
-from experiments.devices import Devices
+from experiments.devices import Devices, Preempted
 from experiments.spec import Training, seed_for
 from storage.errors import RunError
 from storage.runs import HEARTBEAT_EVERY_S, RunFolder
@@ -182,11 +182,17 @@ class _Loop:
             )
 
     def look_at_the_clock(self) -> None:
-        """Leave a heartbeat or a checkpoint if it is time; the result depends on neither."""
+        """Leave a heartbeat or a checkpoint if it is time; the result depends on neither.
+
+        Raises `Preempted` if the place is being taken away.
+        """
         now = time.monotonic()
         if self.devices.is_first and now - self.last_beat >= HEARTBEAT_EVERY_S:
             self.folder.beat(self.state.step, self.training.iterations)
             self.last_beat = now
+            if self.devices.world_size == 1 and self.devices.should_stop():
+                self.checkpoint()
+                raise Preempted
         if now - self.last_checkpoint >= self.devices.checkpoint_every_s:
             self.checkpoint()
 

@@ -133,17 +133,30 @@ def plan(study: Path, overrides: tuple[str, ...]) -> None:
 @main.command(epilog=example("fewscan sweep experiments/demo.yaml"))
 @study_argument
 @set_option
-def sweep(study: Path, overrides: tuple[str, ...]) -> None:
+@click.option(
+    "--on",
+    "where",
+    type=click.Choice(["local", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Here, or in Slurm jobs as the study's `slurm` section says; then it returns at once.",
+)
+def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
     """Run the study, or go on with it: the same command.
 
     Exits with 1 if a run failed (the others are finished all the same) or was interrupted.
     """
+    from harness.on_slurm import launch_sweep
     from harness.plan import load_plan
     from harness.report.write import render_report
-    from harness.sweep import sweep_locally
+    from harness.sweep import sweep as run_sweep
 
     loaded = load_plan(study, overrides)
-    status = sweep_locally(loaded, console)
+    if where == "slurm":
+        job = launch_sweep(loaded)
+        console.print(f"Slurm job {job} is the head; `fewscan status STUDY` tells how it goes")
+        return
+    status = run_sweep(loaded, console)
     for run in status.failed():
         message = loaded.folder_of(run).read_error()["message"]
         click.echo(f"failed: {run.run_id} {run.name}: {message}", err=True)
@@ -162,10 +175,49 @@ def sweep(study: Path, overrides: tuple[str, ...]) -> None:
 @set_option
 def status(study: Path, overrides: tuple[str, ...]) -> None:
     """Where the study stands: label count × init × seed."""
+    from harness.on_slurm import render_cluster
     from harness.plan import load_plan
     from harness.status import read_status, render_status
 
-    console.print(render_status(read_status(load_plan(study, overrides))), highlight=False)
+    loaded = load_plan(study, overrides)
+    console.print(render_status(read_status(loaded)), highlight=False)
+    if loaded.folder.cluster.exists():
+        console.print(render_cluster(loaded.folder), highlight=False)
+
+
+@main.command(epilog=example("fewscan cancel experiments/paper.yaml"))
+@study_argument
+@set_option
+def cancel(study: Path, overrides: tuple[str, ...]) -> None:
+    """Stop the study's Slurm jobs. The same sweep command goes on later."""
+    from harness.study import load_study
+    from slurm import cancel as cancel_jobs
+    from storage.runs import StudyFolder
+
+    jobs = cancel_jobs(StudyFolder(load_study(study, overrides).folder).cluster)
+    console.print(f"{len(jobs)} Slurm jobs are cancelled; the runs so far are kept")
+
+
+@main.command(epilog=example("fewscan doctor experiments/paper.yaml"))
+@click.argument("study", type=click.Path(path_type=Path), required=False)
+@set_option
+def doctor(study: Path | None, overrides: tuple[str, ...]) -> None:
+    """Check what a sweep on Slurm needs here, and say how to mend what is missing.
+
+    With a STUDY whose file has a slurm section, also on a node of its partition. Exits with 1 if
+    something is missing.
+    """
+    from harness.study import load_study
+    from slurm.doctor import checks
+
+    loaded = load_study(study, overrides) if study else None
+    folder = loaded.folder if loaded else Path.cwd()
+    found = checks(folder, loaded.slurm if loaded else None)
+    for check in found:
+        console.print(f"{'[green]✓[/]' if check.ok else '[red]✗[/]'} {check.name}: {check.found}")
+        if check.remedy:
+            console.print(f"    {check.remedy}")
+    sys.exit(0 if all(check.ok for check in found) else 1)
 
 
 @main.command(epilog=example("fewscan report experiments/demo.yaml"))

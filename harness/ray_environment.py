@@ -36,5 +36,10 @@ def prepare_environment(token: Path) -> None:
             file.write(secrets.token_hex(32))
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    be_quiet()
+
+
+def be_quiet() -> None:
+    """Keep Ray from saying what nobody asked."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

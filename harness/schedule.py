@@ -22,10 +22,11 @@ import ray.train.torch
 from ray import train, tune
 from ray.tune.search import Searcher
 
-from experiments.devices import Devices, require_cuda
+from experiments.devices import Devices, Preempted, require_cuda
 from experiments.stages import run_stage
 from harness.plan import Plan
 from harness.study import Share
+from slurm import inside
 from storage.errors import RunError
 from storage.runs import RunFolder, StudyFolder
 
@@ -87,9 +88,15 @@ class ReadyRuns(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Note a run whose folder has no result as failed, and why if it could not say so."""
+        """Offer a preempted run again; note one that has no result as failed, and why.
+
+        Most failed runs have left the reason themselves.
+        """
         run_id = self._offered[trial_id]
         if self._is_finished(run_id):
+            return
+        if result and result.get("preempted"):
+            self._waiting.insert(0, run_id)
             return
         self._failed.add(run_id)
         folder = self._folders[run_id]
@@ -149,9 +156,13 @@ def run_all(plan: Plan, scratch: Path) -> None:
 
 
 def wants_gpu(plan: Plan) -> bool:
-    """Whether runs get GPUs. Raises `DeviceError` if CUDA was asked for and no node has one."""
+    """Whether runs get GPUs. Raises `DeviceError` if CUDA was asked for and no node has one.
+
+    On Slurm there may be no worker yet; there the settings say what workers will have.
+    """
     wish = plan.study.resources.device
-    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    coming = plan.study.slurm.gpus if plan.study.slurm and inside.is_on_slurm() else 0
+    has_gpu = coming > 0 or ray.cluster_resources().get("GPU", 0) > 0
     if wish == "cuda" and not has_gpu:
         require_cuda()
     return has_gpu and wish != "cpu"
@@ -172,7 +183,8 @@ def run_trial(config: dict[str, Any]) -> dict[str, float]:
     """One run in a Tune actor.
 
     What the run itself raises stays in its folder, and to Tune the trial has ended. If a rank's
-    process died instead, Tune is told, and starts the trial again.
+    process died instead, Tune is told, and starts the trial again. A preempted run has ended too,
+    for now: the searcher offers it again.
     """
     folder = RunFolder(Path(config["folder"]))
     folder.error.unlink(missing_ok=True)
@@ -183,7 +195,13 @@ def run_trial(config: dict[str, Any]) -> dict[str, float]:
         else:
             device = "cuda:0" if config["use_gpu"] else "cpu"
             every_s = config["checkpoint_every_s"]
-            run_stage(folder, Devices(device, share.cpus, checkpoint_every_s=every_s))
+            stop = inside.stop_requested
+            run_stage(
+                folder,
+                Devices(device, share.cpus, checkpoint_every_s=every_s, should_stop=stop),
+            )
+    except Preempted:
+        return {"finished": 0.0, "preempted": 1.0}
     except Exception as error:
         if folder.error.exists():
             return {"finished": 0.0}
@@ -248,3 +266,16 @@ def local_ray(folder: StudyFolder) -> Iterator[Path]:
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def cluster_ray() -> Iterator[Path]:
+    """The Ray cluster that Slurm's jobs make, as its driver; yields a scratch folder."""
+    with tempfile.TemporaryDirectory(prefix="fewscan-") as scratch:
+        ray.init(
+            address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR
+        )
+        try:
+            yield Path(scratch)
+        finally:
+            ray.shutdown()

@@ -14,6 +14,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from experiments.spec import Augmentation, Evaluation, Network, Noise, Target, Training
+from slurm import Settings
 from storage.errors import StudyError
 
 SCRATCH = "scratch"
@@ -105,6 +106,8 @@ class Study:
     baselines: tuple[Baseline, ...] = ("unsupervised", "supervised")
     """unsupervised: a pre-trained network's anomaly score; supervised: scratch on all labels."""
     resources: Resources = Resources()
+    slurm: Settings | None = None
+    """The jobs that `fewscan sweep --on slurm` submits."""
 
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
@@ -139,7 +142,8 @@ def parse_study(document: dict[str, Any], where: str) -> Study:
 
 def dump_study(study: Study) -> str:
     """The resolved study as YAML that `load_study` reads back to the same value."""
-    return yaml.safe_dump(_STUDY.dump_python(study, mode="json"), sort_keys=False)
+    plain = _STUDY.dump_python(study, mode="json", fallback=dict)
+    return yaml.safe_dump(plain, sort_keys=False)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -203,6 +207,8 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         inner = [t for t in get_args(here) if is_dataclass(t)]
         here = inner[0] if inner else get_type_hints(here).get(str(part))
+    optional = [t for t in get_args(here) if is_dataclass(t)]
+    here = optional[0] if optional else here
     return [f.name for f in fields(here)] if is_dataclass(here) else []
 
 

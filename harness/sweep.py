@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from harness.on_slurm import workers_wanted
 from harness.plan import Plan
-from harness.ray_environment import prepare_environment
+from harness.ray_environment import be_quiet, prepare_environment
 from harness.report.write import collect_rows, write_report
 from harness.status import SYMBOLS, StudyStatus, read_status
 from harness.study import dump_study
+from slurm import inside
 from storage.atomic import write_bytes
 from storage.errors import FewscanError, StudyError, TrackingError
 from storage.locks import exclusive
@@ -28,10 +30,11 @@ LOOK_EVERY_S = 2.0
 """Seconds between two looks at the run folders, for MLflow and the progress bar."""
 
 
-def sweep_locally(plan: Plan, console: Console) -> StudyStatus:
+def sweep(plan: Plan, console: Console) -> StudyStatus:
     """Run everything that is not finished, track it, and write the report.
 
-    Raises `StudyError` if another sweep of this study is under way.
+    On this machine, with a Ray of its own; or, as the driver of a cluster that Slurm's jobs make,
+    there. Raises `StudyError` if another sweep of this study is under way.
     """
     folder = plan.folder
     folder.runs.mkdir(parents=True, exist_ok=True)
@@ -46,16 +49,28 @@ def sweep_locally(plan: Plan, console: Console) -> StudyStatus:
         view = View(plan, console)
         try:
             if not read_status(plan).is_finished:
-                prepare_environment(folder.ray_token)
-                from harness.schedule import local_ray, run_all
-
-                with watched(plan, console, view), local_ray(folder) as scratch:
-                    run_all(plan, scratch)
+                with watched(plan, console, view):
+                    _run_on_ray(plan)
             if collect_rows(plan):
                 view.log_report(write_report(plan))
         finally:
             view.close(finished=read_status(plan).is_finished)
     return read_status(plan)
+
+
+def _run_on_ray(plan: Plan) -> None:
+    if inside.is_on_slurm():
+        be_quiet()  # the token is in the environment already
+        from harness.schedule import cluster_ray, run_all
+
+        with cluster_ray() as scratch:
+            run_all(plan, scratch)
+    else:
+        prepare_environment(plan.folder.ray_token)
+        from harness.schedule import local_ray, run_all
+
+        with local_ray(plan.folder) as scratch:
+            run_all(plan, scratch)
 
 
 class View:
@@ -114,6 +129,7 @@ def watched(plan: Plan, console: Console, view: View) -> Iterator[None]:
         nonlocal before
         now = read_status(plan)
         announce(before, now, console)
+        inside.ask_for_workers(workers_wanted(now))
         bar.update(task, completed=now.done_fraction, description=describe(now))
         before = now
 

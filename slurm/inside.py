@@ -17,6 +17,11 @@ STOP_FILE = "ELASTIC_STOP_FILE"
 ENDS_UNIX = "ELASTIC_ENDS_UNIX"
 
 
+def is_on_slurm() -> bool:
+    """Whether this is the driver, or a task, of an elastic cluster."""
+    return FOLDER in os.environ
+
+
 def ask_for_workers(count: int) -> None:
     """Driver: so many workers would have something to do now. Cheap when nothing has changed."""
     if DEMAND_FILE in os.environ:

@@ -231,6 +231,11 @@ class StudyFolder:
         return self.path / "mlartifacts"
 
     @property
+    def cluster(self) -> Path:
+        """What the Slurm jobs of a sweep share: see `slurm.folder`."""
+        return self.path / "slurm"
+
+    @property
     def report(self) -> Path:
         return self.path / "report"
 

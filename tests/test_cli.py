@@ -82,6 +82,17 @@ def test_report_without_results_says_what_to_do(study: Path) -> None:
     assert "remedy: `fewscan sweep`" in shown.output
 
 
+def test_the_doctor_says_what_is_missing_and_how_to_mend_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shown = fewscan("doctor")
+    assert shown.exit_code == 1
+    assert "✗ sbatch" in shown.output
+    assert "✓ submitit" in shown.output
+
+
 def test_our_errors_have_no_traceback(tmp_path: Path) -> None:
     shown = fewscan("check", tmp_path / "none.zarr")
     assert shown.exit_code == 1

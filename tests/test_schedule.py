@@ -68,6 +68,16 @@ def test_a_failed_run_blocks_its_children_only(plan: Plan) -> None:
     assert ready.suggest("end") == Searcher.FINISHED
 
 
+def test_a_preempted_run_is_offered_again(plan: Plan) -> None:
+    ready = ReadyRuns(plan, use_gpu=False, scratch=Path())
+    first = offered(ready, plan)
+    trial_id, run = first[0]
+    ready.on_trial_complete(trial_id, {"finished": 0.0, "preempted": 1.0})
+    again = offered(ready, plan, start=len(first))
+    assert [run.run_id for _, run in again] == [run.run_id]
+    assert plan.folder_of(run).state() == "missing"
+
+
 def test_a_run_whose_process_keeps_dying_says_so(plan: Plan) -> None:
     ready = ReadyRuns(plan, use_gpu=False, scratch=Path())
     trial_id, run = offered(ready, plan)[0]

@@ -109,6 +109,19 @@ def test_a_file_that_is_no_study(tmp_path: Path, text: str, message: str) -> Non
         load_study(tmp_path / "other.yaml")
 
 
+def test_slurm_settings_are_checked_and_survive_a_dump() -> None:
+    slurm = {"partition": "gpu", "gpus": 2, "max_workers": 8, "setup": ["module load cuda"]}
+    wish = document() | {"slurm": slurm | {"sbatch": {"mail-type": "FAIL"}}}
+    study = parse_study(wish, "given")
+    assert study.slurm is not None
+    assert study.slurm.setup == ("module load cuda",)
+    assert parse_study(yaml.safe_load(dump_study(study)), "dump") == study
+    with pytest.raises(StudyError, match="did you mean 'partition'"):
+        parse_study(document() | {"slurm": {"partitions": "gpu"}}, "given")
+    with pytest.raises(StudyError, match="min_workers 3 is more than max_workers 1"):
+        parse_study(document() | {"slurm": {"min_workers": 3}}, "given")
+
+
 @given(
     seeds=st.lists(st.integers(0, 100), min_size=1, max_size=4, unique=True),
     counts=st.lists(st.integers(1, 900) | st.just("all"), min_size=1, max_size=4, unique=True),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from experiments.checkpoint import TrainingState
 from experiments.data import SliceData
 from experiments.denoise import DenoiseTask
-from experiments.devices import Devices, launch
+from experiments.devices import Devices, Preempted, launch
 from experiments.segment import SegmentTask
 from experiments.spec import Augmentation, Denoise, Evaluation, Network, Noise, Segment, Training
 from experiments.start import initial_network
@@ -125,6 +125,24 @@ def test_interrupted_equals_uninterrupted(
     assert (state.best_step, state.best_loss) == (expected.best_step, expected.best_loss)
     assert all(torch.equal(state.best[k], expected.best[k]) for k in expected.best)
     assert all(torch.equal(state.model[k], expected.model[k]) for k in expected.model)
+
+
+def test_a_place_that_is_taken_away_leaves_a_checkpoint(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked at each heartbeat; what was computed until then is kept, and it is no error."""
+    monkeypatch.setattr("experiments.train.HEARTBEAT_EVERY_S", 0.0)
+    whole = RunFolder(folder.path.with_name("whole"))
+    whole.path.mkdir()
+    train_once(DENOISE, whole, Devices())
+    answers = iter([False, False, True])
+    devices = Devices(checkpoint_every_s=math.inf, should_stop=lambda: next(answers))
+    with pytest.raises(Preempted), folder.owned():
+        train_once(DENOISE, folder, devices)
+    assert not folder.error.exists()
+    assert [e["step"] for e in folder.committed_events() if e["kind"] == "checkpoint"] == [3]
+    train_once(DENOISE, folder, Devices())
+    assert losses(folder) == losses(whole)
 
 
 def dying_at(step_to_die: int, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
