@@ -142,7 +142,8 @@ def parse_study(document: dict[str, Any], where: str) -> Study:
 
 def dump_study(study: Study) -> str:
     """The resolved study as YAML that `load_study` reads back to the same value."""
-    plain = _STUDY.dump_python(study, mode="json", fallback=dict)
+    # `Settings` keeps its sbatch keys in a read-only view, which pydantic does not know.
+    plain = _STUDY.dump_python(study, mode="json", fallback=dict, warnings=False)
     return yaml.safe_dump(plain, sort_keys=False)
 
 
