@@ -76,7 +76,8 @@ class ReadyRuns(Searcher):
                 self._waiting.remove(run_id)
                 self._offered[trial_id] = run_id
                 return self._configs[run_id]
-        return None if self._waiting else Searcher.FINISHED
+        # A run that is under way may be preempted and come back, so it is not over yet.
+        return None if self._waiting or self._offered else Searcher.FINISHED
 
     def _drop_blocked(self) -> None:
         """A run waits for ever if a parent has failed; so do, in turn, its children."""
@@ -92,7 +93,7 @@ class ReadyRuns(Searcher):
 
         Most failed runs have left the reason themselves.
         """
-        run_id = self._offered[trial_id]
+        run_id = self._offered.pop(trial_id)
         if self._is_finished(run_id):
             return
         if result and result.get("preempted"):

@@ -48,6 +48,10 @@ def test_children_wait_for_their_parent_and_nobody_else_does(plan: Plan) -> None
     second = offered(ready, plan, start=5)
     assert {run.init for _, run in second} == {"denoise"}
     assert len(first) + len(second) == len(plan.runs)
+    assert ready.suggest("early") is None, "those under way may come back"
+    for trial_id, run in second:
+        finish(plan.folder_of(run))
+        ready.on_trial_complete(trial_id)
     assert ready.suggest("end") == Searcher.FINISHED
 
 
