@@ -1,4 +1,4 @@
-"""The README's file tree is the tree. `python tests/test_readme.py` prints what it should be."""
+"""The README's file tree is the tree. `python tests/test_readme.py` writes it there."""
 
 import ast
 import subprocess
@@ -54,10 +54,15 @@ def tree() -> str:
     return "\n".join(f"    {line}".rstrip() for line in lines)
 
 
+HEADING = "## The files\n\n"
+
+
 def test_the_file_tree_is_true() -> None:
-    shown = (ROOT / "README.md").read_text().partition("## The files\n\n")[2].rstrip()
+    shown = (ROOT / "README.md").read_text().partition(HEADING)[2].rstrip()
     assert shown == tree()
 
 
 if __name__ == "__main__":
-    print(tree())
+    readme = ROOT / "README.md"
+    before = readme.read_text().partition(HEADING)[0]
+    readme.write_text(before + HEADING + tree() + "\n")

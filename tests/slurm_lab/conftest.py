@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import debian
 import lab
 import pytest
 from toy_study import Study
@@ -38,10 +39,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def slurm_lab() -> Iterator[None]:
     """A running Slurm whose commands are in PATH; gone at the end of the session."""
     reason = lab.why_impossible()
-    if reason and os.environ.get("CI") == "true":
-        pytest.fail(f"no Slurm laboratory here: {reason}")
     if reason:
-        pytest.skip(f"NO SLURM LABORATORY, NOTHING ON SLURM IS TESTED: {reason}")
+        debian.give_up("Slurm laboratory", reason)
     before = os.environ["PATH"]
     lab.up()
     os.environ["PATH"] = f"{lab.BIN}:{before}"

@@ -1,7 +1,7 @@
 """A real Slurm with accounting and three nodes, on one Debian machine, as root.
 
-    python tests/slurm_lab/lab.py up      # idempotent; installs what is missing
-    python tests/slurm_lab/lab.py down    # ends every process and removes every trace
+    PYTHONPATH=tests python tests/slurm_lab/lab.py up      # idempotent; installs what is missing
+    PYTHONPATH=tests python tests/slurm_lab/lab.py down    # ends every process and removes every trace
 
 Every node is a network namespace with a mount and a UTS namespace of its own: own address, /tmp,
 /dev/shm, /etc/hosts and host name. The bridge that joins them lives in the controller's namespace,
@@ -18,6 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import debian
 
 from slurm.processes import descendants
 
@@ -239,13 +241,9 @@ def leftovers() -> list[str]:
 
 
 def _install() -> None:
-    if all(shutil.which(name) for name in ("slurmctld", "slurmdbd", "munged", "mariadbd", "ip")):
-        return
-    quiet = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, "stdout": sys.stderr}
-    subprocess.run(["apt-get", "update", "-qq"], **quiet)
-    command = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", *PACKAGES]
-    if subprocess.run(command, **quiet).returncode:
-        raise LabError(f"apt-get could not install {' '.join(PACKAGES)}")
+    reason = debian.missing(("slurmctld", "slurmdbd", "munged", "mariadbd", "ip"), PACKAGES)
+    if reason:
+        raise LabError(reason)
 
 
 def _write_files() -> None:
