@@ -1,7 +1,7 @@
 """A real Slurm with accounting and three nodes, on one Debian machine, as root.
 
     PYTHONPATH=tests python tests/slurm_lab/lab.py up      # idempotent; installs what is missing
-    PYTHONPATH=tests python tests/slurm_lab/lab.py down    # ends every process and removes every trace
+    PYTHONPATH=tests python tests/slurm_lab/lab.py down    # ends all of it, leaves no trace
 
 Every node is a network namespace with a mount and a UTS namespace of its own: own address, /tmp,
 /dev/shm, /etc/hosts and host name. The bridge that joins them lives in the controller's namespace,
