@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 
 help:
 	@echo "make demo    the whole study on synthetic scans, on this machine"
-	@echo "make test    lint, types and tests"
+	@echo "make test    lint, types, tests, and the tests on a real Slurm (root, Debian)"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite the sources"
 
@@ -23,8 +23,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# -rs: a lab that cannot come up here is said aloud (and fails with CI=true).
 test: lint
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m slurm -rs tests/slurm_lab
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

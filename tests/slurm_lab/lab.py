@@ -112,7 +112,8 @@ def why_impossible() -> str | None:
         return "only root may make network namespaces"
     if not Path("/etc/debian_version").exists():
         return "the recipe is for Debian and its Slurm packages"
-    return None
+    tried = subprocess.run(["unshare", "--net", "--mount", "--uts", "true"], capture_output=True)
+    return None if tried.returncode == 0 else f"no namespaces here: {tried.stderr.decode().strip()}"
 
 
 def up() -> None:
