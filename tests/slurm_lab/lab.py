@@ -112,8 +112,9 @@ def why_impossible() -> str | None:
         return "only root may make network namespaces"
     if not Path("/etc/debian_version").exists():
         return "the recipe is for Debian and its Slurm packages"
-    tried = subprocess.run(["unshare", "--net", "--mount", "--uts", "true"], capture_output=True)
-    return None if tried.returncode == 0 else f"no namespaces here: {tried.stderr.decode().strip()}"
+    command = ["unshare", "--net", "--mount", "--uts", "true"]
+    tried = subprocess.run(command, capture_output=True, text=True)
+    return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
 
 
 def up() -> None:
