@@ -1,7 +1,7 @@
 """The lab, once per session, and a toy study on it.
 
-Tests marked `slurm` run only with `-m slurm`, as `make test` does after the fast tests. Where the lab
-cannot come up they are skipped and say why; with CI=true that is a failure.
+Tests marked `slurm` run only with `-m slurm`, as `make test` does after the fast tests. Where the
+lab cannot come up they are skipped and say why; with CI=true that is a failure.
 """
 
 import os
