@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 
 from experiments.checkpoint import load_model, save_model
 from experiments.spec import (
+    PROTOCOL,
     Anomaly,
     Augmentation,
     Denoise,
@@ -78,7 +79,14 @@ def plan(tmp_path: Path, empty_database: Path) -> Plan:
 
 
 def make_plan(folder: Path, name: str = "a study") -> Plan:
-    store = SimpleNamespace(path=folder / "store", fingerprint=DATA, size=SIZE)
+    store = SimpleNamespace(
+        path=folder / "store",
+        fingerprint=DATA,
+        size=SIZE,
+        protocol=1,
+        channels=("flair", "t1", "t1ce", "t2"),
+        classes=("core", "oedema"),
+    )
     study = Study(name, folder / "store", folder, Finetuning((1,), TRAINING))
     dae = Denoise(DATA, NETWORK, Noise(), TRAINING)
     evaluation = Evaluation()
@@ -570,6 +578,18 @@ def test_the_model_is_the_network_also_where_this_repository_is_not(
     Tracker(plan).update()
     images = np.random.default_rng(0).random((3, 4, SIZE, SIZE), dtype=np.float32)
     np.save(tmp_path / "images.npy", images)
+    facts = {
+        "run_id": plan.runs[1].run_id,
+        "stage": "segment",
+        "target": "binary",
+        "protocol": PROTOCOL,
+        "data": DATA,
+        "store_protocol": 1,
+        "channels": ["flair", "t1", "t1ce", "t2"],
+        "classes": ["core", "oedema"],
+        "slice_size": SIZE,
+        "threshold": 0.1,
+    }
     script = f"""
 import sys
 sys.path = [p for p in sys.path if p not in ("", {str(ROOT)!r})]
@@ -584,6 +604,7 @@ numpy.save("outputs.npy", model(images).detach().numpy())
 info = mlflow.models.get_model_info("runs:/{mlflow_id(plan, 1)}/model")
 assert info.signature.inputs.inputs[0].shape == (-1, 4, {SIZE}, {SIZE})
 assert info.signature.outputs.inputs[0].shape == (-1, 1, {SIZE}, {SIZE})
+assert info.metadata == {facts!r}, info.metadata
 """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)

@@ -1,13 +1,16 @@
 """The kept model of a run as an MLflow model that loads where this repository is not.
 
 `mlflow.pytorch.load_model("runs:/RUN/model")` gives the network back: its weights lie in the model
-together with the code of `experiments` and `storage`. The requirements are stated, because finding
-them out, as MLflow would, takes a process and many seconds a model.
+together with the code of `experiments` and `storage`. What must be known to use it on a new scan
+(channels, classes, slice size, target, threshold, protocols) is its metadata:
+`mlflow.models.get_model_info(uri).metadata`. The requirements are stated, because finding them out,
+as MLflow would, takes a process and many seconds a model.
 """
 
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import mlflow.pytorch
 import numpy as np
@@ -32,12 +35,10 @@ GREY = 0.5
 """The value of the input example's pixels; a real slice would be a patient's."""
 
 
-def log_model(
-    client: MlflowClient, experiment_id: str, mlflow_id: str, view: RunView, size: int
-) -> None:
+def log_model(client: MlflowClient, experiment_id: str, mlflow_id: str, view: RunView) -> None:
     """Log the view's model once: if it is there and complete, nothing happens.
 
-    `size` is the height and width of the slices. Raises `RunError` if the weights cannot be read.
+    Raises `RunError` if the weights cannot be read.
     """
     assert view.model is not None
     found = logged_models(client, experiment_id, mlflow_id)
@@ -47,7 +48,7 @@ def log_model(
     logged = found[0] if found else _create(client, experiment_id, mlflow_id, view)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / NAME
-        _save(folder, network, logged, mlflow_id, size)
+        _save(folder, network, logged, mlflow_id, view.model_facts)
         client.log_model_artifacts(logged.model_id, str(folder))
     _link(client, mlflow_id, logged, view)
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
@@ -69,8 +70,10 @@ def _create(client: MlflowClient, experiment_id: str, mlflow_id: str, view: RunV
     )
 
 
-def _save(folder: Path, network: UNet, logged: LoggedModel, mlflow_id: str, size: int) -> None:
-    shape = network.shape
+def _save(
+    folder: Path, network: UNet, logged: LoggedModel, mlflow_id: str, facts: dict[str, Any]
+) -> None:
+    shape, size = network.shape, facts["slice_size"]
     mlflow.pytorch.save_model(
         network.float(),
         folder,
@@ -79,6 +82,7 @@ def _save(folder: Path, network: UNet, logged: LoggedModel, mlflow_id: str, size
             model_uuid=logged.model_id,
             model_id=logged.model_id,
             run_id=mlflow_id,
+            metadata=facts,
         ),
         signature=ModelSignature(
             Schema([TensorSpec(np.dtype(np.float32), (-1, shape.in_channels, size, size))]),

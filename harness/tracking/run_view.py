@@ -73,6 +73,8 @@ class RunView:
     """The final numbers, at the step of the model that was kept."""
     model: Path | None
     """The weights that validation chose, once the run is finished."""
+    model_facts: dict[str, Any]
+    """What must be known to use the model on a new scan: logged with it, as its metadata."""
 
     @property
     def digest(self) -> str:
@@ -109,6 +111,7 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> RunView:
         series=tuple(_series(events)),
         results=tuple(_results(result, events, _last_ms(events, begun_ms))),
         model=_model(run, folder) if state == "finished" else None,
+        model_facts=_model_facts(plan, run, result),
     )
 
 
@@ -213,6 +216,23 @@ def _model(run: PlannedRun, folder: RunFolder) -> Path | None:
     if isinstance(run.spec, Anomaly):
         return None
     return None if isinstance(run.spec, Imported) and not folder.model.exists() else folder.model
+
+
+def _model_facts(plan: Plan, run: PlannedRun, result: dict[str, Any]) -> dict[str, Any]:
+    spec = plan.record(run)["spec"]
+    facts = {
+        "run_id": run.run_id,
+        "stage": spec["kind"],
+        "target": spec.get("target"),
+        "protocol": spec["protocol"],
+        "data": spec.get("data"),
+        "store_protocol": plan.store.protocol,
+        "channels": list(plan.store.channels),
+        "classes": list(plan.store.classes),
+        "slice_size": plan.store.size,
+        "threshold": result.get("validation", {}).get("threshold"),
+    }
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -52,7 +52,6 @@ class StudyView:
     def __init__(self, client: MlflowClient, experiment_id: str, plan: Plan) -> None:
         self.client = client
         self.experiment_id = experiment_id
-        self.slice_size = plan.store.size
         self.study_id, begun_ms = _study_id(plan)
         found = self._find()
         self.parent = found.get(PARENT) or self._create(plan.study.name, _tags(plan), begun_ms)
@@ -96,7 +95,7 @@ class StudyView:
             self.client.delete_tag(sent.mlflow_id, ERROR)
             del sent.tags[ERROR]
         if view.model is not None:
-            log_model(self.client, self.experiment_id, sent.mlflow_id, view, self.slice_size)
+            log_model(self.client, self.experiment_id, sent.mlflow_id, view)
         self.client.set_tag(sent.mlflow_id, DIGEST, view.digest)
         sent.points, sent.has_metrics = len(view.series), bool(points) or sent.has_metrics
         sent.params = view.params
