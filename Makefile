@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole study on synthetic scans, on this machine"
 	@echo "make test    lint, types, tests, and the tests on a real Slurm (root, Debian)"
+	@echo "make bench   the fast paths against the published way, about ten minutes"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite the sources"
 
@@ -27,6 +28,10 @@ lint: $(VENV)/installed
 test: lint
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m slurm -rs tests/slurm_lab
+
+# Run it alone on the machine. Writes benchmarks/results/ and the table in benchmarks/README.md.
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

@@ -10,14 +10,16 @@ NOTES = {
     "CHANGELOG.md": "what changed, and what was found on the way",
     "CONTRIBUTING.md": "the invariants and habits of the house",
     "LICENSE": "MIT",
-    "Makefile": "demo, test, lint, format",
+    "Makefile": "demo, test, bench, lint, format",
     "README.md": "this page",
+    "benchmarks/README.md": "the table of ratios, and how to add one",
     "constraints.txt": "the versions that the tests run on",
     "docs/demo.png": "the figure of the demo",
     "experiments/demo.yaml": "the study in small, on synthetic scans",
     "experiments/paper.yaml": "the published study, each number with its source",
     "harness/report/report.html": "the template of the report's page",
     "pyproject.toml": "the package, with a reason beside each dependency",
+    "benchmarks/results/": "what the table shows: JSON, a file a subject",
     "tests/": "one test file a module; conftest.py has tiny scans, a tiny store and a tiny study",
 }
 
@@ -39,7 +41,8 @@ def note(name: str) -> str:
 def tree() -> str:
     """One line a file; a folder is described by its package's docstring."""
     lines, folder = [], ""
-    names = [n for n in tracked() if not n.startswith("tests/") and n != ".gitignore"]
+    left_out = ("tests/", "benchmarks/results/")
+    names = [n for n in tracked() if not n.startswith(left_out) and n != ".gitignore"]
     for name in sorted(names, key=lambda n: (n.rpartition("/")[0], n)):
         parent, _, base = name.rpartition("/")
         if parent != folder:
@@ -50,7 +53,7 @@ def tree() -> str:
         if base != "__init__.py":
             indent = "  " if parent else ""
             lines.append(f"{indent}{base:<{22 - len(indent)}} {note(name)}")
-    lines.append(f"{'tests/':<22} {NOTES['tests/']}")
+    lines += [f"{name:<22} {NOTES[name]}" for name in ("benchmarks/results/", "tests/")]
     return "\n".join(f"    {line}".rstrip() for line in lines)
 
 

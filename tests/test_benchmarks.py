@@ -1,0 +1,77 @@
+"""Every benchmark runs, on tiny scans, and nothing here decides on time; the table is true."""
+
+import json
+import math
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results
+from benchmarks.__main__ import NAMES
+from benchmarks.measure import Cost, SideBySide, side_by_side
+from benchmarks.results import Finding
+from benchmarks.setting import Setting
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_subject_compares_and_measures(name: str, scans: Path, tmp_path: Path) -> None:
+    """The published way and ours agree (each subject asserts it), and every number is a number."""
+    setting = Setting(scans, tmp_path, size=16, rounds=2)
+    findings = import_module(f"benchmarks.{name}").measure(setting)
+    assert findings
+    for finding in findings:
+        assert all(math.isfinite(value) and value > 0 for value in finding.values), finding.what
+
+
+def test_the_table_in_the_readme_is_that_of_the_results() -> None:
+    shown = results.README.read_text().partition(results.BEGIN)[2].partition(results.END)[0]
+    assert shown == results.table(), "python -m benchmarks --table writes it"
+
+
+def test_two_ways_take_turns_and_neighbours_are_compared() -> None:
+    calls: list[str] = []
+    costs = side_by_side(lambda: calls.append("plain"), lambda: calls.append("fast"), rounds=3)
+    assert calls == ["plain", "fast"] * 4
+    assert len(costs.ratios("wall_s")) == 3
+    costs = SideBySide((Cost(6, 8), Cost(9, 8)), (Cost(2, 1), Cost(3, 4)))
+    assert costs.ratios("wall_s") == (3, 3)
+    assert costs.ratios("core_s") == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "values", "reached", "words"),
+    [
+        ({"at_least": 12}, (11.0, 12.0, 30.0), True, "≥ 12×"),
+        ({"at_least": 12}, (11.0, 11.9, 30.0), False, "≥ 12×"),
+        ({"at_most": 0.4}, (0.3, 0.5), True, "≤ 0.4×"),
+        ({}, (1.0,), None, ""),
+    ],
+)
+def test_a_target_is_reached_by_the_median(
+    target: dict[str, float], values: tuple[float, ...], reached: bool | None, words: str
+) -> None:
+    finding = Finding("x", values, "×", **target)
+    assert finding.reached is reached
+    assert finding.target == words
+
+
+def test_results_say_what_they_were_measured_on_and_by_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{results.BEGIN}old\n{results.END}after\n")
+    monkeypatch.setattr(results, "README", readme)
+    path = results.write("speed", [Finding("a thing", (12345.0, 0.25), "slices/s", note="why")])
+    measured = json.loads(path.read_text())["measured"]
+    assert set(measured) == {
+        *("date", "device", "cpu", "cores", "load_before", "python", "versions", "commit")
+    }
+    results.write_table()
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| a thing |  | 6,173 slices/s (0.25–12,345) |  |  |  |" in text
+    assert "- *a thing*: why" in text
