@@ -44,16 +44,34 @@ def decode_shard(shard: bytes, length: int, positions: Sequence[int], out_N: np.
 
     Raises `DamagedShard`.
     """
-    index_bytes = length * _INDEX_ENTRY + _CHECKSUM
-    if len(shard) < index_bytes:
-        raise DamagedShard(f"{len(shard)} bytes are too few for an index of {length} slices")
-    index = np.frombuffer(_checked(shard[-index_bytes:], "the index"), "<u8").reshape(length, 2)
+    index = decode_index(shard[-index_bytes(length) :], length)
     for position, out in zip(positions, out_N, strict=True):
-        start, size = index[position].tolist()
-        if size == _MISSING:
+        entry = index[position]
+        if entry is None:
             out[...] = 0
         else:
-            zstd.decompress(_checked(shard[start : start + size], f"slice {position}"), out)
+            decode_slice(shard[entry.start : entry.stop], position, out)
+
+
+def index_bytes(length: int) -> int:
+    """Size of the index at the end of a shard with room for `length` slices."""
+    return length * _INDEX_ENTRY + _CHECKSUM
+
+
+def decode_index(end: bytes, length: int) -> list[slice | None]:
+    """Where in the shard the bytes of each slice lie, by the shard's end; None if it was left out.
+
+    Raises `DamagedShard`.
+    """
+    if len(end) < index_bytes(length):
+        raise DamagedShard(f"{len(end)} bytes are too few for an index of {length} slices")
+    entries = np.frombuffer(_checked(end, "the index"), "<u8").reshape(length, 2).tolist()
+    return [None if size == _MISSING else slice(at, at + size) for at, size in entries]
+
+
+def decode_slice(chunk: bytes, position: int, out: np.ndarray) -> None:
+    """Decode the bytes of the slice at `position` into `out`. Raises `DamagedShard`."""
+    zstd.decompress(_checked(chunk, f"slice {position}"), out)
 
 
 def _with_checksum(data: bytes) -> bytes:

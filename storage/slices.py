@@ -121,9 +121,13 @@ class SliceStore:
         `progress` is called with subjects done and subjects in all. Raises `StoreError` if a
         subject is not in the store or its slices are damaged.
         """
-        subjects = [self._subject(subject) for subject in ids]
+        subjects = [self.subject(subject) for subject in ids]
         positions = [list(s.healthy_positions if healthy_only else s.positions) for s in subjects]
-        slices = self._empty(tuple(ids), positions)
+        slices = self.empty(
+            tuple(ids),
+            subjects_N=np.repeat(np.arange(len(ids)), [len(p) for p in positions]),
+            positions_N=np.array([z for p in positions for z in p], np.int64),
+        )
         ends = np.cumsum([0, *map(len, positions)]).tolist()
         parts = [slice(start, stop) for start, stop in pairwise(ends)]
 
@@ -144,17 +148,21 @@ class SliceStore:
         group = zarr.open_group(self.path, mode="r")
         return group["images"], group["labels"]
 
-    def _empty(self, ids: tuple[str, ...], positions: list[list[int]]) -> Slices:
-        count, size = sum(map(len, positions)), self.size
+    def empty(
+        self, ids: tuple[str, ...], subjects_N: np.ndarray, positions_N: np.ndarray
+    ) -> Slices:
+        """Room for these slices, to be filled."""
+        count, size = len(positions_N), self.size
         return Slices(
             ids,
             images_NCHW=np.empty((count, len(self.channels), size, size), np.float16),
             labels_NHW=np.empty((count, size, size), np.uint8),
-            subjects_N=np.repeat(np.arange(len(ids)), [len(p) for p in positions]),
-            positions_N=np.array([z for p in positions for z in p], np.int64),
+            subjects_N=subjects_N,
+            positions_N=positions_N,
         )
 
-    def _subject(self, subject: str) -> Subject:
+    def subject(self, subject: str) -> Subject:
+        """What the manifest says of a subject. Raises `StoreError` if it is not in the store."""
         if subject not in self.subjects:
             expected = f"one of the {len(self.subjects)} subjects in the store"
             raise StoreError(f"no subject {subject!r}", where=self.path, expected=expected)
@@ -177,12 +185,17 @@ class SliceStore:
             try:
                 decode_shard(path.read_bytes(), self.manifest.parameters.depth, positions, out)
             except (DamagedShard, OSError) as error:
-                raise StoreError(
-                    f"the slices of subject {subject.id} are damaged: {error}",
-                    where=path,
-                    expected="the bytes that were written",
-                    remedy=f"copy this file from another copy of the store, or {PREPARE_AGAIN}",
-                ) from error
+                raise damaged(subject, path, error) from error
+
+
+def damaged(subject: Subject, shard: Path, error: Exception) -> StoreError:
+    """What is wrong with a shard, for people."""
+    return StoreError(
+        f"the slices of subject {subject.id} are damaged: {error}",
+        where=shard,
+        expected="the bytes that were written",
+        remedy=f"copy this file from another copy of the store, or {PREPARE_AGAIN}",
+    )
 
 
 def slices_sha256(first: int, images_NCHW: np.ndarray, labels_NHW: np.ndarray) -> str:
