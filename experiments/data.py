@@ -4,6 +4,7 @@ Letters in names: N slices, C channels, H and W rows and columns.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.devices import Devices
+from experiments.residency import InMemory, Kept, Selection, keep
 from storage.errors import RunError
 from storage.runs import RunFolder
 from storage.slices import SliceStore
@@ -42,16 +44,18 @@ class Batch:
     """int64; 0 is no lesion, k the store's k-th class."""
 
 
-@dataclass(frozen=True)
 class SliceData:
-    """All slices that a task draws from, as the store holds them, in memory."""
+    """All slices that a task draws from, wherever they are kept."""
 
-    images_NCHW: Tensor
-    """float16."""
-    labels_NHW: Tensor
-    """uint8."""
-    dtype: torch.dtype
-    device: str
+    def __init__(self, kept: Kept, dtype: torch.dtype, device: str, note: str = "") -> None:
+        """`note` says where they are kept and why, for the record."""
+        self.note = note
+        self._kept = kept
+        self._dtype = dtype
+        self._device = device
+        # Slices in memory are at hand; others are fetched while the step before computes.
+        self._fetcher = None if isinstance(kept, InMemory) else ThreadPoolExecutor(1)
+        self._coming: tuple[Tensor, Future[tuple[Tensor, Tensor]]] | None = None
 
     @classmethod
     def load(
@@ -63,32 +67,40 @@ class SliceData:
         healthy_only: bool = False,
         at_most: int | None = None,
     ) -> "SliceData":
-        """Read the kept slices of the subjects, or the healthy ones alone.
+        """The kept slices of the subjects, or the healthy ones alone.
 
-        `at_most` keeps that many, evenly spaced.
+        `at_most` keeps that many, evenly spaced. Raises as `residency.keep`.
         """
-        slices = store.read(subjects, healthy_only=healthy_only)
-        images, labels = torch.from_numpy(slices.images_NCHW), torch.from_numpy(slices.labels_NHW)
-        if at_most is not None and at_most < len(images):
-            kept = torch.arange(at_most) * len(images) // at_most
-            images, labels = images[kept], labels[kept]
-        return cls(images, labels, dtype, devices.device)
+        kept, note = keep(Selection(store, subjects, healthy_only, at_most), devices)
+        return cls(kept, dtype, devices.device, note)
 
     def __len__(self) -> int:
-        return len(self.images_NCHW)
+        return len(self._kept)
 
-    def batch(self, indices: Tensor) -> Batch:
-        """The slices of these indices, on the device."""
-        return self._batch(self.images_NCHW[indices], self.labels_NHW[indices])
+    def batch(self, indices: Tensor, following: Tensor | None = None) -> Batch:
+        """The slices of these indices (on the CPU), on the device.
 
-    def _batch(self, images_NCHW: Tensor, labels_NHW: Tensor) -> Batch:
-        return Batch(
-            images_NCHW.to(self.device, self.dtype), labels_NHW.to(self.device, torch.int64)
-        )
+        `following` are those of the next batch, which may be fetched in the meantime.
+        """
+        images_NCHW, labels_NHW = self._take(indices)
+        if self._fetcher is not None and following is not None:
+            self._coming = following, self._fetcher.submit(self._kept.take, following)
+        return Batch(self._on_device(images_NCHW, self._dtype), self._on_device(labels_NHW))
+
+    def _take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        coming, self._coming = self._coming, None
+        if coming is not None and torch.equal(coming[0], indices):
+            return coming[1].result()
+        return self._kept.take(indices)
+
+    def _on_device(self, tensor: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
+        # In the small type, and without waiting: what is copied from is pinned.
+        return tensor.to(self._device, non_blocking=True).to(dtype)
 
     def validation_batches(self, devices: Devices) -> Iterator[tuple[int, Batch]]:
         """This rank's share of all slices in order, each batch with its number."""
-        starts = range(0, len(self), VALIDATION_BATCH)
-        for number in range(devices.rank, len(starts), devices.world_size):
-            part = slice(starts[number], starts[number] + VALIDATION_BATCH)
-            yield number, self._batch(self.images_NCHW[part], self.labels_NHW[part])
+        indices = torch.arange(len(self)).split(VALIDATION_BATCH)
+        mine = range(devices.rank, len(indices), devices.world_size)
+        for number in mine:
+            after = number + devices.world_size
+            yield number, self.batch(indices[number], indices[after] if after in mine else None)

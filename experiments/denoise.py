@@ -41,7 +41,8 @@ def pretrain(spec: Denoise, folder: RunFolder, devices: Devices) -> dict[str, An
     )
     channels = len(store.channels)
     model, start = initial_network(spec, channels, channels, folder, devices)
-    state = train(model, task, spec.training, folder, devices, start)
+    facts = start | {"slices": task.training.note}
+    state = train(model, task, spec.training, folder, devices, facts)
     if devices.is_first:
         save_model(folder.model, model, state.best)
     return {
@@ -68,7 +69,8 @@ class DenoiseTask:
     def loss(self, model: nn.Module, step: int) -> Tensor:
         """Mean squared error inside the foreground, of this rank's share."""
         share = self.devices.share_of(self.batch_size)
-        images_NCHW = self.training.batch(self.order.indices(step)[share]).images_NCHW
+        indices = self.order.indices(step)[share], self.order.indices(step + 1)[share]
+        images_NCHW = self.training.batch(*indices).images_NCHW
         noise = self._draw("noise", step, self.batch_size, images_NCHW)
         return self._loss(model, images_NCHW, noise[share])
 

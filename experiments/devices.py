@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from experiments.spec import Precision
 from storage.errors import DeviceError
 
+Residency = Literal["auto", "device", "shared", "stream"]
 RANKS_MEET_WITHIN = timedelta(minutes=10)
 
 
@@ -43,6 +44,13 @@ class Devices:
     """CPU threads of torch in this rank; the bits of a CPU run depend on it."""
     rank: int = 0
     world_size: int = 1
+    gpu_share: float = 1.0
+    """Of the GPU; other runs have the rest."""
+    residency: Residency = "auto"
+    """Where slices are kept, see `experiments.residency`."""
+    node_folders: tuple[Path, ...] = ()
+    """Folders of this node alone, in memory or on its disk, that runs share; whoever gives them
+    removes them."""
     checkpoint_every_s: float = 60.0
     """Seconds of work that a kill may cost."""
     should_stop: Callable[[], bool] = never

@@ -43,7 +43,8 @@ def finetune(spec: Segment, folder: RunFolder, devices: Devices) -> dict[str, An
         devices,
     )
     model, start = initial_network(spec, len(store.channels), 1 + classes, folder, devices)
-    state = train(model, task, spec.training, folder, devices, start)
+    facts = start | {"slices": task.training.note}
+    state = train(model, task, spec.training, folder, devices, facts)
     if not devices.is_first:
         return {}
     save_model(folder.model, model, state.best)
@@ -91,7 +92,8 @@ class SegmentTask:
     def loss(self, model: nn.Module, step: int) -> Tensor:
         """The loss of the whole global batch, to which this rank adds the sums of its share."""
         share = self.devices.share_of(self.batch_size)
-        batch = self.training.batch(self.order.indices(step)[share])
+        indices = self.order.indices(step)[share], self.order.indices(step + 1)[share]
+        batch = self.training.batch(*indices)
         images_NCHW, labels_NHW = batch.images_NCHW, batch.labels_NHW
         if self.augmented:
             generator = torch.Generator().manual_seed(seed_for(self.seed, "augment", step))

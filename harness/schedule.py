@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from experiments.stages import run_stage
 from harness.plan import Plan
 from harness.study import Share
 from slurm import inside
+from storage import node_folder
 from storage.errors import RunError
 from storage.runs import RunFolder, StudyFolder
 
@@ -52,6 +53,7 @@ class ReadyRuns(Searcher):
                 "folder": str(plan.folder_of(run).path),
                 "share": asdict(plan.share_of(run)),
                 "use_gpu": use_gpu,
+                "residency": plan.study.resources.residency,
                 "checkpoint_every_s": plan.study.resources.checkpoint_every_s,
                 "scratch": str(scratch),
             }
@@ -195,12 +197,7 @@ def run_trial(config: dict[str, Any]) -> dict[str, float]:
             _run_on_several_devices(config, share)
         else:
             device = "cuda:0" if config["use_gpu"] else "cpu"
-            every_s = config["checkpoint_every_s"]
-            stop = inside.stop_requested
-            run_stage(
-                folder,
-                Devices(device, share.cpus, checkpoint_every_s=every_s, should_stop=stop),
-            )
+            run_stage(folder, replace(_place(config), device=device))
     except Preempted:
         return {"finished": 0.0, "preempted": 1.0}
     except Exception as error:
@@ -210,6 +207,19 @@ def run_trial(config: dict[str, Any]) -> dict[str, float]:
             raise
         folder.fail(error)
     return {"finished": float(folder.result.exists())}
+
+
+def _place(config: dict[str, Any]) -> Devices:
+    """What the places of all ranks of a run have in common, on this node."""
+    share = Share(**config["share"])
+    return Devices(
+        threads=share.cpus,
+        gpu_share=share.gpu_share,
+        residency=config["residency"],
+        node_folders=node_folder.beside(inside.temporary() or Path(config["scratch"])),
+        checkpoint_every_s=config["checkpoint_every_s"],
+        should_stop=inside.stop_requested,
+    )
 
 
 def _run_on_several_devices(config: dict[str, Any], share: Share) -> None:
@@ -231,12 +241,11 @@ def _run_on_several_devices(config: dict[str, Any], share: Share) -> None:
 
 def _rank_main(config: dict[str, Any]) -> None:
     context = train.get_context()
-    devices = Devices(
+    devices = replace(
+        _place(config),
         device=str(ray.train.torch.get_device()),
-        threads=config["share"]["cpus"],
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        checkpoint_every_s=config["checkpoint_every_s"],
     )
     run_stage(RunFolder(Path(config["folder"])), devices)
 
@@ -253,7 +262,7 @@ def local_ray(folder: StudyFolder) -> Iterator[Path]:
     digest = hashlib.sha256(str(folder.path).encode()).hexdigest()[:8]
     prefix = f"fewscan-{os.getuid()}-{digest}-"
     for leftover in Path("/tmp").glob(f"{prefix}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _remove(leftover)
     scratch = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
     try:
         ray.init(
@@ -266,7 +275,13 @@ def local_ray(folder: StudyFolder) -> Iterator[Path]:
         yield scratch
     finally:
         ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
+
+
+def _remove(scratch: Path) -> None:
+    for folder in node_folder.beside(scratch):
+        node_folder.remove(folder)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from experiments.devices import Residency
 from experiments.spec import Augmentation, Evaluation, Network, Noise, Target, Training
 from slurm import Settings
 from storage.errors import StudyError
@@ -85,6 +86,9 @@ class Resources:
     """auto: CUDA where Ray sees a GPU, else the CPU."""
     pretrain: Share = Share()
     finetune: Share = Share()
+    residency: Residency = "auto"
+    """Where the slices are while a run trains: device (the GPU's memory), shared (memory of the
+    node, or its disk, one copy for all runs), stream (the store). auto: the first that has room."""
     checkpoint_every_s: float = 60.0
     """Seconds of work that a kill may cost."""
 

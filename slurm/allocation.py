@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.jobs import TEMPORARY
+from slurm.inside import TEMPORARY
 from storage.errors import ClusterError
 
 OBJECT_STORE_LEAST, OBJECT_STORE_MOST = 80 << 20, 1 << 30

@@ -11,6 +11,8 @@ from pathlib import Path
 from slurm.folder import Folder, read_json
 from storage.atomic import write_json
 
+TEMPORARY = "ELASTIC_TEMPORARY"
+"""Variable that holds the job's own folder on the node's own disk."""
 FOLDER = "ELASTIC_FOLDER"
 DEMAND_FILE = "ELASTIC_DEMAND_FILE"
 STOP_FILE = "ELASTIC_STOP_FILE"
@@ -45,6 +47,14 @@ def seconds_left_by_job() -> dict[str, float]:
 def stop_requested() -> bool:
     """Task or driver: Slurm is taking this node, or the head's, back. Checkpoint and return."""
     return STOP_FILE in os.environ and Path(os.environ[STOP_FILE]).exists()
+
+
+def temporary() -> Path | None:
+    """Task: its job's folder on the node's own disk; None elsewhere than on Slurm.
+
+    It is removed with the job, and so is /dev/shm/NAME, if NAME is the name of that folder.
+    """
+    return Path(os.environ[TEMPORARY]) if TEMPORARY in os.environ else None
 
 
 def seconds_left() -> float | None:

@@ -15,12 +15,11 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from slurm.folder import Folder
+from slurm.inside import TEMPORARY
 from slurm.settings import Settings
 from storage.errors import ClusterError, disk_full_explained
 
 COMMAND_TIMEOUT_S = 60
-TEMPORARY = "ELASTIC_TEMPORARY"
-"""Variable that holds the job's own folder on the node's own disk."""
 SOCKET_PATH_LIMIT = 45
 """A longer temporary folder would push Ray's socket paths over the kernel's 107 bytes."""
 ROLES = ("head", "worker")
@@ -175,7 +174,12 @@ def _setup(folder: Folder, settings: Settings) -> list[str]:
 def _teardown() -> list[str]:
     """What a supervisor does itself, unless it was killed: leave no process and no file."""
     ours = f'$(grep -lsz "^{TEMPORARY}=${TEMPORARY}\\$" /proc/[0-9]*/environ | cut -d/ -f3)'
-    return ["code=$?", f"kill -KILL {ours} 2>/dev/null", f'rm -rf "${TEMPORARY}"', "exit $code"]
+    return [
+        "code=$?",
+        f"kill -KILL {ours} 2>/dev/null",
+        f'rm -rf "${TEMPORARY}" "/dev/shm/${{{TEMPORARY}##*/}}"',
+        "exit $code",
+    ]
 
 
 @contextmanager

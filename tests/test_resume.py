@@ -1,5 +1,6 @@
 """Kill a sweep with all its processes, again and again: nothing is lost, nothing is doubled."""
 
+import hashlib
 import random
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 from mlflow import MlflowClient
 
 from experiments.devices import Devices
+from experiments.spec import Anomaly
 from experiments.stages import run_stage
 from harness.plan import Plan, load_plan
 
@@ -94,6 +96,16 @@ def check_mlflow(plan: Plan) -> None:
             assert [metric.step for metric in history] == [25, 50, 75, 100, 125, 150]
 
 
+def check_shared_slices(plan: Plan) -> None:
+    """All runs trained from slices that were decoded once, and those are gone with the sweep."""
+    digest = hashlib.sha256(str(plan.folder.path).encode()).hexdigest()[:8]
+    trained = [run for run in plan.runs if not isinstance(run.spec, Anomaly)]
+    for run in trained:
+        started = [e for e in plan.folder_of(run).committed_events() if e["kind"] == "started"]
+        assert all(e["slices"].startswith("shared: ") and digest in e["slices"] for e in started)
+    assert not [*Path("/dev/shm").glob(f"*{digest}*"), *Path("/tmp").glob(f"*{digest}*")]
+
+
 def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(
     document: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -119,3 +131,4 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(
     assert results(plan) == results(undisturbed)
     check_mlflow(plan)
     assert not list(tmp_path.rglob("*.partial"))
+    check_shared_slices(plan)

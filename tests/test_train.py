@@ -18,6 +18,7 @@ from experiments.checkpoint import TrainingState
 from experiments.data import SliceData
 from experiments.denoise import DenoiseTask
 from experiments.devices import Devices, Preempted, launch
+from experiments.residency import InMemory
 from experiments.segment import SegmentTask
 from experiments.spec import Augmentation, Denoise, Evaluation, Network, Noise, Segment, Training
 from experiments.start import initial_network
@@ -42,7 +43,7 @@ def slices(count: int, seed: int, dtype: torch.dtype = torch.float64) -> SliceDa
     labels = torch.zeros((count, 16, 16), dtype=torch.uint8)
     labels[:, 5:9, 5:9], labels[:, 6:8, 6:8] = 1, 2
     images[:, 0] += labels.float() / 2
-    return SliceData(images.half(), labels, dtype, "cpu")
+    return SliceData(InMemory(images.half(), labels), dtype, "cpu")
 
 
 def train_once(spec: Denoise | Segment, folder: RunFolder, devices: Devices) -> TrainingState:

@@ -1,0 +1,201 @@
+"""Wherever slices are kept, a run has the same bits; shared ones are decoded once, and vanish."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.data import SliceData
+from experiments.devices import Devices, Residency
+from experiments.residency import Selection, keep
+from experiments.spec import (
+    Augmentation,
+    Denoise,
+    Evaluation,
+    Network,
+    Noise,
+    RunSpec,
+    Segment,
+    Training,
+    run_id,
+    to_json,
+)
+from experiments.stages import run_stage
+from storage import node_folder, shared_slices
+from storage.errors import DeviceError
+from storage.memory import available_bytes
+from storage.runs import RunFolder
+from storage.shared_slices import SharedSlices
+from storage.slices import SliceStore
+
+KINDS: tuple[Residency, ...] = ("device", "shared", "stream", "auto")
+TRAINING = Training(iterations=3, validate_every=2, batch_size=4, lr=1e-2, validation_slices=5)
+
+
+@pytest.fixture
+def store(store_path: Path) -> SliceStore:
+    return SliceStore.open(store_path)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Devices:
+    return Devices(node_folders=(tmp_path / "node",))
+
+
+def specs(store: SliceStore) -> list[RunSpec]:
+    network, data = Network(width=4, depth=2), store.fingerprint
+    segment = Segment(
+        data, network, "multiclass", 2, TRAINING, Augmentation(), Evaluation(), seed=0
+    )
+    return [Denoise(data, network, Noise(resolution=4), TRAINING), segment]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["denoise", "segment"])
+def test_the_same_bits_wherever_the_slices_are(
+    kind: int, store: SliceStore, place: Devices, tmp_path: Path
+) -> None:
+    spec = specs(store)[kind]
+    outcomes = []
+    for residency in KINDS:
+        folder = RunFolder(tmp_path / residency / run_id(spec))
+        folder.create({"spec": to_json(spec), "store": str(store.path)})
+        run_stage(folder, replace(place, residency=residency))
+        started = folder.committed_events()[0]
+        expected = {"device": "device", "stream": "stream"}.get(residency, "shared")
+        assert started["slices"].startswith(f"{expected}: ")
+        weights = torch.load(folder.model, weights_only=True)["weights"]
+        outcomes.append((folder.read_result(), weights))
+    for result, weights in outcomes[1:]:
+        assert result == outcomes[0][0]
+        assert all(torch.equal(weights[k], outcomes[0][1][k]) for k in weights)
+
+
+@pytest.mark.parametrize("residency", KINDS)
+@pytest.mark.parametrize("healthy_only", [False, True])
+@pytest.mark.parametrize("at_most", [None, 7])
+def test_batches_are_what_the_store_holds(
+    store: SliceStore, place: Devices, residency: Residency, healthy_only: bool, at_most: int | None
+) -> None:
+    ids = store.split.train[::-5]
+    slices = store.read(ids, healthy_only=healthy_only)
+    kept = np.arange(len(slices.images_NCHW))
+    if at_most is not None:
+        kept = np.arange(at_most) * len(kept) // at_most
+    devices = replace(place, residency=residency)
+    data = SliceData.load(store, ids, devices, torch.float32, healthy_only, at_most)
+    assert len(data) == len(kept)
+    indices = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))
+    for following in (indices[:3], indices[3:6], None):  # the first is fetched ahead
+        batch = data.batch(indices[:3], following)
+        where = kept[indices[:3].numpy()]
+        assert torch.equal(batch.images_NCHW, torch.from_numpy(slices.images_NCHW[where]).float())
+        assert torch.equal(batch.labels_NHW, torch.from_numpy(slices.labels_NHW[where]).long())
+    images = [batch.images_NCHW for _, batch in data.validation_batches(devices)]
+    assert torch.equal(torch.cat(images), torch.from_numpy(slices.images_NCHW[kept]).float())
+
+
+def test_a_run_reads_its_own_subjects_once(
+    store: SliceStore, place: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, asked = SliceStore.read_subject, []
+
+    def counting(self: SliceStore, subject: str) -> object:
+        asked.append(subject)
+        return read(self, subject)
+
+    monkeypatch.setattr(SliceStore, "read_subject", counting)
+    ids = store.split.train
+    for few in (ids[:2], ids[1:3], ids[:3]):
+        keep(Selection(store, few), place)
+    assert sorted(asked) == sorted(ids[:3])
+    assert not list(place.node_folders[0].glob("*.partial"))
+
+
+def test_shared_slices_are_mapped_not_copied(store: SliceStore, place: Devices) -> None:
+    shared = SharedSlices(store, place.node_folders[0])
+    (first, _), (second, _) = (shared.map(store.split.train[:1])[0] for _ in range(2))
+    assert isinstance(first, np.memmap)
+    assert first.filename == second.filename
+    with Path(first.filename).open("r+b") as file:  # another process would see it, too
+        file.write(b"\x00\x3c")
+    assert first.flat[0] == second.flat[0] == 1.0
+
+
+def test_without_room_slices_go_to_the_next_place(
+    store: SliceStore, place: Devices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selection = Selection(store, store.split.train)
+    monkeypatch.setattr(
+        shared_slices, "free_bytes", lambda folder: 0 if folder.name == "node" else 10**9
+    )
+    two = replace(place, node_folders=(*place.node_folders, tmp_path / "disk"))
+    assert keep(selection, two)[1].endswith(f"in {tmp_path / 'disk'}")
+    assert keep(selection, place)[1].startswith("memory: ")
+    monkeypatch.setattr("experiments.residency.available_bytes", lambda: 1000)
+    assert keep(selection, place)[1].startswith("stream: ")
+    with pytest.raises(DeviceError, match=r"(?s)too little room in .*node.*resources\.residency"):
+        keep(selection, replace(place, residency="shared"))
+    with pytest.raises(DeviceError, match="no folder of this node"):
+        keep(selection, Devices(residency="shared"))
+
+
+USER = """
+import sys, time
+from pathlib import Path
+from storage import node_folder
+node_folder.join(Path(sys.argv[1]))
+print("joined", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_vanishes_after_its_users(tmp_path: Path) -> None:
+    """One is killed, one lives: the next process removes the folder of the killed one alone."""
+    users = []
+    for name in ("killed", "alive"):
+        command = [sys.executable, "-c", USER, str(tmp_path / name)]
+        users.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+    try:
+        for user in users:
+            assert user.stdout is not None
+            assert user.stdout.readline() == b"joined\n"
+        os.kill(users[0].pid, signal.SIGKILL)
+        users[0].wait()
+        assert (tmp_path / "killed").exists()
+        node_folder.join(tmp_path / "next")
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["alive", "next"]
+        node_folder.remove(tmp_path / "next")
+        assert not (tmp_path / "next").exists()
+        node_folder.join(tmp_path / "next")  # and again, after it was removed
+        assert (tmp_path / "next").exists()
+        node_folder.leave(tmp_path / "next")
+    finally:
+        for user in users:
+            user.kill()
+            user.communicate()
+
+
+def test_memory_is_what_machine_and_groups_leave(tmp_path: Path) -> None:
+    def write(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    write("proc/meminfo", "MemTotal: 2000 kB\nMemAvailable:    1000 kB\n")
+    assert available_bytes(tmp_path) == 1000 << 10
+    write("proc/self/cgroup", "0::/slurm/job\n")
+    write("sys/fs/cgroup/slurm/job/memory.max", "max\n")
+    write("sys/fs/cgroup/slurm/memory.max", "5000\n")
+    write("sys/fs/cgroup/slurm/memory.current", "3000\n")
+    write("sys/fs/cgroup/slurm/memory.stat", "anon 1\ninactive_file 700\n")
+    assert available_bytes(tmp_path) == 2700
+    write("proc/self/cgroup", "5:cpu:/x\n4:memory:/job\n")
+    write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "4000")
+    write("sys/fs/cgroup/memory/job/memory.usage_in_bytes", "4500")
+    assert available_bytes(tmp_path) == 0
+    assert 0 < available_bytes() < 1 << 50
