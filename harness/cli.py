@@ -62,12 +62,20 @@ def main() -> None:
 @click.option("--subjects", type=click.IntRange(1), required=True, help="How many scans.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bytes.")
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: the CPU cores.")
-def phantom(out: Path, subjects: int, seed: int, workers: int | None) -> None:
-    """Write BraTS-shaped synthetic scans into OUT, to try everything without data."""
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["brats", "nnunet"]),
+    default="brats",
+    show_default=True,
+    help="nnunet: a raw data set of thick coronal slices, 2 channels, 2 classes.",
+)
+def phantom(out: Path, subjects: int, seed: int, workers: int | None, form: Any) -> None:
+    """Write synthetic scans into OUT, to try everything without data."""
     from storage.phantom import write_phantoms
 
     with _bar("phantoms") as step:
-        write_phantoms(out, subjects, seed, workers, progress=lambda done: step(done, subjects))
+        write_phantoms(out, subjects, seed, workers, lambda done: step(done, subjects), form)
     console.print(f"{subjects} scans in {out}")
 
 
@@ -75,20 +83,51 @@ def phantom(out: Path, subjects: int, seed: int, workers: int | None) -> None:
 @click.argument("scans", type=click.Path(path_type=Path))
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--size", type=click.IntRange(8), default=128, show_default=True, help="Pixels.")
+@click.option(
+    "--axis",
+    type=click.Choice(["0", "1", "2", "sagittal", "coronal", "axial"]),
+    help="Through the slices: an axis of the array, or a plane of the patient. Default: the third "
+    "in BraTS, else the one with the largest spacing.",
+)
+@click.option(
+    "--normalisation",
+    type=click.Choice(["quantile", "percentiles"]),
+    help="quantile: divide by the 0.99 quantile of voxels above 0, for skull-stripped images "
+    "(default in BraTS); percentiles: 0.5 to 99.5 of the foreground become 0 to 1, clipped.",
+)
+@click.option(
+    "--split",
+    type=click.Path(path_type=Path),
+    help="YAML or JSON with the lists train, validation and test. Default: the published rule.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: the CPU cores.")
-def prepare(scans: Path, store: Path, size: int, workers: int | None) -> None:
-    """Turn NIfTI scans (BraTS 2021 or 2023 names) into a Zarr store of slices.
+def prepare(
+    scans: Path,
+    store: Path,
+    size: int,
+    axis: str | None,
+    normalisation: Any,
+    split: Path | None,
+    workers: int | None,
+) -> None:
+    """Turn NIfTI scans into a Zarr store of slices.
+
+    SCANS holds files with BraTS 2021 or 2023 names, however deep, or is an nnU-Net v2 raw data set
+    (dataset.json, imagesTr, labelsTr; imagesTs is not read).
 
     A scan that cannot be used is listed with its reason and does not stop the others; mend it and
     give the command again. Exits with 1 if there is such a scan.
     """
     from storage.prepare import prepare as prepare_store
 
+    through: Any = int(axis) if axis and axis.isdecimal() else axis
     with _bar("scans") as step:
-        report = prepare_store(scans, store, size=size, workers=workers, progress=step)
+        report = prepare_store(scans, store, size, workers, step, through, normalisation, split)
     console.print(f"{report.subjects} subjects in {store}, fingerprint {report.fingerprint}")
     for subject, reason in report.skipped:
         click.echo(f"skipped {subject}: {reason}", err=True)
+    if report.left_out:
+        click.echo(f"in no part of the split: {', '.join(report.left_out)}", err=True)
     sys.exit(1 if report.skipped else 0)
 
 

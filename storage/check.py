@@ -12,6 +12,8 @@ from statistics import median
 import numpy as np
 
 from storage.errors import StoreError, StudyError
+from storage.geometry import Axis
+from storage.intensity import Normalisation
 from storage.manifest import PREPARE_AGAIN
 from storage.slices import Slices, SliceStore, slices_sha256
 
@@ -25,6 +27,9 @@ class CheckReport:
     size: int
     """rows and columns of a slice"""
     channels: tuple[str, ...]
+    axis: Axis
+    """through the slices"""
+    normalisation: Normalisation
     subjects: int
     slices: int
     healthy_slices: int
@@ -35,6 +40,10 @@ class CheckReport:
     """subjects in train, validation and test; None if there are too few for all three"""
     published: bool
     """whether the split is the published one"""
+    given: bool
+    """whether the split was given as a file"""
+    left_out: tuple[str, ...]
+    """subjects that are in no part of a given split"""
     skipped: dict[str, str]
     """scans that could not be used when it was made: id → reason"""
 
@@ -45,20 +54,25 @@ class CheckReport:
             f"fingerprint     {self.fingerprint}",
             f"subjects        {self.subjects}",
             f"channels        {', '.join(self.channels)}",
-            f"slices          {self.slices} of {self.size} × {self.size}",
+            f"slices          {self.slices} of {self.size} × {self.size}, {self._slicing_text()}",
             f"healthy slices  {self.healthy_slices}",
             *(f"{name:<15} {_millilitres(v)}" for name, v in self.lesion_mm3.items()),
             f"split           {self._split_text()}",
+            *(f"in no part      {subject}" for subject in self.left_out),
             *(f"skipped         {subject}: {reason}" for subject, reason in self.skipped.items()),
         ]
         return "\n".join(lines)
+
+    def _slicing_text(self) -> str:
+        across = f"along axis {self.axis}" if isinstance(self.axis, int) else self.axis
+        return f"{across}, voxels normalised by {self.normalisation}"
 
     def _split_text(self) -> str:
         if self.split is None:
             return "none: too few subjects for a validation part"
         sizes = "train {}, validation {}, test {}".format(*self.split)
-        kind = "the published lists" if self.published else "the published rule on other subjects"
-        return f"{sizes} ({kind})"
+        rule = "the published lists" if self.published else "the published rule on other subjects"
+        return f"{sizes} ({'as given' if self.given else rule})"
 
 
 def _millilitres(volumes_mm3: tuple[float, float, float]) -> str:
@@ -137,6 +151,8 @@ def _report(store: SliceStore) -> CheckReport:
         fingerprint=store.fingerprint,
         size=store.size,
         channels=store.channels,
+        axis=store.manifest.parameters.axis,
+        normalisation=store.manifest.parameters.normalisation,
         subjects=len(subjects),
         slices=sum(len(subject.positions) for subject in subjects),
         healthy_slices=sum(len(subject.healthy_positions) for subject in subjects),
@@ -146,5 +162,7 @@ def _report(store: SliceStore) -> CheckReport:
         },
         split=(len(split.train), len(split.validation), len(split.test)) if split else None,
         published=split is not None and split.published,
+        given=store.manifest.given_split is not None,
+        left_out=store.manifest.left_out,
         skipped=store.skipped,
     )

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from storage.atomic import write_bytes
+from storage.catalog import ScanFiles
 from storage.errors import ScanError
 from storage.manifest import Parameters, StoreFolder, Subject
 from storage.preprocess import ScanSlices, preprocess
-from storage.scans import Scan, ScanFiles, read_scan
+from storage.scans import Scan, read_scan
 from storage.shards import encode_shard
 from storage.slices import slices_sha256
 
@@ -37,8 +38,8 @@ def prepare_subject(job: Job) -> tuple[str, ScanError | None]:
         files, parameters = job.files, job.parameters
         _require_labels(files)
         scan = read_scan(files)
-        _require_room(scan, files, parameters)
-        slices = preprocess(scan, parameters.size)
+        slices = preprocess(scan, parameters.size, parameters.axis, parameters.normalisation)
+        _require_room(scan, slices, files, parameters)
     except ScanError as error:
         return job.files.id, error
     assert slices.labels_NHW is not None
@@ -55,16 +56,16 @@ def _require_labels(files: ScanFiles) -> None:
         raise ScanError(
             "no segmentation",
             where=files.channel_files[0].parent,
-            expected="a seg file beside the channels",
+            expected="a label file (BraTS: seg, beside the channels; nnU-Net: in labelsTr)",
             remedy="add it; a store holds labelled scans only",
         )
 
 
-def _require_room(scan: Scan, files: ScanFiles, parameters: Parameters) -> None:
-    slices = scan.channels_XYZ[0].shape[2]
-    if slices > parameters.depth:
+def _require_room(scan: Scan, slices: ScanSlices, files: ScanFiles, parameters: Parameters) -> None:
+    count = scan.channels_XYZ[0].shape[slices.frame.axis]
+    if count > parameters.depth:
         raise ScanError(
-            f"{slices} slices",
+            f"{count} slices",
             where=files.channel_files[0],
             expected=f"at most {parameters.depth}, the most when this store was begun",
             remedy="prepare all scans into a new store",

@@ -19,7 +19,9 @@ import numpy as np
 
 from storage.atomic import write_bytes
 from storage.errors import StoreError
-from storage.splits import SPLIT_RULE
+from storage.geometry import Axis
+from storage.intensity import Normalisation
+from storage.splits import SPLIT_RULE, Split
 
 STORE_PROTOCOL = 1
 """raised whenever the same scans would give other slices, or the files are laid out otherwise"""
@@ -75,6 +77,9 @@ class StoreFolder:
         return self.path / "labels" / f"c.{row}.0.0.0"
 
 
+_AS_PUBLISHED = {"axis": 2, "normalisation": "quantile"}
+
+
 @dataclass(frozen=True)
 class Parameters:
     """What is the same for all subjects of a store."""
@@ -89,12 +94,22 @@ class Parameters:
     """names, in order"""
     classes: tuple[str, ...]
     """names of the lesion classes: label k is the k-th"""
+    axis: Axis = 2
+    """through the slices"""
+    normalisation: Normalisation = "quantile"
+    """how voxel values became comparable"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is as published is left out, so that it hashes as it always did."""
+        value = asdict(self)
+        return {k: v for k, v in value.items() if v != _AS_PUBLISHED.get(k)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Parameters":
-        """Undo `dataclasses.asdict` and JSON."""
+        """Undo `to_json` and JSON; other keys are not looked at."""
+        known = {f.name: value[f.name] for f in fields(cls) if f.name in value}
         names = {key: tuple(value[key]) for key in ("channels", "classes")}
-        return cls(value["protocol"], value["size"], value["depth"], **names)
+        return cls(**{**known, **names})
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +120,7 @@ class Subject:
     row: int
     """first index in both arrays"""
     first: int
-    """index along the scan's third axis of the first kept slice"""
+    """index through the scan's slices of the first kept one"""
     last: int
     """of the last one, itself included"""
     lesion_pixels_NK: np.ndarray
@@ -117,7 +132,7 @@ class Subject:
     spacing_mm: tuple[float, float, float]
     """voxel size of the scan"""
     quantiles: tuple[float, ...]
-    """what each channel was divided by, in units of its file"""
+    """the value of each channel's file that became 1"""
     naming: str
     """convention of the file names"""
     label_values: tuple[int, ...]
@@ -164,20 +179,37 @@ class Manifest:
     """by id"""
     skipped: dict[str, str]
     """scans that could not be used: id → reason"""
+    given_split: Split | None = None
+    """None: by `SPLIT_RULE`; may name scans that could not be used"""
+
+    @cached_property
+    def split(self) -> Split | None:
+        """The given split of the subjects that are here."""
+        return self.given_split.among(self.subjects) if self.given_split else None
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of protocol, parameters and content: the same however the store was made."""
-        parameters = {k: v for k, v in asdict(self.parameters).items() if k != "depth"}
+        """SHA-256 of protocol, parameters, content and, if one was given, the split.
+
+        The same however the store was made. Every run's id depends on it, so two splits never share
+        a result.
+        """
+        parameters = {k: v for k, v in self.parameters.to_json().items() if k != "depth"}
         content = sorted((subject.id, subject.sha256) for subject in self.subjects.values())
-        return _sha256_of([parameters, content])
+        given = [self.split.to_json()] if self.split else []
+        return _sha256_of([parameters, content, *given])
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Subjects that are in no part of the given split."""
+        return tuple(sorted(set(self.subjects) - self.split.ids)) if self.split else ()
 
     def write(self, path: Path) -> None:
         """Write it atomically, a line a subject, with a checksum over all of it."""
         value = {
-            **asdict(self.parameters),
+            **self.parameters.to_json(),
             "fingerprint": self.fingerprint,
-            "split_rule": SPLIT_RULE,
+            **_split_json(self.given_split),
             "subjects": {id_: self.subjects[id_].to_json() for id_ in sorted(self.subjects)},
             "skipped": dict(sorted(self.skipped.items())),
         }
@@ -200,7 +232,12 @@ class Manifest:
             expected = "the manifest as it was written"
             raise StoreError("damaged", where=path, expected=expected, remedy=PREPARE_AGAIN)
         subjects = {id_: Subject.from_json(v) for id_, v in value["subjects"].items()}
-        return cls(Parameters.from_json(value), subjects, value["skipped"])
+        split = Split.from_json(value["split"]) if "split" in value else None
+        return cls(Parameters.from_json(value), subjects, value["skipped"], split)
+
+
+def _split_json(given: Split | None) -> dict[str, Any]:
+    return {"split": given.to_json()} if given else {"split_rule": SPLIT_RULE}
 
 
 def _require_protocol(protocol: object, path: Path) -> None:

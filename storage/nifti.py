@@ -39,8 +39,27 @@ class Volume:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distance between neighbouring voxels along each axis."""
-        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0)).tolist()
-        return x, y, z
+        return spacing_of(self.affine)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of a file lie."""
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    """(4, 4) float64, voxel index → millimetres"""
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxels along each axis."""
+        return spacing_of(self.affine)
+
+
+def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
+    """Distance between neighbouring voxels along each axis, in millimetres."""
+    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
+    return x, y, z
 
 
 def read_nifti(path: Path) -> Volume:
@@ -57,13 +76,10 @@ def read_nifti(path: Path) -> Volume:
     return Volume(raw_XYZ, _affine(header, path))
 
 
-def read_shape(path: Path) -> tuple[int, ...]:
-    """Read the shape from the header alone, in a millisecond. Raises `ScanError`."""
-    with _damage_explained(path), path.open("rb") as file:
-        zipped = file.read(2) == _GZIP_MAGIC
-        file.seek(0)
-        start = igzip.IGzipFile(fileobj=file) if zipped else file
-        return _shape(_header(start.read(_LONGEST_HEADER), path))
+def read_grid(path: Path) -> Grid:
+    """Read the grid from the header alone, in a millisecond. Raises `ScanError`."""
+    header = _header_of(path)
+    return Grid(_shape(header), _affine(header, path))
 
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
@@ -71,16 +87,53 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
 
     The bytes depend on nothing but the arguments: the gzip header carries neither name nor time.
     """
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise ScanError(
-            f"the name {path.name!r}", where=path, expected=".nii or .nii.gz at its end"
-        )
+    require_nifti_name(path)
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
+    _write(path, image)
+
+
+def write_nifti_like(path: Path, array: np.ndarray, template: Path) -> None:
+    """Write `array` on the grid of the file `template`: its affines with their codes, its units.
+
+    A fourth axis of `array` holds one volume a class. Raises `ScanError`.
+    """
+    require_nifti_name(path)
+    header = _header_of(template).copy()
+    assert array.shape[:3] == _shape(header)
+    is_second = isinstance(header, nibabel.Nifti2Header)
+    spacing_mm = header.get_zooms()[:3]
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape)
+    header.set_zooms(spacing_mm + (1.0,) * (array.ndim - 3))
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # the template's window of brightness
+    header["descrip"] = b"fewscan"
+    # Without an affine nibabel keeps the header's own two, and their codes.
+    _write(path, (nibabel.Nifti2Image if is_second else nibabel.Nifti1Image)(array, None, header))
+
+
+def require_nifti_name(path: Path) -> None:
+    """Raise `ScanError` unless `path` ends like a NIfTI file."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ScanError(
+            f"the name {path.name!r}", where=path, expected=".nii or .nii.gz at its end"
+        )
+
+
+def _write(path: Path, image: nibabel.Nifti1Image) -> None:
     data = image.to_bytes()
     write_bytes(path, _gzipped(data) if path.suffix == ".gz" else data)
+
+
+def _header_of(path: Path) -> nibabel.Nifti1Header:
+    with _damage_explained(path), path.open("rb") as file:
+        zipped = file.read(2) == _GZIP_MAGIC
+        file.seek(0)
+        start = igzip.IGzipFile(fileobj=file) if zipped else file
+        return _header(start.read(_LONGEST_HEADER), path)
 
 
 def _gzipped(data: bytes) -> bytes:

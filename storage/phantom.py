@@ -1,4 +1,4 @@
-"""Synthetic scans in the shape of BraTS 2021, for trying a study without data.
+"""Synthetic scans in the shape of BraTS 2021, or of another data set, for trying without data.
 
 A subject is a function of seed and number alone: `anatomy` draws its head, `lesions` its tumour and
 what merely looks like one, `scanner` the four modalities; here it becomes files.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from storage.atomic import sync_folder, write_json
 from storage.errors import ScanError, disk_full_explained
 from storage.lesions import Tumour, draw_foci, grow, pushes, spots, vessels
 from storage.nifti import write_nifti
+from storage.nnunet import LABELS
+from storage.phantom_nnunet import case_files, describe, write_case
 from storage.scanner import MODALITIES, Layer, acquire
 from storage.workers import in_processes
 
@@ -32,6 +34,9 @@ GENERATOR = 1
 """raise it when the same seed no longer gives the same scans"""
 _CORNER_ZYX = (3, 24, 44)
 _RECORD = "phantom.json"
+Form = Literal["brats", "nnunet"]
+FORMS: dict[Form, dict[str, str]] = {"brats": {}, "nnunet": {"form": "nnunet"}}
+"""what a folder's record says of its form"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,26 +74,31 @@ def write_phantoms(
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
+    form: Form = "brats",
 ) -> None:
     """Write subjects 0 to `subjects` − 1 as `out/BraTS2021_00000/BraTS2021_00000_flair.nii.gz` ….
 
     Complete subjects are left alone, so a killed run goes on. `workers` are processes, by default
-    one a core; `progress` is told how many subjects are there, at first and after each.
+    one a core; `progress` is told how many subjects are there, at first and after each. The form
+    "nnunet" is the raw data set of `phantom_nnunet`.
 
-    Raises `ScanError` if `out` holds anything but phantoms of this seed, `DiskFullError` if there
-    is no room.
+    Raises `ScanError` if `out` holds anything but phantoms of this seed and form, `DiskFullError`
+    if there is no room.
     """
     if subjects < 1 or seed < 0:
         found = f"{subjects} subjects of seed {seed}"
         raise ScanError(found, expected="at least one subject and a seed of 0 or more")
-    _claim(out, seed)
-    missing = [index for index in range(subjects) if not _is_complete(out / subject_id(index))]
+    _claim(out, {"generator": GENERATOR, "seed": seed} | FORMS[form])
+    files = partial(_brats_files if form == "brats" else case_files, out)
+    missing = [k for k in range(subjects) if not all(path.is_file() for path in files(k))]
     report = progress or (lambda complete: None)
     report(subjects - len(missing))
-    write = partial(_write_subject, out, seed)
+    write = partial(_write_subject if form == "brats" else _write_case, out, seed)
     written = in_processes(write, missing, workers or len(os.sched_getaffinity(0)))
     for complete, _ in enumerate(written, start=subjects - len(missing) + 1):
         report(complete)
+    if form == "nnunet":
+        describe(out, len(list((out / LABELS).glob("*.nii.gz"))))
 
 
 def subject_id(index: int) -> str:
@@ -96,9 +106,9 @@ def subject_id(index: int) -> str:
     return f"BraTS2021_{index:05d}"
 
 
-def _claim(out: Path, seed: int) -> None:
-    """Make `out` the folder of this seed, or refuse it."""
-    record, path = {"generator": GENERATOR, "seed": seed}, out / _RECORD
+def _claim(out: Path, record: dict[str, Any]) -> None:
+    """Make `out` the folder of this seed and form, or refuse it."""
+    path = out / _RECORD
     if not out.exists() or (out.is_dir() and not any(out.glob("[!.]*"))):
         with disk_full_explained(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -139,12 +149,19 @@ def _write_subject(out: Path, seed: int, index: int) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def _write_case(out: Path, seed: int, index: int) -> None:
+    phantom = make_phantom(index, seed)
+    with disk_full_explained(out):
+        write_case(out, index, phantom.images_MXYZ, phantom.labels_XYZ, AFFINE)
+
+
 def _file_names(folder: Path) -> list[str]:
     return [f"{folder.name}_{kind}.nii.gz" for kind in (*MODALITIES, "seg")]
 
 
-def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in _file_names(folder))
+def _brats_files(out: Path, index: int) -> list[Path]:
+    folder = out / subject_id(index)
+    return [folder / name for name in _file_names(folder)]
 
 
 def healthy_layers(head: Head, voxels_V: np.ndarray) -> list[Layer]:

@@ -12,18 +12,23 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from storage.agreement import agreed_parameters, agreed_split, split_to_keep
 from storage.atomic import remove_leftovers, sync_folder, write_json
+from storage.brats import person
+from storage.catalog import Catalog, ScanFiles
 from storage.errors import FewscanError, ScanError, StoreError, disk_full_explained
+from storage.geometry import Axis
+from storage.intensity import Normalisation
 from storage.jobs import Job, prepare_subject
 from storage.locks import exclusive
-from storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
-from storage.nifti import read_shape
-from storage.scans import Catalog, ScanFiles, find_scans, person
+from storage.manifest import Manifest, Parameters, StoreFolder, Subject
+from storage.scans import find_scans
 from storage.slices import describe_arrays, usable_cpus
+from storage.splits import Split
 from storage.workers import in_processes
 
 Progress = Callable[[int, int], None]
@@ -39,6 +44,8 @@ class PrepareReport:
     """of them, by this call; 0 = there was nothing to do"""
     skipped: tuple[tuple[str, str], ...]
     """scans that cannot be used: id and reason"""
+    left_out: tuple[str, ...]
+    """subjects in the store that no part of the given split holds"""
     fingerprint: str
     """of the store"""
     seconds: float
@@ -51,22 +58,31 @@ def prepare(
     size: int = 128,
     workers: int | None = None,
     progress: Progress | None = None,
+    axis: Axis | None = None,
+    normalisation: Normalisation | None = None,
+    split: Path | None = None,
 ) -> PrepareReport:
     """Make a store of all scans under `scans`, or go on with it, or add to it what is new.
 
     `workers` processes (default: the cores at hand; 1 = this one). `progress` gets subjects done
     and subjects to do. A scan that cannot be used does not stop the others: it is reported.
+    `axis` and `normalisation` are by default those of the store if it is there, else what suits
+    the scans: in BraTS the third and `quantile`, as published; in others the axis with the largest
+    spacing and `percentiles`. `split` is a file for `read_split`, which replaces an earlier one; by
+    default the store keeps the one it has.
 
     Raises `ScanError` if no scan can be used, `StoreError` if the store is of another size, kind or
-    protocol or another process is writing it, `DiskFullError`.
+    protocol or another process is writing it, `StudyError` if the split is wrong, `DiskFullError`.
     """
     started = time.monotonic()
     catalog = find_scans(scans)
     target = StoreFolder.at(store)
     with disk_full_explained(target.path), _locked(target) as folder:
-        parameters = _agreed_parameters(folder, catalog, size)
-        _begin(folder, parameters)
+        parameters = agreed_parameters(folder, catalog, size, axis, normalisation)
         before = _finished_subjects(folder)
+        known = {*before, *catalog.problems, *(files.id for files in catalog.scans)}
+        given = agreed_split(folder, split, known)
+        _begin(folder, parameters, given)
         missing, problems = _missing_scans(catalog, before)
         jobs = _jobs(missing, scans, folder, parameters, before)
         problems |= _run(jobs, workers or usable_cpus(), progress)
@@ -75,12 +91,13 @@ def prepare(
         if not subjects:
             shutil.rmtree(folder.path)
             raise _nothing_usable(scans, skipped)
-        manifest = Manifest(parameters, subjects, skipped)
+        manifest = Manifest(parameters, subjects, skipped, split_to_keep(given, subjects))
         _publish(folder, target, manifest)
     return PrepareReport(
         subjects=len(subjects),
         added=len(subjects) - len(before),
         skipped=tuple(sorted(skipped.items())),
+        left_out=manifest.left_out,
         fingerprint=manifest.fingerprint,
         seconds=time.monotonic() - started,
     )
@@ -108,47 +125,14 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _agreed_parameters(folder: StoreFolder, catalog: Catalog, size: int) -> Parameters:
-    """The parameters of the store, which must be those asked for."""
-    wanted = Parameters(STORE_PROTOCOL, size, 0, catalog.channels, catalog.classes)
-    try:
-        present = _present_parameters(folder)
-    except FileNotFoundError:
-        depth = max(map(_slices_of, catalog.scans), default=1)
-        present = Parameters(STORE_PROTOCOL, size, depth, catalog.channels, catalog.classes)
-    for key, value in asdict(wanted).items():
-        found = getattr(present, key)
-        if key != "depth" and found != value:
-            raise StoreError(
-                f"a store with {key} {found}",
-                where=folder.path,
-                expected=f"{key} {value}, as asked for",
-                remedy="ask for what is there, choose another path, or delete this folder",
-            )
-    return present
-
-
-def _present_parameters(folder: StoreFolder) -> Parameters:
-    if folder.manifest.exists():
-        return Manifest.read(folder.manifest).parameters
-    return Parameters.from_json(json.loads(folder.parameters.read_bytes()))
-
-
-def _begin(folder: StoreFolder, parameters: Parameters) -> None:
+def _begin(folder: StoreFolder, parameters: Parameters, split: Split | None) -> None:
     """Make room for the work, and sweep away what a killed process left half-written."""
     arrays = folder.images_shard(0).parent, folder.labels_shard(0).parent
     for subfolder in (folder.path, folder.records, *arrays):
         subfolder.mkdir(exist_ok=True)
         remove_leftovers(subfolder)
-    write_json(folder.parameters, asdict(parameters))
-
-
-def _slices_of(files: ScanFiles) -> int:
-    """Slices by the first file's header; 1 if it is damaged, which the worker will find."""
-    try:
-        return read_shape(files.channel_files[0])[2]
-    except (ScanError, IndexError):
-        return 1
+    given = {"split": split.to_json()} if split else {}
+    write_json(folder.parameters, {**parameters.to_json(), **given})
 
 
 def _finished_subjects(folder: StoreFolder) -> dict[str, Subject]:

@@ -1,11 +1,13 @@
 """A scan → the slices that networks see, as Kascenas et al. (2022) prepare them.
 
-Each channel is divided by the 0.99 quantile of its voxels above zero; the slices from the first to
-the last with something in them are kept; each is interpolated to `size` x `size`. Pure functions of
-arrays: preparing a store and predicting on a new scan share them.
+Each channel is brought to units of its own (`intensity`; published: divided by the 0.99 quantile of
+its voxels above zero); the slices from the first to the last with something in them are kept; each
+is interpolated into `size` x `size` (`geometry`). Pure functions of arrays: preparing a store and
+predicting on a new scan share them.
 
-Letters: N kept slices, C channels, H and W rows and columns of a slice, X, Y, Z the scan's axes
-(H comes from X and W from Y, without transposition or flip).
+Letters: N kept slices, C channels, H and W rows and columns of a slice, X, Y, Z the scan's axes;
+a volume in HWZ has the axis through the slices at its end (Z itself in BraTS, where H is X and W is
+Y; never transposed otherwise, never flipped).
 """
 
 import math
@@ -15,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from storage.errors import ScanError
+from storage.geometry import Axis, Frame, slice_axis
+from storage.intensity import Normalisation, normalised
 from storage.scans import Scan
 
-QUANTILE = 0.99
 KEPT_SUM = 0.5
 """a slice counts if the mean over channels of the normalised voxels sums to more than this"""
-_LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,67 +30,48 @@ class ScanSlices:
     """The kept slices of one scan."""
 
     first: int
-    """index along Z of the first one; the others follow without a gap"""
+    """index through the slices of the first one; the others follow without a gap"""
     images_NCHW: np.ndarray
-    """float16, 1 = the channel's quantile"""
+    """float16, 1 = the channel's quantile (`quantiles`)"""
     labels_NHW: np.ndarray | None
     """uint8: 0 no lesion, k the k-th class; None for a scan without labels"""
     quantiles: tuple[float, ...]
-    """what each channel was divided by, in units of its file"""
+    """the value of each channel's file that became 1"""
+    frame: Frame
+    """where they lie in the scan"""
 
 
-def preprocess(scan: Scan, size: int) -> ScanSlices:
+def preprocess(
+    scan: Scan, size: int, axis: Axis = 2, normalisation: Normalisation = "quantile"
+) -> ScanSlices:
     """Normalise, choose and interpolate the slices of `scan`.
 
-    Raises `ScanError` if no slice has anything in it, or a voxel is beyond half precision.
+    Raises `ScanError` if no slice has anything in it, a channel has no contrast, or a voxel is
+    beyond half precision.
     """
-    quantiles = tuple(bright_quantile(channel) for channel in scan.channels_XYZ)
-    _require_half_range(scan.channels_XYZ, quantiles)
-    kept = kept_slices(scan.channels_XYZ, quantiles)
-    images_NCHW = np.empty((len(kept), len(quantiles), size, size), np.float16)
-    for channel, (voxels_XYZ, quantile) in enumerate(
-        zip(scan.channels_XYZ, quantiles, strict=True)
-    ):
-        resize = Resize.exact_for(voxels_XYZ.dtype, voxels_XYZ.shape[:2], size)
-        divisor = np.float64(quantile * resize.scale)  # a numpy scalar, so that float64 divides
+    channels_XYZ, divisors, quantiles = normalised(scan.channels_XYZ, normalisation)
+    through = slice_axis(axis, scan.affine)
+    frame = Frame.of(channels_XYZ[0].shape, scan.spacing_mm, through, size)
+    channels_HWZ = [frame.as_slices(channel) for channel in channels_XYZ]
+    kept = kept_slices(channels_HWZ, divisors)
+    images_NCHW = np.zeros((len(kept), len(divisors), size, size), np.float16)
+    inner_NCHW = images_NCHW[:, :, *frame.window]
+    for channel, (voxels_HWZ, divisor) in enumerate(zip(channels_HWZ, divisors, strict=True)):
+        resize = Resize.exact_for(voxels_HWZ.dtype, frame.shape_HW, frame.inner_HW)
+        scale = np.float64(divisor * resize.scale)  # a numpy scalar, so that float64 divides
         for n, z in enumerate(kept):
-            images_NCHW[n, channel] = resize(voxels_XYZ[:, :, z]) / divisor
+            inner_NCHW[n, channel] = resize(voxels_HWZ[:, :, z]) / scale
     labels_NHW = None
     if scan.labels_XYZ is not None:
-        labels_NHW = resized_labels(scan.labels_XYZ[:, :, kept.start : kept.stop], size)
-    return ScanSlices(kept.start, images_NCHW, labels_NHW, quantiles)
+        labels_HWZ = frame.as_slices(scan.labels_XYZ)
+        labels_NHW = resized_labels(labels_HWZ[:, :, kept.start : kept.stop], frame)
+    return ScanSlices(kept.start, images_NCHW, labels_NHW, quantiles, frame)
 
 
-def bright_quantile(voxels_XYZ: np.ndarray) -> float:
-    """The 0.99 quantile of the voxels above zero, linearly interpolated.
-
-    Exactly `numpy.quantile(voxels[voxels > 0].astype(float), 0.99)`; of small integers it is found
-    by counting, which costs a third.
-    """
-    flat = voxels_XYZ.ravel(order="K")
-    bright = flat[flat > 0]
-    assert bright.size, "an empty channel is refused when the scan is read"
-    if bright.dtype.kind in "iu" and bright.dtype.itemsize <= 2:
-        return counted_quantile(np.bincount(bright), QUANTILE)
-    return float(np.quantile(bright.astype(np.float64), QUANTILE))
-
-
-def counted_quantile(counts: np.ndarray, q: float) -> float:
-    """The linearly interpolated quantile of integers, of which `counts[i]` have the value i."""
-    up_to = np.cumsum(counts)
-    position = (int(up_to[-1]) - 1) * q
-    below = math.floor(position)
-    above = min(below + 1, int(up_to[-1]) - 1)
-    low, high = np.searchsorted(up_to, [below, above], side="right").astype(np.float64)
-    part = position - below
-    # As numpy interpolates: from the nearer end, so that rounding is the same.
-    return float(high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part)
-
-
-def kept_slices(channels_XYZ: Sequence[np.ndarray], quantiles: Sequence[float]) -> range:
+def kept_slices(channels_HWZ: Sequence[np.ndarray], divisors: Sequence[float]) -> range:
     """Indices along Z from the first to the last slice with something in it."""
-    sums_CZ = [channel.sum(axis=(0, 1), dtype=np.float64) for channel in channels_XYZ]
-    means_Z = np.mean([s / q for s, q in zip(sums_CZ, quantiles, strict=True)], axis=0)
+    sums_CZ = [channel.sum(axis=(0, 1), dtype=np.float64) for channel in channels_HWZ]
+    means_Z = np.mean([s / d for s, d in zip(sums_CZ, divisors, strict=True)], axis=0)
     filled = np.flatnonzero(means_Z > KEPT_SUM)
     if not filled.size:
         raise ScanError(
@@ -99,20 +82,21 @@ def kept_slices(channels_XYZ: Sequence[np.ndarray], quantiles: Sequence[float]) 
     return range(int(filled[0]), int(filled[-1]) + 1)
 
 
-def resized_labels(labels_XYN: np.ndarray, size: int) -> np.ndarray:
+def resized_labels(labels_HWN: np.ndarray, frame: Frame) -> np.ndarray:
     """Interpolate class labels to (N, size, size).
 
     The lesion is exactly the published binary mask: the interpolated mask above one half. Inside it
     a pixel gets the class with the largest interpolated share, the first of equal ones.
     """
-    resize = Resize.exact_for(np.dtype(bool), labels_XYN.shape[:2], size)
-    labels_NHW = np.zeros((labels_XYN.shape[2], size, size), np.uint8)
-    for n in np.flatnonzero(labels_XYN.any(axis=(0, 1))):
-        label_HW = labels_XYN[:, :, n]
+    resize = Resize.exact_for(np.dtype(bool), frame.shape_HW, frame.inner_HW)
+    labels_NHW = np.zeros((labels_HWN.shape[2], frame.size, frame.size), np.uint8)
+    inner_NHW = labels_NHW[:, *frame.window]
+    for n in np.flatnonzero(labels_HWN.any(axis=(0, 1))):
+        label_HW = labels_HWN[:, :, n]
         classes = np.arange(1, label_HW.max() + 1)
         shares_KHW = np.stack([resize(label_HW == k) for k in classes])
         lesion_HW = 2 * shares_KHW.sum(axis=0) > resize.scale
-        labels_NHW[n] = np.where(lesion_HW, classes[shares_KHW.argmax(axis=0)], 0)
+        inner_NHW[n] = np.where(lesion_HW, classes[shares_KHW.argmax(axis=0)], 0)
     return labels_NHW
 
 
@@ -156,18 +140,22 @@ class Resize:
     columns: Taps
 
     @classmethod
-    def exact_for(cls, voxels: np.dtype, shape_HW: tuple[int, ...], size: int) -> "Resize":
+    def exact_for(
+        cls, voxels: np.dtype, from_HW: tuple[int, int], to_HW: tuple[int, int]
+    ) -> "Resize":
         """For slices of type `voxels`: in float32 if that is exact, else in float64."""
-        height, width = shape_HW
-        single = cls._of(height, width, size, np.dtype(np.float32))
+        single = cls._of(from_HW, to_HW, np.dtype(np.float32))
         largest = {"b": 1, "f": math.inf}.get(voxels.kind) or np.iinfo(voxels).max + 1
         if largest * single.scale <= 2**24:
             return single
-        return cls._of(height, width, size, np.dtype(np.float64))
+        return cls._of(from_HW, to_HW, np.dtype(np.float64))
 
     @classmethod
-    def _of(cls, height: int, width: int, size: int, dtype: np.dtype) -> "Resize":
-        rows, columns = (Taps.half_pixel(length, size, dtype) for length in (height, width))
+    def _of(cls, from_HW: tuple[int, int], to_HW: tuple[int, int], dtype: np.dtype) -> "Resize":
+        rows, columns = (
+            Taps.half_pixel(inputs, outputs, dtype)
+            for inputs, outputs in zip(from_HW, to_HW, strict=True)
+        )
         return cls(rows, columns)
 
     @property
@@ -176,17 +164,6 @@ class Resize:
         return self.rows.scale * self.columns.scale
 
     def __call__(self, image_HW: np.ndarray) -> np.ndarray:
-        """Return (size, size) of a slice."""
+        """Return the slice at its new size."""
         # Columns first: NIfTI stores X fastest, so this gathers whole runs of memory.
         return self.rows(self.columns(image_HW.T).T)
-
-
-def _require_half_range(channels_XYZ: Sequence[np.ndarray], quantiles: Sequence[float]) -> None:
-    for channel, (voxels_XYZ, quantile) in enumerate(zip(channels_XYZ, quantiles, strict=True)):
-        largest = max(abs(float(voxels_XYZ.max())), abs(float(voxels_XYZ.min()))) / quantile
-        if largest > _LARGEST_HALF:
-            raise ScanError(
-                f"a voxel of channel {channel + 1} is {largest:.3g} times the 0.99 quantile",
-                expected=f"at most {_LARGEST_HALF:.0f} times, the range of half precision",
-                remedy="repair the outlier voxels of this file",
-            )

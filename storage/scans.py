@@ -1,82 +1,22 @@
-"""Scans: which files belong to one subject, what they mean, and whether they fit together.
+"""Scans: found in a folder of either convention, read, and checked for whether their files fit.
 
-The only module that knows what a BraTS folder looks like. Everything after it works with any number
-of channels and classes, and any grid whose third axis runs through the slices.
+What a folder looks like is known by `brats` and `nnunet`. Everything after works with any number of
+channels and classes, and any grid.
 
-Letters: X, Y, Z the array's own axes, Z through the slices.
+Letters: X, Y, Z the array's own axes.
 """
 
-import os
-import re
-from collections import defaultdict
-from collections.abc import Iterable
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from storage.brats import find_brats
+from storage.catalog import Catalog, ScanFiles
 from storage.errors import ScanError
 from storage.nifti import Volume, read_nifti
-
-CHANNELS = ("flair", "t1", "t1ce", "t2")
-CLASSES = ("necrotic_core", "oedema", "enhancing")
-LABELS = "seg"
-
-
-@dataclass(frozen=True)
-class Naming:
-    """How one edition of BraTS names its files and its labels."""
-
-    name: str
-    """"BraTS 2021" """
-    separator: str
-    """between the subject's id and the part"""
-    parts: tuple[str, ...]
-    """file name parts of `CHANNELS`, in that order"""
-    label_values: tuple[int, ...]
-    """the values of `CLASSES` in the segmentation file, in that order"""
-
-    def recognise(self, file_name: str) -> tuple[str, str] | None:
-        """Return the subject's id and the part of the file's name, or None."""
-        parts = "|".join((*self.parts, LABELS))
-        match = re.fullmatch(rf"([^.].*){self.separator}({parts})\.nii(?:\.gz)?", file_name)
-        return (match[1], match[2]) if match else None
-
-
-NAMINGS = (
-    Naming("BraTS 2021", "_", ("flair", "t1", "t1ce", "t2"), (1, 2, 4)),
-    Naming("BraTS 2023", "-", ("t2f", "t1n", "t1c", "t2w"), (1, 2, 3)),
-)
-
-
-@dataclass(frozen=True)
-class ScanFiles:
-    """The files of one subject."""
-
-    id: str
-    """the part that all its file names share"""
-    naming: str
-    """the edition of BraTS that it follows"""
-    channel_files: tuple[Path, ...]
-    """in the order of the channels"""
-    label_file: Path | None
-    """the segmentation; None for a scan without one"""
-    label_values: tuple[int, ...]
-    """the value in `label_file` of each class, in the order of the classes"""
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """What a folder holds."""
-
-    channels: tuple[str, ...]
-    """names, in the order in which networks see them"""
-    classes: tuple[str, ...]
-    """names of the lesion classes; label k is the k-th, 0 is none of them"""
-    scans: tuple[ScanFiles, ...]
-    """usable as far as names tell, sorted by id"""
-    problems: dict[str, ScanError]
-    """the others: id (or folder) → reason"""
+from storage.nnunet import DATASET, find_nnunet
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +34,10 @@ class Scan:
 
 
 def find_scans(folder: Path) -> Catalog:
-    """Find the scans in `folder` and its sub-folders, however deep.
+    """Find the scans in `folder`: an nnU-Net raw data set, or BraTS files in folders however deep.
 
-    Raises `ScanError` if the folder does not exist or nothing in it is named like a scan.
+    Raises `ScanError` if the folder does not exist, nothing in it is named like a scan, or its
+    `dataset.json` describes what is not supported.
     """
     if not folder.is_dir():
         raise ScanError(
@@ -105,35 +46,7 @@ def find_scans(folder: Path) -> Catalog:
             expected="a folder of scans",
             remedy="check the path; for synthetic scans: fewscan phantom",
         )
-    files, strangers = _walk(folder)
-    if not files:
-        expected, remedy = _expected_names(), "check the path; for synthetic scans: fewscan phantom"
-        raise ScanError("no scans", where=folder, expected=expected, remedy=remedy)
-    catalog = group_files(files)
-    return Catalog(CHANNELS, CLASSES, catalog.scans, {**strangers, **catalog.problems})
-
-
-def group_files(paths: Iterable[Path]) -> Catalog:
-    """Group files by subject; a subject whose files do not make a scan is among the problems.
-
-    Labels may be missing. Files that are named otherwise are left out.
-    """
-    groups: dict[tuple[str, Naming], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    for path in paths:
-        for naming in NAMINGS:
-            if found := naming.recognise(path.name):
-                groups[found[0], naming][found[1]].append(path)
-    ids_of = defaultdict(list)
-    for subject, _ in groups:
-        ids_of[person(subject)].append(subject)
-    scans, problems = [], {}
-    for (subject, naming), files in sorted(groups.items(), key=lambda item: item[0][0]):
-        try:
-            _refuse_twice(subject, ids_of[person(subject)], files)
-            scans.append(_scan_files(subject, naming, files))
-        except ScanError as error:
-            problems[subject] = error
-    return Catalog(CHANNELS, CLASSES, tuple(scans), problems)
+    return find_nnunet(folder) if (folder / DATASET).is_file() else find_brats(folder)
 
 
 def read_scan(files: ScanFiles) -> Scan:
@@ -155,57 +68,6 @@ def read_scan(files: ScanFiles) -> Scan:
     return Scan(channels_XYZ, labels_XYZ, volumes[0].affine, volumes[0].spacing_mm)
 
 
-def person(subject: str) -> str:
-    """The same for a person's first scan in BraTS 2021 and in BraTS 2023, else the subject's id."""
-    match = re.fullmatch(r"BraTS(?:2021_(\d{5})|-GLI-(\d{5})-000)", subject)
-    return (match[1] or match[2]) if match else subject
-
-
-def _walk(folder: Path) -> tuple[list[Path], dict[str, ScanError]]:
-    """All files named like parts of a scan, and the folders where one would expect some."""
-    files, strangers = [], {}
-    for place, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
-        images = [n for n in sorted(names) if n.endswith((".nii", ".nii.gz")) and n[0] != "."]
-        known = [n for n in images if any(naming.recognise(n) for naming in NAMINGS)]
-        files += [Path(place, name) for name in known]
-        if not known and (images or not (names or subfolders)):
-            found = f"no known file name ({images[0]}, ...)" if images else "an empty folder"
-            error = ScanError(found, where=place, expected=_expected_names())
-            strangers[Path(place).relative_to(folder).as_posix()] = error
-    return files, strangers
-
-
-def _expected_names() -> str:
-    return " or ".join(
-        f"ID{naming.separator}{{{','.join((*naming.parts, LABELS))}}}.nii.gz" for naming in NAMINGS
-    )
-
-
-def _refuse_twice(subject: str, ids: list[str], files: dict[str, list[Path]]) -> None:
-    copies = next((paths for paths in files.values() if len(paths) > 1), None)
-    if copies is None and len(ids) == 1:
-        return
-    found = " and ".join(str(path) for path in copies) if copies else " and ".join(sorted(ids))
-    remedy = "remove one, so that no scan is in two parts of the split"
-    raise ScanError(f"the same subject twice: {found}", expected="each once", remedy=remedy)
-
-
-def _scan_files(subject: str, naming: Naming, files: dict[str, list[Path]]) -> ScanFiles:
-    missing = [part for part in naming.parts if part not in files]
-    if missing:
-        names = ", ".join(f"{subject}{naming.separator}{part}.nii.gz" for part in missing)
-        raise ScanError(
-            f"missing: {names}",
-            where=next(iter(files.values()))[0].parent,
-            expected=f"{naming.name}'s files {', '.join(naming.parts)} and {LABELS}",
-            remedy="copy or download the missing file",
-        )
-    channel_files = tuple(files[part][0] for part in naming.parts)
-    label_file = files[LABELS][0] if LABELS in files else None
-    return ScanFiles(subject, naming.name, channel_files, label_file, naming.label_values)
-
-
 def _require_grid(volume: Volume, path: Path, first: Volume, first_path: Path) -> None:
     shape, first_shape = volume.voxels_XYZ.shape, first.voxels_XYZ.shape
     remedy = "resample the files of this subject to one grid"
@@ -213,9 +75,21 @@ def _require_grid(volume: Volume, path: Path, first: Volume, first_path: Path) -
         expected = f"{first_shape}, as in {first_path.name}"
         raise ScanError(f"shape {shape}", where=path, expected=expected, remedy=remedy)
     if not np.allclose(volume.affine, first.affine, rtol=0, atol=1e-3):
-        expected = f"{first.affine.tolist()}, as in {first_path.name}"
-        found = f"affine {volume.affine.tolist()}"
+        found = f"voxels up to {_farthest_mm(volume, first):.3g} mm from those of {first_path.name}"
+        expected = f"the affine {_rounded(first.affine)}, not {_rounded(volume.affine)}"
         raise ScanError(found, where=path, expected=expected, remedy=remedy)
+
+
+def _farthest_mm(volume: Volume, first: Volume) -> float:
+    """Largest distance between voxels of the same index: at a corner, the maps being affine."""
+    shape = volume.voxels_XYZ.shape
+    corners_8 = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in shape))])
+    apart_mm = corners_8 @ (volume.affine - first.affine).T
+    return float(np.linalg.norm(apart_mm[:, :3], axis=1).max())
+
+
+def _rounded(affine: np.ndarray) -> list[list[float]]:
+    return np.round(affine[:3], 4).tolist()
 
 
 def _require_content(voxels_XYZ: np.ndarray, path: Path) -> None:
@@ -225,10 +99,12 @@ def _require_content(voxels_XYZ: np.ndarray, path: Path) -> None:
         raise ScanError(
             f"{count} NaN or infinite voxels", where=path, expected=expected, remedy=remedy
         )
-    if voxels_XYZ.max() <= 0:
-        expected, remedy = "an image of the head", "download the file again"
+    if voxels_XYZ.max() == voxels_XYZ.min():
         raise ScanError(
-            "no voxel is above zero: an empty image", where=path, expected=expected, remedy=remedy
+            f"every voxel is {voxels_XYZ.flat[0]:g}: an empty image",
+            where=path,
+            expected="an image",
+            remedy="download the file again",
         )
 
 
@@ -241,7 +117,7 @@ def _class_indices(values_XYZ: np.ndarray, files: ScanFiles) -> np.ndarray:
             f"label values {sorted(unknown)}",
             where=files.label_file,
             expected=f"0 and {files.label_values}, as {files.naming} has them",
-            remedy="map the labels, or name the files like the edition whose labels they have",
+            remedy="map the labels, or name the files like the data set whose labels they have",
         )
     classes_XYZ = np.zeros_like(values_XYZ, dtype=np.uint8)
     for index, value in enumerate(files.label_values, start=1):

@@ -39,7 +39,7 @@ class Slices:
     subjects_N: np.ndarray
     """index into `ids`"""
     positions_N: np.ndarray
-    """index of the slice along the scan's third axis"""
+    """index of the slice through the scan"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class SliceStore:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of protocol, parameters and content."""
+        """SHA-256 of protocol, parameters, content and a given split."""
         return self.manifest.fingerprint
 
     @property
@@ -103,8 +103,8 @@ class SliceStore:
 
     @cached_property
     def split(self) -> Split:
-        """The published split of the subjects in the store. Raises `StudyError` if too few."""
-        return published_split(self.subjects)
+        """The given split, or the published one. Raises `StudyError` if subjects are too few."""
+        return self.manifest.split or published_split(self.subjects)
 
     def read_subject(self, subject: str, healthy_only: bool = False) -> Slices:
         """Read the kept slices of one subject, or those without a lesion. Raises `StoreError`."""

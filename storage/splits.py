@@ -2,11 +2,12 @@
 
 The split is the one of Kascenas et al. (2022), by the rule in their published code: sort the ids,
 shuffle them with seed 0, give 75 % to training, 5 % to validation, the rest to the test. On the
-1251 subjects of BraTS 2021 it gives the published lists, in order; on others the rule is the same.
+1251 subjects of BraTS 2021 it gives the published lists, in order; on others the rule is the same,
+unless a split is given (`split_file`).
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
@@ -16,6 +17,7 @@ from storage.errors import StudyError
 SPLIT_RULE = "ids sorted, shuffled by random.Random(0); 75 % train, 5 % validation, the rest test"
 PUBLISHED_SUBJECTS = 1251
 PUBLISHED_SHA256 = "76e936ad190deac8e2d8c41fe1a41d0b7731989b905bf1362105befa241d4179"
+PARTS = ("train", "validation", "test")
 FEWEST_SUBJECTS = 20  # int(0.05 * 20) is the first validation subject
 
 
@@ -29,8 +31,27 @@ class Split:
     """chooses the checkpoint"""
     test: tuple[str, ...]
     """scored once, at the end"""
-    published: bool
+    published: bool = False
     """whether these are the published lists, so that figures may be compared with the paper's"""
+
+    @property
+    def ids(self) -> set[str]:
+        """Of all three parts."""
+        return {*self.train, *self.validation, *self.test}
+
+    def to_json(self) -> dict[str, list[str]]:
+        """The lists of ids by part."""
+        return {part: list(getattr(self, part)) for part in PARTS}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Sequence[str]]) -> "Split":
+        """A split that was given as lists of ids by part."""
+        return cls(tuple(value["train"]), tuple(value["validation"]), tuple(value["test"]))
+
+    def among(self, subject_ids: Collection[str]) -> "Split":
+        """The split of those that are among `subject_ids`."""
+        parts = ([i for i in getattr(self, part) if i in subject_ids] for part in PARTS)
+        return Split.from_json(dict(zip(PARTS, parts, strict=True)))
 
 
 def published_split(subject_ids: Iterable[str]) -> Split:
@@ -87,5 +108,5 @@ def _require_enough(ids: Sequence[str]) -> None:
         raise StudyError(
             f"{len(ids)} subjects leave none for validation",
             expected=f"at least {FEWEST_SUBJECTS} subjects ({SPLIT_RULE})",
-            remedy="prepare more scans into the store",
+            remedy="prepare more scans into the store, or give it a split (prepare --split FILE)",
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from storage.errors import ScanError
-from storage.nifti import read_nifti, read_shape, write_nifti
+from storage.nifti import read_grid, read_nifti, write_nifti
 
 AFFINE = np.array([[-1.0, 0, 0, 10], [0, -2.0, 0, 20], [0, 0, 3.0, -5], [0, 0, 0, 1]])
 
@@ -29,7 +29,7 @@ def test_what_is_written_is_read(
     assert np.array_equal(volume.voxels_XYZ, voxels_XYZ.astype(dtype))
     assert np.array_equal(volume.affine, AFFINE)
     assert volume.spacing_mm == (1.0, 2.0, 3.0)
-    assert read_shape(tmp_path / name) == volume.voxels_XYZ.shape
+    assert read_grid(tmp_path / name).shape == volume.voxels_XYZ.shape
     assert nibabel.load(tmp_path / name).get_fdata().tolist() == volume.voxels_XYZ.tolist()
 
 
@@ -55,7 +55,7 @@ def test_scaled_big_endian_and_nifti2_files_read_as_nibabel_reads_them(
         volume = read_nifti(tmp_path / "a.nii.gz")
         assert volume.voxels_XYZ.dtype.isnative
         assert np.array_equal(volume.voxels_XYZ, plain)
-        assert read_shape(tmp_path / "a.nii.gz") == (7, 6, 5)
+        assert read_grid(tmp_path / "a.nii.gz").shape == (7, 6, 5)
 
 
 def damaged_files(whole: bytes) -> dict[str, bytes]:
@@ -101,9 +101,9 @@ def test_missing_file_and_wrong_name(tmp_path: Path, voxels_XYZ: np.ndarray) -> 
     with pytest.raises(ScanError, match="cannot be read"):
         read_nifti(tmp_path / "none.nii.gz")
     with pytest.raises(ScanError, match="cannot be read"):
-        read_shape(tmp_path / "none.nii.gz")
+        read_grid(tmp_path / "none.nii.gz")
     (tmp_path / "short.nii.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(ScanError, match="cannot be read"):
-        read_shape(tmp_path / "short.nii.gz")
+        read_grid(tmp_path / "short.nii.gz")
     with pytest.raises(ScanError, match=r"\.png"):
         write_nifti(tmp_path / "a.png", voxels_XYZ, AFFINE)

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import ScanError
-from storage.preprocess import bright_quantile, counted_quantile, preprocess, resized_labels
+from storage.geometry import Frame
+from storage.intensity import bright_quantile, counted_quantile
+from storage.preprocess import preprocess, resized_labels
 from storage.scans import Scan
 
 
@@ -36,6 +38,10 @@ def published(
     return int(first), images, masks[:, 0]
 
 
+def square(side: int, size: int) -> Frame:
+    return Frame.of((side, side, 1), (1, 1, 1), axis=2, size=size)
+
+
 def head(shape_XYZ: tuple[int, int, int]) -> tuple[list[np.ndarray], np.ndarray]:
     """A scan with a ragged lesion."""
     channels, classes = fake_images(0, shape_XYZ)
@@ -57,7 +63,7 @@ def test_slices_of_brats_size_are_the_published_ones_bit_for_bit() -> None:
 @pytest.mark.parametrize("size", [7, 24, 31])
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
 def test_any_size_and_type(size: int, dtype: type) -> None:
-    channels, classes = fake_images(5)
+    channels, classes = fake_images(5, (20, 20, 10))
     channels = [channel.astype(dtype) for channel in channels[:2]]
     first, images, masks = published(channels, classes, size)
     result = preprocess(scan_of(channels, classes), size)
@@ -80,7 +86,7 @@ def test_slices_keep_the_array_axes() -> None:
 def test_a_pixel_of_the_lesion_gets_the_class_with_the_largest_share() -> None:
     _, classes = head((60, 60, 12))
     shares = [interpolate((classes == k).transpose(2, 0, 1)[:, None], 32)[:, 0] for k in (1, 2, 3)]
-    labels = resized_labels(classes, 32)
+    labels = resized_labels(classes, square(60, 32))
     assert set(np.unique(labels)) == {0, 1, 2, 3}
     largest = np.max(shares, axis=0)
     chosen = np.choose(np.maximum(labels.astype(int) - 1, 0), shares)
@@ -92,7 +98,7 @@ def test_half_of_a_lesion_is_not_a_lesion() -> None:
     """Shares of exactly one half: the published threshold is "more than"."""
     classes = np.zeros((8, 8, 1), np.uint8)
     classes[:3] = 2
-    labels = resized_labels(classes, 4)
+    labels = resized_labels(classes, square(8, 4))
     assert labels[0].tolist() == [[2] * 4, [0] * 4, [0] * 4, [0] * 4]
 
 

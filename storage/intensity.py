@@ -1,0 +1,136 @@
+"""Voxel values in units of the scan itself: 0 background, 1 bright.
+
+`quantile` is the published rule, for skull-stripped images with nothing below zero: divide by the
+0.99 quantile of the voxels above zero. `percentiles` is our choice for all others (CT, images with
+their background, images already shifted): the 0.5 to 99.5 percentile of the foreground is mapped to
+0 … 1 and what lies outside is clipped, as nnU-Net clips CT; per scan and channel, and without
+labels, because an unlabelled scan must be treated alike. Background is the one value that all eight
+corners of the volume share (what was masked out or padded, air); if they differ, all is foreground.
+
+Letters: X, Y, Z the scan's own axes.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from storage.errors import ScanError
+
+Normalisation = Literal["quantile", "percentiles"]
+NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
+QUANTILE = 0.99
+LOW, HIGH = 0.005, 0.995
+_LARGEST_HALF = 65504.0
+
+
+def normalised(
+    channels_XYZ: Sequence[np.ndarray], normalisation: Normalisation
+) -> tuple[list[np.ndarray], tuple[float, ...], tuple[float, ...]]:
+    """Channels, what is left to divide each by, and the value in its file that becomes 1.
+
+    The published rule leaves the voxels as they are, so that small integers can be interpolated
+    exactly before they are divided. Raises `ScanError` if a channel has nothing to scale by.
+    """
+    if normalisation == "quantile":
+        _require_bright(channels_XYZ)
+        quantiles = tuple(map(bright_quantile, channels_XYZ))
+        _require_half_range(channels_XYZ, quantiles)
+        return list(channels_XYZ), quantiles, quantiles
+    windows = [foreground_window(channel) for channel in channels_XYZ]
+    _require_contrast(windows)
+    volumes = [windowed(c, *window) for c, window in zip(channels_XYZ, windows, strict=True)]
+    return volumes, (1.0,) * len(volumes), tuple(high for _, high in windows)
+
+
+def bright_quantile(voxels_XYZ: np.ndarray) -> float:
+    """The 0.99 quantile of the voxels above zero, linearly interpolated.
+
+    Exactly `numpy.quantile(voxels[voxels > 0].astype(float), 0.99)`; of small integers it is found
+    by counting, which costs a third.
+    """
+    flat = voxels_XYZ.ravel(order="K")
+    return _quantiles(flat[flat > 0], QUANTILE)[0]
+
+
+def foreground_window(voxels_XYZ: np.ndarray) -> tuple[float, float]:
+    """The 0.5 and the 99.5 percentile of the foreground; both nan if there is none."""
+    flat = voxels_XYZ.ravel(order="K")
+    background = background_value(voxels_XYZ)
+    foreground = flat if background is None else flat[flat != background]
+    if not foreground.size:
+        return math.nan, math.nan
+    low, high = _quantiles(foreground, LOW, HIGH)
+    return low, high
+
+
+def background_value(voxels_XYZ: np.ndarray) -> float | None:
+    """The value that all eight corners share, or None."""
+    corners = voxels_XYZ[:: max(voxels_XYZ.shape[0] - 1, 1)]
+    corners = corners[:, :: max(voxels_XYZ.shape[1] - 1, 1), :: max(voxels_XYZ.shape[2] - 1, 1)]
+    return float(corners.flat[0]) if (corners == corners.flat[0]).all() else None
+
+
+def windowed(voxels_XYZ: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map `low` … `high` to 0 … 1 (float32), clip the rest; the background becomes 0."""
+    scaled_XYZ = voxels_XYZ.astype(np.float32)
+    scaled_XYZ -= np.float32(low)
+    scaled_XYZ /= np.float32(high - low)
+    np.clip(scaled_XYZ, 0, 1, out=scaled_XYZ)
+    background = background_value(voxels_XYZ)
+    if background is not None:
+        scaled_XYZ[voxels_XYZ == background] = 0
+    return scaled_XYZ
+
+
+def counted_quantile(counts: np.ndarray, q: float) -> float:
+    """The linearly interpolated quantile of integers, of which `counts[i]` have the value i."""
+    up_to = np.cumsum(counts)
+    position = (int(up_to[-1]) - 1) * q
+    below = math.floor(position)
+    above = min(below + 1, int(up_to[-1]) - 1)
+    low, high = np.searchsorted(up_to, [below, above], side="right").astype(np.float64)
+    part = position - below
+    # As numpy interpolates: from the nearer end, so that rounding is the same.
+    return float(high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part)
+
+
+def _quantiles(values: np.ndarray, *quantiles: float) -> list[float]:
+    assert values.size, "an empty channel is refused before"
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+        least = min(int(values.min()), 0)  # at 0 for the published rule: no shift, no rounding
+        counts = np.bincount(values - np.int32(least) if least else values)
+        return [counted_quantile(counts, q) + least for q in quantiles]
+    return np.quantile(values.astype(np.float64), quantiles).tolist()
+
+
+def _require_bright(channels_XYZ: Sequence[np.ndarray]) -> None:
+    for number, voxels_XYZ in enumerate(channels_XYZ, start=1):
+        if voxels_XYZ.max() <= 0:
+            raise ScanError(
+                f"no voxel of channel {number} is above zero",
+                expected="a skull-stripped image, whose tissue is above zero",
+                remedy="leave this scan out, or prepare with --normalisation percentiles",
+            )
+
+
+def _require_contrast(windows: Sequence[tuple[float, float]]) -> None:
+    for number, (low, high) in enumerate(windows, start=1):
+        if not low < high:
+            raise ScanError(
+                f"channel {number} has no contrast: its foreground is all {low:g}",
+                expected="an image whose 0.5 and 99.5 percentiles differ",
+                remedy="leave this scan out",
+            )
+
+
+def _require_half_range(channels_XYZ: Sequence[np.ndarray], quantiles: Sequence[float]) -> None:
+    for channel, (voxels_XYZ, quantile) in enumerate(zip(channels_XYZ, quantiles, strict=True)):
+        largest = max(abs(float(voxels_XYZ.max())), abs(float(voxels_XYZ.min()))) / quantile
+        if largest > _LARGEST_HALF:
+            raise ScanError(
+                f"a voxel of channel {channel + 1} is {largest:.3g} times the 0.99 quantile",
+                expected=f"at most {_LARGEST_HALF:.0f} times, the range of half precision",
+                remedy="repair the outlier voxels of this file",
+            )
