@@ -31,7 +31,7 @@ class TrainingState:
     best_step: int
     best_loss: float
     window_loss: Tensor
-    """Sum of the training losses since the last validation."""
+    """Sum of the training losses since the last validation; in a file, one for each rank."""
     events_bytes: int
     """Size of the events file that goes with this state."""
 

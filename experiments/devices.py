@@ -29,6 +29,10 @@ class Preempted(BaseException):
     """The place is being taken away; the checkpoint is written. Not an error, so no `Exception`."""
 
 
+class PeerLost(BaseException):
+    """Another rank has gone, with its node or by an error of its own. Not this rank's error."""
+
+
 def never() -> bool:
     """Nobody takes this place away."""
     return False
@@ -54,8 +58,8 @@ class Devices:
     checkpoint_every_s: float = 60.0
     """Seconds of work that a kill may cost."""
     should_stop: Callable[[], bool] = never
-    """Asked every few seconds; if it says yes, a run on one device writes a checkpoint and raises
-    `Preempted`. Ranks of DDP do not ask: they would have to agree, in every step."""
+    """Asked every few seconds; if it says yes to any rank, all write a checkpoint together (the
+    first does) and raise `Preempted`."""
 
     @property
     def is_first(self) -> bool:
@@ -94,10 +98,26 @@ class Devices:
             distributed.all_reduce(value)
         return value
 
+    def of_all_ranks(self, value: Tensor) -> Tensor:
+        """(world_size,) every rank's scalar `value`, on every rank."""
+        own = value.new_zeros(self.world_size)
+        own[self.rank] = value
+        return self.sum_over_ranks(own)
+
     def wait_for_all(self) -> None:
         """Return once every rank has come here."""
         if self.world_size > 1:
             distributed.barrier()
+
+    @contextlib.contextmanager
+    def among_peers(self) -> Iterator[None]:
+        """Raise `PeerLost` for what torch raises in the block when another rank has gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size > 1 and _is_of_a_lost_peer(error):
+                raise PeerLost(str(error)) from error
+            raise
 
     def dtype(self, precision: Precision) -> torch.dtype:
         """What the weights are kept in: float32, or float64 for exact comparisons."""
@@ -108,6 +128,11 @@ class Devices:
         kind = self.device.partition(":")[0]
         wanted = precision == "bf16" or (precision == "auto" and has_native_bf16(kind))
         return torch.autocast(kind, torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def _is_of_a_lost_peer(error: RuntimeError) -> bool:
+    """The errors of NCCL and of the store have a class; gloo's are told by its file names."""
+    return isinstance(error, distributed.DistError) or "/gloo/" in str(error)
 
 
 def has_native_bf16(kind: str) -> bool:

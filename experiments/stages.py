@@ -27,9 +27,9 @@ def run_stage(folder: RunFolder, devices: Devices) -> None:
     """Run what the folder's `spec.json` says, or go on with it; nothing if it is finished.
 
     On several devices call it in every rank; only the first writes. An error is recorded in the
-    folder and raised.
+    folder and raised; `Preempted` and `PeerLost` are no errors of the run, and are raised alone.
     """
-    with folder.owned() if devices.is_first else nullcontext():
+    with folder.owned() if devices.is_first else nullcontext(), devices.among_peers():
         if folder.result.exists():
             return
         begun = time.monotonic()

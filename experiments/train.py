@@ -8,7 +8,7 @@ is; the loop does the rest: optimiser, learning rate, validation, checkpoints, e
 import math
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -114,7 +114,8 @@ class _Loop:
         self.state = self._resume()
         self.parallel = devices.parallel(model)
         self.last_beat = -math.inf
-        self.last_checkpoint = time.monotonic()
+        self.last_checkpoint = self.last_look = time.monotonic()
+        self.looked_at = self.look_at = self.state.step
 
     def _resume(self) -> TrainingState:
         first = next(self.model.parameters())
@@ -124,7 +125,9 @@ class _Loop:
             return TrainingState(0, {}, {}, {}, 0, math.inf, zero, 0)
         self.model.load_state_dict(state.model)
         self.optimiser.load_state_dict(state.optimiser)
-        state.window_loss = state.window_loss.to(first.device)
+        windows = state.window_loss.reshape(-1).to(first.device)
+        same_ranks = len(windows) == self.devices.world_size
+        state.window_loss = windows[self.devices.rank] if same_ranks else windows.mean()
         return state
 
     def begin(self, facts: dict[str, Any]) -> None:
@@ -133,6 +136,17 @@ class _Loop:
             self.folder.truncate_events(self.state.events_bytes)
             facts = describe(self.devices) | facts
             self.folder.append_event("started", step=self.state.step, **facts)
+        if self.devices.world_size > 1:
+            self._settle_ranks()
+
+    def _settle_ranks(self) -> None:
+        """Let DDP see one backward pass, of which nothing is kept.
+
+        After its first one it regroups the gradients, and with three ranks or more the grouping
+        decides how their sums are rounded: the first step after a restart would differ.
+        """
+        with self.devices.autocast(self.training.precision):
+            self.task.loss(self.parallel, self.state.step).backward()
 
     def step(self) -> None:
         """One step of the optimiser on the global batch."""
@@ -184,25 +198,48 @@ class _Loop:
     def look_at_the_clock(self) -> None:
         """Leave a heartbeat or a checkpoint if it is time; the result depends on neither.
 
-        Raises `Preempted` if the place is being taken away.
+        Raises `Preempted` if the place of any rank is being taken away.
         """
+        if self.state.step < self.look_at:
+            return
         now = time.monotonic()
-        if self.devices.is_first and now - self.last_beat >= HEARTBEAT_EVERY_S:
-            self.folder.beat(self.state.step, self.training.iterations)
+        checkpoint_due = now - self.last_checkpoint >= self.devices.checkpoint_every_s
+        stop = False
+        if now - self.last_beat >= HEARTBEAT_EVERY_S:
             self.last_beat = now
-            if self.devices.world_size == 1 and self.devices.should_stop():
-                self.checkpoint()
-                raise Preempted
-        if now - self.last_checkpoint >= self.devices.checkpoint_every_s:
+            stop = self.devices.should_stop()
+            if self.devices.is_first:
+                self.folder.beat(self.state.step, self.training.iterations)
+        if self.devices.world_size > 1:
+            stop, checkpoint_due = self._agree(stop, checkpoint_due, now)
+        if stop or checkpoint_due:
             self.checkpoint()
+        if stop:
+            raise Preempted
+
+    def _agree(self, stop: bool, checkpoint_due: bool, now: float) -> tuple[bool, bool]:
+        """What any rank says, on every rank; and the step at which they ask each other again.
+
+        Asking stalls the device, so it is done as rarely as one rank alone would look at its clock.
+        """
+        each_s = (now - self.last_look) / max(self.state.step - self.looked_at, 1)
+        wait_s = min(HEARTBEAT_EVERY_S, self.devices.checkpoint_every_s)
+        steps = max(1, int(wait_s / each_s)) if self.devices.is_first and each_s > 0 else 1
+        self.last_look, self.looked_at = now, self.state.step
+        first = steps if self.devices.is_first else 0
+        said = torch.tensor([stop, checkpoint_due, first], device=self.devices.device)
+        stops, dues, steps = self.devices.sum_over_ranks(said).tolist()
+        self.look_at = self.state.step + steps
+        return stops > 0, dues > 0
 
     def checkpoint(self) -> None:
-        """Write down everything that is needed to go on from here."""
+        """Write down everything that is needed to go on from here; all ranks come here at once."""
+        window = self.devices.of_all_ranks(self.state.window_loss)
         if self.devices.is_first:
             state = self.state
             state.model, state.optimiser = self.model.state_dict(), self.optimiser.state_dict()
             state.events_bytes = self.folder.events.stat().st_size
-            save_state(self.folder.checkpoint, state)
+            save_state(self.folder.checkpoint, replace(state, window_loss=window))
             self.folder.append_event("checkpoint", step=state.step)
         self.last_checkpoint = time.monotonic()
 

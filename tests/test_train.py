@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from experiments.checkpoint import TrainingState
+from experiments import train as train_module
+from experiments.checkpoint import TrainingState, load_state
 from experiments.data import SliceData
 from experiments.denoise import DenoiseTask
-from experiments.devices import Devices, Preempted, launch
+from experiments.devices import Devices, PeerLost, Preempted, launch
 from experiments.residency import InMemory
 from experiments.segment import SegmentTask
 from experiments.spec import Augmentation, Denoise, Evaluation, Network, Noise, Segment, Training
@@ -165,6 +166,57 @@ def test_two_ranks_equal_one(spec: Denoise | Segment, tmp_path: Path) -> None:
     launch(partial(train_once, spec, two), Devices(world_size=2))
     assert losses(two) == pytest.approx(losses(one), rel=1e-9)
     assert len(losses(two)) == 6
+
+
+def train_whole_stop_and_resume(
+    spec: Denoise, whole: RunFolder, stopped: RunFolder, devices: Devices
+) -> None:
+    """In each rank; the last one is told to stop at its third look, and no other hears of it."""
+    train_once(spec, whole, devices)
+    train_module.HEARTBEAT_EVERY_S = 0.0  # type: ignore[misc]  # this is a process of its own
+    answers = iter([False, False, True])
+    last = devices.rank == devices.world_size - 1
+    stopping = replace(devices, should_stop=lambda: last and next(answers))
+    with pytest.raises(Preempted):
+        train_once(spec, stopped, stopping)
+    devices.wait_for_all()  # the first rank may still be writing
+    train_once(spec, stopped, devices)
+
+
+def test_ranks_stop_together_and_end_with_the_same_bits(tmp_path: Path) -> None:
+    """Stopped between two validations, so that each rank's window of losses must come back.
+
+    Three ranks, because a sum of two does not depend on its order.
+    """
+    spec = replace(DENOISE, training=replace(TRAINING, precision="fp32", batch_size=6))
+    whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    whole.path.mkdir()
+    stopped.path.mkdir()
+    devices = Devices(world_size=3, checkpoint_every_s=math.inf)
+    launch(partial(train_whole_stop_and_resume, spec, whole, stopped), devices)
+    assert [e["step"] for e in stopped.committed_events() if e["kind"] == "started"] == [0, 3]
+    assert losses(stopped) == losses(whole)
+    first, second = (load_state(folder.checkpoint) for folder in (whole, stopped))
+    assert first is not None
+    assert second is not None
+    assert all(torch.equal(first.model[k], second.model[k]) for k in first.model)
+    assert torch.equal(first.window_loss, second.window_loss)
+
+
+def meet_until_the_other_leaves(folder: RunFolder, devices: Devices) -> None:
+    def meet() -> None:
+        with folder.owned(), devices.among_peers():
+            while True:
+                devices.sum_over_ranks(torch.ones(1))
+
+    if devices.is_first:
+        with pytest.raises(PeerLost):
+            meet()
+
+
+def test_a_rank_whose_peer_has_gone_has_not_failed(folder: RunFolder) -> None:
+    launch(partial(meet_until_the_other_leaves, folder), Devices(world_size=2))
+    assert not folder.error.exists()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
