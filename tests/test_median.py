@@ -67,3 +67,21 @@ def test_nan_anywhere_in_a_window_shows():
 
 def test_no_image_gives_no_image():
     assert median_filter(torch.zeros(0, 8, 8)).shape == (0, 8, 8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    corner=st.tuples(st.integers(0, 11), st.integers(0, 13)),
+    size=st.tuples(st.integers(0, 12), st.integers(0, 14)),
+    seed=st.integers(0, 2**16),
+    odd=st.sampled_from([0.5, math.nan, -math.inf]),
+)
+def test_what_lies_in_zeros_is_filtered_as_everything_is(corner, size, seed, odd):
+    generator = torch.Generator().manual_seed(seed)
+    images_NHW = torch.zeros(2, 12, 14)
+    inside = images_NHW[:, corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+    inside.copy_(torch.randn(inside.shape, generator=generator))
+    if inside.numel():
+        inside[0, 0, 0] = odd
+    expected = median_filter_plain(images_NHW)
+    torch.testing.assert_close(median_filter(images_NHW), expected, rtol=0, atol=0, equal_nan=True)
