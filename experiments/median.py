@@ -22,8 +22,8 @@ WINDOW = 5
 RADIUS = WINDOW // 2
 _MEDIAN_RANK = (WINDOW * WINDOW + 1) // 2
 
-# Pixels worked on at a time: enough to fill a GPU; on a CPU few enough for its cache, and fewer than
-# those for which torch wakes other threads (2**15), which here wait for longer than they work.
+# Pixels worked on at a time: enough to fill a GPU; on a CPU few enough for its cache, and fewer
+# than those for which torch wakes other threads (2**15), which here wait for longer than they work.
 _PIXELS_AT_ONCE = {"cpu": 2**15 - 1}
 _PIXELS_AT_ONCE_ON_ACCELERATOR = 2**21
 
