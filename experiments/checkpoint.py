@@ -5,10 +5,12 @@ far, step, and how far the events reached. Both files are loaded with `weights_o
 """
 
 import io
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,10 +38,82 @@ class TrainingState:
     """Size of the events file that goes with this state."""
 
 
-def save_state(path: Path, state: TrainingState) -> None:
-    """Write a checkpoint, atomically. Raises `DiskFullError`; the old checkpoint is then whole."""
-    fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
-    _save(path, fields)
+class CheckpointWriter:
+    """Writes checkpoints while the training goes on: a step waits for a copy in memory, no more.
+
+    At the end of its `with` block a file that is being written is waited for, whatever happened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """For the checkpoint at `path`, a file that nobody else writes."""
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[int] | None = None
+        self._copies: dict[tuple[str, ...], Tensor] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._thread.shutdown(wait=True)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint was begun whose end nobody has seen."""
+        return self._writing is not None
+
+    def begin(self, state: TrainingState) -> None:
+        """Copy the state, and write the copy from another thread, atomically."""
+        assert self._writing is None
+        best = {"best": state.best}  # a validation replaces these tensors, and never changes them
+        copy = self._copy(_fields(state) | {"best": None}) | best
+        copied = _recorded(state.window_loss.device)
+        self._writing = self._thread.submit(self._write, copy, copied)
+
+    def ended(self, wait: bool) -> int | None:
+        """The step of the checkpoint that is in place now; None if there is no news.
+
+        Raises `DiskFullError` if it found no room; the old checkpoint is then whole.
+        """
+        if self._writing is None or not (wait or self._writing.done()):
+            return None
+        writing, self._writing = self._writing, None
+        return writing.result()
+
+    def _copy(self, value: Any, *name: str) -> Any:
+        """A copy in memory that the next call will write over; pinned, if it comes from a GPU."""
+        if isinstance(value, dict):
+            return {key: self._copy(inner, *name, str(key)) for key, inner in value.items()}
+        if not isinstance(value, Tensor):
+            return value
+        if name not in self._copies:
+            self._copies[name] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        copy = self._copies[name]
+        if value.is_cuda:
+            return copy.copy_(value, non_blocking=True)
+        # One thread: torch's would wait for each other at every tensor, long on a busy machine.
+        np.copyto(copy.numpy(), value.detach().numpy())
+        return copy
+
+    def _write(self, content: dict[str, Any], copied: torch.cuda.Event | None) -> int:
+        if copied is not None:
+            copied.synchronize()
+        _save(self._path, content)
+        step: int = content["step"]
+        return step
+
+
+def _recorded(device: torch.device) -> torch.cuda.Event | None:
+    """An event after all that this GPU was asked to do; None for a CPU, which does it at once."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+def _fields(state: TrainingState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in state.__dataclass_fields__}
 
 
 def load_state(path: Path) -> TrainingState | None:

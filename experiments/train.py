@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from experiments.checkpoint import TrainingState, load_state, save_state
+from experiments.checkpoint import CheckpointWriter, TrainingState, load_state
 from experiments.devices import Devices, Preempted
 from experiments.spec import Training, seed_for
 from storage.errors import RunError
@@ -86,28 +86,42 @@ def train(
     weights that validation chose. Raises `RunError` if a loss is not finite, `DiskFullError` if a
     checkpoint finds no room.
     """
-    loop = _Loop(model, task, training, folder, devices)
-    loop.begin(facts)
-    while loop.state.step < training.iterations:
-        loop.step()
-        if loop.state.step % training.validate_every == 0 or loop.state.step == training.iterations:
-            loop.validate()
-        loop.look_at_the_clock()
-    loop.checkpoint()
-    return loop.state
+    with CheckpointWriter(folder.checkpoint) as writer:
+        loop = _Loop(model, task, training, folder, devices, writer)
+        loop.begin(facts)
+        while loop.state.step < training.iterations:
+            loop.step()
+            if _validates_after(loop.state.step, training):
+                loop.validate()
+            loop.look_at_the_clock()
+        loop.checkpoint()
+        loop.settle()
+        return loop.state
+
+
+def _validates_after(step: int, training: Training) -> bool:
+    return step % training.validate_every == 0 or step == training.iterations
 
 
 class _Loop:
     """The parts of a training that go on from step to step. The first rank alone writes."""
 
     def __init__(
-        self, model: nn.Module, task: Task, training: Training, folder: RunFolder, devices: Devices
+        self,
+        model: nn.Module,
+        task: Task,
+        training: Training,
+        folder: RunFolder,
+        devices: Devices,
+        writer: CheckpointWriter,
     ) -> None:
         self.model = model
         self.task = task
         self.training = training
         self.folder = folder
         self.devices = devices
+        self.writer = writer
+        self.untold: list[dict[str, Any]] = []
         self.optimiser = torch.optim.Adam(
             model.parameters(), training.lr, weight_decay=training.weight_decay, amsgrad=True
         )
@@ -169,7 +183,8 @@ class _Loop:
         train_loss = self._mean_loss_since_validation()
         self._require_finite(train_loss, validation_loss)
         if validation_loss < state.best_loss:
-            state.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            weights = self.model.state_dict().items()
+            state.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights}
             state.best_step, state.best_loss = state.step, validation_loss
         values = {
             "train/loss": train_loss,
@@ -177,7 +192,8 @@ class _Loop:
             "lr": learning_rate(self.training, state.step - 1),
         }
         if self.devices.is_first:
-            self.folder.append_event("metrics", step=state.step, values=values)
+            self.untold.append({"step": state.step, "values": values})
+            self.settle(wait=False)
 
     def _mean_loss_since_validation(self) -> float:
         steps = (self.state.step - 1) % self.training.validate_every + 1
@@ -200,6 +216,7 @@ class _Loop:
 
         Raises `Preempted` if the place of any rank is being taken away.
         """
+        self.settle(wait=False)
         if self.state.step < self.look_at:
             return
         now = time.monotonic()
@@ -215,6 +232,7 @@ class _Loop:
         if stop or checkpoint_due:
             self.checkpoint()
         if stop:
+            self.settle()
             raise Preempted
 
     def _agree(self, stop: bool, checkpoint_due: bool, now: float) -> tuple[bool, bool]:
@@ -233,15 +251,30 @@ class _Loop:
         return stops > 0, dues > 0
 
     def checkpoint(self) -> None:
-        """Write down everything that is needed to go on from here; all ranks come here at once."""
+        """Begin to write down what is needed to go on from here; all ranks come here at once."""
         window = self.devices.of_all_ranks(self.state.window_loss)
         if self.devices.is_first:
+            self.settle()
             state = self.state
             state.model, state.optimiser = self.model.state_dict(), self.optimiser.state_dict()
             state.events_bytes = self.folder.events.stat().st_size
-            save_state(self.folder.checkpoint, replace(state, window_loss=window))
-            self.folder.append_event("checkpoint", step=state.step)
+            self.writer.begin(replace(state, window_loss=window))
         self.last_checkpoint = time.monotonic()
+
+    def settle(self, wait: bool = True) -> None:
+        """Tell the events of a checkpoint that is in place, and then what happened after it.
+
+        A line counts once a later one says that a checkpoint covers it; so what happened while a
+        checkpoint was being written may not stand before that. Raises `DiskFullError` if the
+        checkpoint found no room.
+        """
+        written = self.writer.ended(wait)
+        if written is not None:
+            self.folder.append_event("checkpoint", step=written)
+        if not self.writer.is_writing:
+            for metrics in self.untold:
+                self.folder.append_event("metrics", **metrics)
+            self.untold.clear()
 
 
 def describe(devices: Devices) -> dict[str, Any]:

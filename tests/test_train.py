@@ -3,10 +3,13 @@
 import errno
 import math
 import os
+import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from experiments import checkpoint
 from experiments import train as train_module
 from experiments.checkpoint import TrainingState, load_state
 from experiments.data import SliceData
@@ -259,6 +263,68 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(folder: RunFo
     assert not list(folder.path.glob(".*"))
     train_once(DENOISE, folder, Devices())
     assert losses(folder) == losses(whole)
+
+
+def test_a_step_does_not_wait_for_a_checkpoint_to_be_written(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is held up until step 5. What happens meanwhile is told after it, not before."""
+    release, write, loss = threading.Event(), checkpoint.write_bytes, DenoiseTask.loss
+
+    def slow(path: Path, data: bytes) -> None:
+        assert release.wait(timeout=60)
+        write(path, data)
+
+    def releasing(task: DenoiseTask, model: nn.Module, step: int) -> Tensor:
+        if step == 5:
+            release.set()
+        return loss(task, model, step)
+
+    monkeypatch.setattr(checkpoint, "write_bytes", slow)
+    monkeypatch.setattr(DenoiseTask, "loss", releasing)
+    monkeypatch.setattr("experiments.train._Loop.look_at_the_clock", checkpoint_after_step_1)
+    train_once(DENOISE, folder, Devices())
+    told = [(e["kind"], e["step"]) for e in folder.committed_events()]
+    assert told == [
+        ("started", 0),
+        ("checkpoint", 1),
+        ("metrics", 2),
+        ("metrics", 4),
+        ("metrics", 6),
+        ("checkpoint", 6),
+    ]
+
+
+def checkpoint_after_step_1(loop: Any) -> None:
+    loop.settle(wait=False)
+    if loop.state.step == 1:
+        loop.checkpoint()
+
+
+@pytest.mark.parametrize("spec", [DENOISE, SEGMENT], ids=lambda s: s.kind)
+def test_any_moment_is_a_good_moment_to_be_killed(
+    spec: Denoise | Segment, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder as it is at each step, with a checkpoint on its way, is one to go on from."""
+    moments: list[RunFolder] = []
+    task = DenoiseTask if spec.kind == "denoise" else SegmentTask
+    loss = task.loss
+
+    def copying(task: Any, model: nn.Module, step: int) -> Tensor:
+        moment = folder.path.with_name(f"moment{step}")
+        ignore = shutil.ignore_patterns("*.tmp", ".*")  # what the next owner removes
+        moments.append(RunFolder(Path(shutil.copytree(folder.path, moment, ignore=ignore))))
+        return loss(task, model, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "loss", copying)
+        whole = train_once(spec, folder, Devices(checkpoint_every_s=0))
+    for moment in moments:
+        committed = losses(moment)
+        assert committed == losses(folder)[: len(committed)]
+        state = train_once(spec, moment, Devices())
+        assert losses(moment) == losses(folder)
+        assert all(torch.equal(state.model[k], whole.model[k]) for k in whole.model)
 
 
 def test_the_learning_rate_is_torchs_cosine_annealing() -> None:
