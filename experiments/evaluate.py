@@ -6,10 +6,9 @@ reconstruction error is a small difference of large numbers.
 Letters in names: N slices, C channels, P patients, K classes, H and W rows and columns.
 """
 
-import csv
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +16,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.cases import (
+    DICE_AT_THRESHOLD,
+    LESION,
+    Row,
+    Segmentation,
+    case_row,
+    column,
+    mean_defined,
+    to_csv,
+)
 from experiments.checkpoint import load_model
 from experiments.data import open_store
 from experiments.devices import Devices
-from experiments.metrics import ClassOverlap, PixelScores, mean_class_dice
+from experiments.metrics import PixelScores, mean_class_dice
 from experiments.scoring import anomaly_score, remove_small_components
 from experiments.spec import Anomaly, Evaluation
+from experiments.surfaces import require_surfaces
 from storage.atomic import write_bytes
 from storage.runs import RunFolder
 from storage.slices import SliceStore
 
 EVALUATION_BATCH = 64
+PATIENTS_WAITING = 8
+"""Whose masks are in memory at most, until a thread has compared them."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +57,23 @@ Predictor = Callable[[Tensor], Prediction]
 
 
 @dataclass(frozen=True)
-class Case:
-    """One patient: the pixels of all kept slices, counted."""
+class Scored:
+    """What a model says of one patient."""
 
     subject: str
     pixels: PixelScores
-    overlap: ClassOverlap | None
-    """From a model that knows classes."""
+    """Of all kept slices."""
+    scores_ZHW: np.ndarray
+    """float16."""
+    labels_ZHW: np.ndarray | None
+    """uint8; from a model that knows classes."""
+    truth_ZHW: np.ndarray
+    """uint8."""
 
 
 def score_anomalies(spec: Anomaly, folder: RunFolder, devices: Devices) -> dict[str, Any]:
     """The stage of `Anomaly`: the pre-trained network's own anomaly score, without any label."""
+    require_surfaces(spec.evaluation)
     store = open_store(folder, spec.data)
     model = load_model(folder.sibling(spec.init).model).float().to(devices.device)
 
@@ -75,30 +93,66 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score validation and test split; writes `cases.csv`, returns the numbers for `result.json`.
 
-    `best_dice` is the published ⌈Dice⌉, whose threshold is chosen on the test split itself;
-    `dice_at_validation_threshold` is what can be had without looking. A number that is not defined
-    (no lesion in the split) is None.
+    "pooled_…": of all pixels of all patients at once, as published. `pooled_best_dice` is ⌈Dice⌉,
+    whose threshold is chosen on the test split itself; "…_at_validation_threshold" is what can be
+    had without looking. "patient_…": the mean over patients of the column of `cases.csv`, and
+    "class_…" likewise for each class, each by the rule of `experiments.cases`. A number that is not
+    defined (no lesion in the split) is None. Raises `RunError` if MONAI is needed and missing.
     """
+    require_surfaces(evaluation)
     scan = _Scan(predict, store, devices)
-    chosen = _pooled([scan.case(subject) for subject in store.split.validation])
+    chosen = _pooled(scan.scored(subject).pixels for subject in store.split.validation)
     dice, threshold = chosen.best_dice()
-    cases = [scan.case(subject) for subject in store.split.test]
-    pooled = _pooled(cases)
+    pooled, rows = _score_test_split(scan, evaluation, threshold)
     best_dice, best_threshold = pooled.best_dice()
     test = {
-        "ap": pooled.average_precision(),
-        "best_dice": best_dice,
-        "best_dice_threshold": best_threshold,
-        "dice_at_validation_threshold": dice_at(pooled, threshold),
-        **_class_means(store.classes, cases),
+        "pooled_ap": pooled.average_precision(),
+        "pooled_best_dice": best_dice,
+        "pooled_best_dice_threshold": best_threshold,
+        "pooled_dice_at_validation_threshold": dice_at(pooled, threshold),
+        **_patient_means(store.classes, rows),
     }
     if evaluation.min_component_voxels:
-        subjects = store.split.test
-        sums = [scan.without_specks(s, best_threshold, evaluation) for s in subjects]
-        test["best_dice_without_specks"] = float(np.divide(*np.sum(sums, axis=0)))
-    write_bytes(folder.cases, _csv(store.classes, cases, threshold))
-    validation = {"ap": chosen.average_precision(), "dice": dice, "threshold": threshold}
+        sums = [
+            scan.without_specks(s, best_threshold, evaluation.min_component_voxels)
+            for s in store.split.test
+        ]
+        test["pooled_best_dice_without_specks"] = float(np.divide(*np.sum(sums, axis=0)))
+    write_bytes(folder.cases, to_csv(rows))
+    validation = {
+        "pooled_ap": chosen.average_precision(),
+        "pooled_best_dice": dice,
+        "threshold": threshold,
+    }
     return {"validation": _defined(validation), "test": _defined(test)}
+
+
+def _score_test_split(
+    scan: "_Scan", evaluation: Evaluation, threshold: float
+) -> tuple[PixelScores, list[Row]]:
+    """All pixels of the test split, and a row a patient; surfaces are measured in threads."""
+    pooled = PixelScores()
+    rows: list[Future[Row]] = []
+    with ThreadPoolExecutor(scan.devices.threads) as threads:
+        for subject in scan.store.split.test:
+            scored = scan.scored(subject)
+            pooled += scored.pixels
+            rows.append(threads.submit(_row, scored, scan.store, evaluation, threshold))
+            if len(rows) > PATIENTS_WAITING:
+                rows[-PATIENTS_WAITING].result()
+    return pooled, [row.result() for row in rows]
+
+
+def _row(scored: Scored, store: SliceStore, evaluation: Evaluation, threshold: float) -> Row:
+    spacing_mm_ZHW = store.subjects[scored.subject].grid_spacing_mm(store.size)
+    lesion = classes = None
+    if not math.isnan(threshold):
+        found_ZHW = (scored.scores_ZHW > np.float16(threshold)).view(np.uint8)
+        truth_ZHW = (scored.truth_ZHW > 0).view(np.uint8)
+        lesion = Segmentation((LESION,), found_ZHW, truth_ZHW, spacing_mm_ZHW)
+    if scored.labels_ZHW is not None:
+        classes = Segmentation(store.classes, scored.labels_ZHW, scored.truth_ZHW, spacing_mm_ZHW)
+    return case_row(scored.subject, scored.pixels, lesion, classes, evaluation.nsd_tolerance_mm)
 
 
 @dataclass(frozen=True)
@@ -109,35 +163,34 @@ class _Scan:
     store: SliceStore
     devices: Devices
 
-    def case(self, subject: str) -> Case:
+    def scored(self, subject: str) -> Scored:
+        """All slices of a patient, a batch at a time."""
         slices = self.store.read_subject(subject)
-        pixels, overlap = PixelScores(), None
+        pixels, scores, labels = PixelScores(), [], []
         for start in range(0, len(slices.images_NCHW), EVALUATION_BATCH):
             part = slice(start, start + EVALUATION_BATCH)
-            prediction = self._predict(slices.images_NCHW[part])
+            images_NCHW = torch.from_numpy(slices.images_NCHW[part])
+            prediction = self.predict(images_NCHW.to(self.devices.device, torch.float32))
             truth_NHW = torch.from_numpy(slices.labels_NHW[part]).to(self.devices.device)
             pixels.update(prediction.scores_NHW, truth_NHW > 0)
+            scores.append(prediction.scores_NHW.half().cpu().numpy())
             if prediction.labels_NHW is not None:
-                overlap = overlap or ClassOverlap(range(1, len(self.store.classes) + 1))
-                overlap.update(prediction.labels_NHW, truth_NHW)
-        return Case(subject, pixels, overlap)
+                labels.append(prediction.labels_NHW.to(torch.uint8).cpu().numpy())
+        return Scored(
+            subject,
+            pixels,
+            np.concatenate(scores),
+            np.concatenate(labels) if labels else None,
+            slices.labels_NHW,
+        )
 
-    def without_specks(
-        self, subject: str, threshold: float, evaluation: Evaluation
-    ) -> tuple[int, int]:
+    def without_specks(self, subject: str, threshold: float, max_voxels: int) -> tuple[int, int]:
         """Twice the hits, and predicted plus true pixels, without small components."""
-        slices = self.store.read_subject(subject)
-        scores = [
-            self._predict(slices.images_NCHW[start : start + EVALUATION_BATCH]).scores_NHW.cpu()
-            for start in range(0, len(slices.images_NCHW), EVALUATION_BATCH)
-        ]
-        mask_ZHW = (torch.cat(scores).half() > threshold).numpy()
-        mask_ZHW = remove_small_components(mask_ZHW, evaluation.min_component_voxels)
-        truth_ZHW = slices.labels_NHW > 0
+        scored = self.scored(subject)
+        mask_ZHW = scored.scores_ZHW > np.float16(threshold)
+        mask_ZHW = remove_small_components(mask_ZHW, max_voxels)
+        truth_ZHW = scored.truth_ZHW > 0
         return 2 * int((mask_ZHW & truth_ZHW).sum()), int(mask_ZHW.sum() + truth_ZHW.sum())
-
-    def _predict(self, images_NCHW: np.ndarray) -> Prediction:
-        return self.predict(torch.from_numpy(images_NCHW).to(self.devices.device, torch.float32))
 
 
 def dice_at(scores: PixelScores, threshold: float) -> float:
@@ -145,44 +198,26 @@ def dice_at(scores: PixelScores, threshold: float) -> float:
     return math.nan if math.isnan(threshold) else scores.dice_at(threshold)
 
 
-def _pooled(cases: Sequence[Case]) -> PixelScores:
-    return sum((case.pixels for case in cases), PixelScores())
+def _pooled(parts: Iterable[PixelScores]) -> PixelScores:
+    return sum(parts, PixelScores())
 
 
-def _class_means(classes: Sequence[str], cases: Sequence[Case]) -> dict[str, float]:
-    """Dice per patient in 3D, averaged over patients, then over classes (MIDL 2023)."""
-    overlaps = [case.overlap for case in cases if case.overlap is not None]
-    if not overlaps:
-        return {}
-    dice_PK = np.stack([overlap.dice() for overlap in overlaps])
-    each = {
-        f"class_dice/{name}": mean_class_dice(dice_PK[:, [k]]) for k, name in enumerate(classes)
+def _patient_means(classes: Sequence[str], rows: Sequence[Row]) -> dict[str, float]:
+    """Means over patients; of the classes also the mean over them (MIDL 2023)."""
+    names = ("ap", DICE_AT_THRESHOLD, f"nsd_{LESION}")
+    means = {
+        f"patient_{name}": mean_defined(column(rows, name)) for name in names if name in rows[0]
     }
-    return {"class_dice_mean": mean_class_dice(dice_PK), **each}
-
-
-def _csv(classes: Sequence[str], cases: Sequence[Case], threshold: float) -> bytes:
-    """One row a patient; an empty field is a number that is not defined for that patient."""
-    rows = [_row(classes, case, threshold) for case in cases]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)
-    return text.getvalue().encode()
-
-
-def _row(classes: Sequence[str], case: Case, threshold: float) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "subject": case.subject,
-        "pixels": case.pixels.pixels,
-        "lesion_pixels": case.pixels.positives,
-        "ap": case.pixels.average_precision(),
-        "dice_at_validation_threshold": dice_at(case.pixels, threshold),
-    }
-    if case.overlap is not None:
-        dice_K = case.overlap.dice()
-        row |= {f"dice_{name}": float(dice_K[k]) for k, name in enumerate(classes)}
-    return row
+    for kind in ("dice", "nsd"):
+        columns = [f"{kind}_{name}" for name in classes]
+        if columns[0] in rows[0]:
+            values_PK = np.stack([column(rows, name) for name in columns], axis=1)
+            each = {
+                f"class_{kind}/{n}": mean_defined(v)
+                for n, v in zip(classes, values_PK.T, strict=True)
+            }
+            means |= {f"class_{kind}_mean": mean_class_dice(values_PK), **each}
+    return means
 
 
 def _defined(numbers: dict[str, float]) -> dict[str, float | None]:

@@ -23,6 +23,7 @@ from experiments.losses import (
 )
 from experiments.spec import Segment, run_id, seed_for
 from experiments.start import initial_network
+from experiments.surfaces import require_surfaces
 from experiments.train import BatchOrder, train
 from storage.runs import RunFolder
 from storage.splits import label_subset
@@ -30,6 +31,7 @@ from storage.splits import label_subset
 
 def finetune(spec: Segment, folder: RunFolder, devices: Devices) -> dict[str, Any]:
     """The stage of `Segment`: leaves the best model and the cases, and returns the result."""
+    require_surfaces(spec.evaluation)
     store = open_store(folder, spec.data)
     dtype = devices.dtype(spec.training.precision)
     labelled = label_subset(store.split.train, spec.label_count, spec.seed)

@@ -91,6 +91,12 @@ class Evaluation:
 
     min_component_voxels: int = 0
     """3D components of at most this filled size are removed from the anomaly mask (0: keep all)."""
+    nsd_tolerance_mm: float | None = 2.0
+    """NSD: surfaces at most this far apart agree. 2 mm is a pixel of the published slices (1.9 mm);
+    what is finer is the grid's doing. None: neither NSD nor HD95, and no need for MONAI."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 0, "min_component_voxels", "nsd_tolerance_mm")
 
 
 @dataclass(frozen=True)

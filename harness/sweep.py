@@ -176,6 +176,6 @@ def announce(before: StudyStatus, now: StudyStatus, console: Console) -> None:
 def headline(result: dict) -> str:
     """The numbers of a result that fit on a line."""
     test = result.get("test", {})
-    names = {"ap": "AP", "best_dice": "⌈Dice⌉", "class_dice_mean": "class Dice"}
+    names = {"pooled_ap": "AP", "pooled_best_dice": "⌈Dice⌉", "class_dice_mean": "class Dice"}
     shown = [f"{names[k]} {test[k]:.3f}" for k in names if test.get(k) is not None]
     return ", ".join(shown) or f"validation loss {result['validation_loss']:.5f}"

@@ -60,7 +60,7 @@ def finish(plan: Plan, run: PlannedRun, **changes: Any) -> None:
     result: dict[str, Any] = {"kind": run.spec.kind}
     if not isinstance(run.spec, Denoise):
         dice_P = dice_of(run)
-        result["test"] = {"ap": 0.5, "best_dice": 0.6, "class_dice_mean": 0.4}
+        result["test"] = {"pooled_ap": 0.5, "pooled_best_dice": 0.6, "class_dice_mean": 0.4}
         write_cases(folder.cases, dice_P, classes=isinstance(run.spec, Segment))
     if isinstance(run.spec, Segment):
         spec = run.spec

@@ -117,8 +117,8 @@ def _pooled_table(cells: Sequence[Cell]) -> Table:
             for c in cells
             if (c.target, c.metric) == (panel.target, panel.metric)
         }
-        title = f"pooled {panel.title}" if panel.target == "binary" else panel.title
-        rows += _by_count(title, here, arms)
+
+        rows += _by_count(panel.title, here, arms)
     return Table(("metric", "labelled scans", *map(arm_name, arms)), rows)
 
 

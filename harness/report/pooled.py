@@ -23,8 +23,8 @@ class Panel:
 
 
 PANELS = (
-    Panel("binary", "ap", "average precision"),
-    Panel("binary", "best_dice", "⌈Dice⌉ (best threshold on the test split)"),
+    Panel("binary", "pooled_ap", "pooled average precision"),
+    Panel("binary", "pooled_best_dice", "pooled ⌈Dice⌉ (best threshold on the test split)"),
     Panel("multiclass", "class_dice_mean", "multi-class Dice (patients, then classes)"),
 )
 
