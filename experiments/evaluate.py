@@ -144,7 +144,7 @@ def _score_test_split(
 
 
 def _row(scored: Scored, store: SliceStore, evaluation: Evaluation, threshold: float) -> Row:
-    spacing_mm_ZHW = store.subjects[scored.subject].grid_spacing_mm(store.size)
+    spacing_mm_ZHW = store.spacing_mm_ZHW(scored.subject)
     lesion = classes = None
     if not math.isnan(threshold):
         found_ZHW = (scored.scores_ZHW > np.float16(threshold)).view(np.uint8)

@@ -154,12 +154,6 @@ class Subject:
         """Slice indices of the kept slices without a lesion pixel."""
         return [self.first + int(n) for n in np.flatnonzero(~self.lesion_pixels_NK.any(axis=1))]
 
-    def grid_spacing_mm(self, size: int) -> tuple[float, float, float]:
-        """Distances in mm between slices, rows and columns of a store of `size` x `size` slices."""
-        x_mm, y_mm, z_mm = self.spacing_mm
-        rows, columns, _ = self.shape_XYZ
-        return z_mm, x_mm * rows / size, y_mm * columns / size
-
     def to_json(self) -> dict[str, Any]:
         """A value that JSON can hold."""
         value = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -21,6 +21,7 @@ import numpy as np
 
 from storage.atomic import write_bytes
 from storage.errors import StoreError
+from storage.geometry import Frame, slice_axis
 from storage.manifest import PREPARE_AGAIN, Manifest, Parameters, StoreFolder, Subject
 from storage.shards import ZSTD_LEVEL, DamagedShard, decode_shard
 from storage.splits import Split, published_split
@@ -105,6 +106,13 @@ class SliceStore:
     def split(self) -> Split:
         """The given split, or the published one. Raises `StudyError` if subjects are too few."""
         return self.manifest.split or published_split(self.subjects)
+
+    def spacing_mm_ZHW(self, subject: str) -> tuple[float, float, float]:
+        """Distances between the slices of a subject, and between their rows and columns, in mm."""
+        found, parameters = self.subject(subject), self.manifest.parameters
+        axis = slice_axis(parameters.axis, np.array(found.affine))
+        frame = Frame.of(found.shape_XYZ, found.spacing_mm, axis, parameters.size)
+        return frame.spacing_mm(found.spacing_mm)
 
     def read_subject(self, subject: str, healthy_only: bool = False) -> Slices:
         """Read the kept slices of one subject, or those without a lesion. Raises `StoreError`."""

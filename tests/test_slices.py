@@ -44,6 +44,11 @@ def test_what_a_store_says(path: Path) -> None:
     assert not store.split.published
 
 
+def test_the_grid_is_known_in_millimetres(path: Path) -> None:
+    """24×20 voxels of 1 mm, 1.5 mm apart: the longer side fills 8 rows, the other 7 columns."""
+    assert SliceStore.open(path).spacing_mm_ZHW("BraTS2021_00003") == (1.5, 3.0, 20 / 7)
+
+
 def test_reading_equals_zarrs_reading(path: Path) -> None:
     store = SliceStore.open(path)
     images, labels = store.arrays()
