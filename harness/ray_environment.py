@@ -1,4 +1,4 @@
-"""What Ray must find in the environment before it is imported: a token, and quiet.
+"""What Ray must find in the environment before it is imported: a token, quiet, and no ballast.
 
 Ray reads most of its environment once, at import, so `prepare_environment` must come before.
 """
@@ -10,10 +10,12 @@ from pathlib import Path
 
 from storage.errors import ClusterError
 
-QUIET = {
+DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; ours say what a study's people ask
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a CSV, a JSON and a TensorBoard file a run
     "RAY_USAGE_STATS_ENABLED": "0",  # compute nodes have no internet, and nobody was asked
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # all trials as JSON, again and again; nobody reads it
+    "TUNE_MAX_PENDING_TRIALS_PG": "10000",  # else Tune starts the actors one after the other
 }
 
 
@@ -36,10 +38,10 @@ def prepare_environment(token: Path) -> None:
             file.write(secrets.token_hex(32))
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-    be_quiet()
+    set_defaults()
 
 
-def be_quiet() -> None:
-    """Keep Ray from saying what nobody asked."""
-    for name, value in QUIET.items():
+def set_defaults() -> None:
+    """Keep Ray from saying what nobody asked, and from writing down what nobody reads."""
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)

@@ -8,12 +8,16 @@ folders, and starting again is the same as going on.
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,8 @@ from ray.tune.search import Searcher
 
 from experiments.devices import Devices, Preempted, require_cuda
 from experiments.stages import run_stage
-from harness.plan import Plan
+from harness.plan import Plan, PlannedRun
+from harness.queue import RunQueue
 from harness.study import Share
 from slurm import inside
 from storage import node_folder
@@ -35,84 +40,96 @@ INFRASTRUCTURE_RETRIES = 3
 """How often Tune starts a run again whose process died (memory, hardware); each goes on from its
 checkpoint. An error that the run itself raised is never retried within a sweep."""
 
+RESOURCES_EVERY_S = 1.0
+"""Between two questions to Ray about what the cluster has: each is a request to its head."""
+ROUNDING = 1e-6
+"""Of a sum of shares of GPUs."""
+
+Stage = Callable[[RunFolder, Devices], None]
+"""Runs what a folder's spec says; see `run_stage`."""
 
 HEAD = {"node:__internal_head__": 0.001}
 """A sliver of what Ray gives to the head node alone."""
 
 
 class ReadyRuns(Searcher):
-    """Offers each unfinished run once its parents are finished, the longest first.
+    """Offers each unfinished run once its parents are finished, the longest chain first.
 
-    "Longest" is the arithmetic of the run and of the longest chain of runs that waits for it.
+    No more than the cluster has room for, so that the choice is made when a place is free, and all
+    free places are filled at once. `resources` says what the cluster has now; `on_offer` is told
+    the id of each run that is offered.
     """
 
-    def __init__(self, plan: Plan, use_gpu: bool, scratch: Path) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        use_gpu: bool,
+        scratch: Path,
+        resources: Callable[[], Mapping[str, float]],
+        on_offer: Callable[[str], object] = lambda run_id: None,
+    ) -> None:
         super().__init__(metric="finished", mode="max")
-        self._configs = {
-            run.run_id: {
-                "folder": str(plan.folder_of(run).path),
-                "share": asdict(plan.share_of(run)),
-                "use_gpu": use_gpu,
-                "residency": plan.study.resources.residency,
-                "checkpoint_every_s": plan.study.resources.checkpoint_every_s,
-                "scratch": str(scratch),
-            }
-            for run in plan.runs
-        }
-        self._folders = {run.run_id: plan.folder_of(run) for run in plan.runs}
-        self._parents = {run.run_id: run.parents for run in plan.runs}
-        waiting = [r.run_id for r in plan.runs if not self._is_finished(r.run_id)]
-        chain = chain_flops(plan)
-        self._waiting = sorted(waiting, key=lambda run_id: -chain[run_id])
+        self._plan = plan
+        self._use_gpu = use_gpu
+        self._scratch = scratch
+        self._resources = resources
+        self._on_offer = on_offer
+        self._runs = {run.run_id: run for run in plan.runs}
+        self._queue = RunQueue(plan, {r for r in self._runs if plan.folder.run(r).result.exists()})
         self._offered: dict[str, str] = {}
-        self._failed: set[str] = set()
-
-    def _is_finished(self, run_id: str) -> bool:
-        return self._folders[run_id].result.exists() if run_id in self._folders else True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The config of a run that can start; None while all wait; FINISHED at the end."""
-        self._drop_blocked()
-        for run_id in self._waiting:
-            if all(map(self._is_finished, self._parents[run_id])):
-                self._waiting.remove(run_id)
-                self._offered[trial_id] = run_id
-                return self._configs[run_id]
-        # A run that is under way may be preempted and come back, so it is not over yet.
-        return None if self._waiting or self._offered else Searcher.FINISHED
+        """The config of a run that can start; None while there is none; FINISHED at the end."""
+        run_id = self._queue.first()
+        if run_id is None:
+            # A run that is under way may be preempted and come back, so it is not over yet.
+            return None if self._queue or self._offered else Searcher.FINISHED
+        if not self._has_room_for(run_id):
+            return None
+        self._queue.take()
+        self._offered[trial_id] = run_id
+        run = self._runs[run_id]
+        folder = self._plan.folder_of(run)
+        folder.create(self._plan.record(run))
+        folder.error.unlink(missing_ok=True)  # of an earlier sweep: from now on it has not failed
+        self._on_offer(run_id)
+        return config_of(self._plan, run, self._use_gpu, self._scratch)
 
-    def _drop_blocked(self) -> None:
-        """A run waits for ever if a parent has failed; so do, in turn, its children."""
-        for run_id in list(self._waiting):
-            if self._failed.intersection(self._parents[run_id]):
-                self._waiting.remove(run_id)
-                self._failed.add(run_id)
+    def _has_room_for(self, run_id: str) -> bool:
+        """Whether run and those under way fit; one alone is offered whatever the cluster has."""
+        if not self._offered:
+            return True
+        resources = self._resources()
+        wanted: defaultdict[str, float] = defaultdict(float)
+        for under_way in (*self._offered.values(), run_id):
+            share = self._plan.share_of(self._runs[under_way])
+            for name, amount in needs_of(share, self._use_gpu).items():
+                wanted[name] += share.devices * amount
+        return all(n <= resources.get(name, 0.0) + ROUNDING for name, n in wanted.items())
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Offer a preempted run again; note one that has no result as failed, and why.
 
-        Most failed runs have left the reason themselves.
+        Most failed runs have left the reason themselves. What the trial says of its end comes
+        before the shared disk, which may show another node's files late.
         """
         run_id = self._offered.pop(trial_id)
-        if self._is_finished(run_id):
-            return
-        if result and result.get("preempted"):
-            self._waiting.insert(0, run_id)
-            return
-        self._failed.add(run_id)
-        folder = self._folders[run_id]
-        if error and not folder.error.exists():
-            folder.fail(
-                RunError(
-                    f"the run's process died {INFRASTRUCTURE_RETRIES + 1} times",
-                    where=folder.path,
-                    expected="a process that lives until the run's end",
-                    remedy="look for lack of memory on the node; give runs more of a device "
-                    "(resources), then sweep again: it goes on from the last checkpoint",
-                )
-            )
+        said = result or {}
+        folder = self._plan.folder_of(self._runs[run_id])
+        if said.get("finished") or folder.result.exists():
+            self._queue.finish(run_id)
+        elif said.get("preempted"):
+            self._queue.put_back(run_id)
+        else:
+            self._queue.fail(run_id)
+            if error and not folder.error.exists():
+                folder.fail(_died(folder))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes down a copy to restore from, which nobody does."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the folders say it all."""
@@ -121,31 +138,59 @@ class ReadyRuns(Searcher):
         """Nothing to restore: the folders say it all."""
 
 
-def chain_flops(plan: Plan) -> dict[str, float]:
-    """For each run, its own arithmetic and that of the longest chain of runs that waits for it."""
-    chain: dict[str, float] = {}
-    after: dict[str, float] = {}
-    for run in reversed(plan.runs):
-        chain[run.run_id] = run.flops + after.get(run.run_id, 0.0)
-        for parent in run.parents:
-            after[parent] = max(after.get(parent, 0.0), chain[run.run_id])
-    return chain
+def _died(folder: RunFolder) -> RunError:
+    return RunError(
+        f"the run's process died {INFRASTRUCTURE_RETRIES + 1} times",
+        where=folder.path,
+        expected="a process that lives until the run's end",
+        remedy="look for lack of memory on the node; give runs more of a device "
+        "(resources), then sweep again: it goes on from the last checkpoint",
+    )
 
 
-def run_all(plan: Plan, scratch: Path) -> None:
+def cluster_resources() -> Callable[[], Mapping[str, float]]:
+    """What the nodes of the cluster have in all, asked of Ray at most every `RESOURCES_EVERY_S`."""
+    asked_at, answer = -math.inf, {}
+
+    def resources() -> Mapping[str, float]:
+        nonlocal asked_at, answer
+        if time.monotonic() - asked_at > RESOURCES_EVERY_S:
+            asked_at, answer = time.monotonic(), ray.cluster_resources()
+        return answer
+
+    return resources
+
+
+def config_of(plan: Plan, run: PlannedRun, use_gpu: bool, scratch: Path) -> dict[str, Any]:
+    """What a trial is told of its run."""
+    return {
+        "folder": str(plan.folder_of(run).path),
+        "share": asdict(plan.share_of(run)),
+        "use_gpu": use_gpu,
+        "residency": plan.study.resources.residency,
+        "checkpoint_every_s": plan.study.resources.checkpoint_every_s,
+        "scratch": str(scratch),
+    }
+
+
+def run_all(
+    plan: Plan,
+    scratch: Path,
+    on_offer: Callable[[str], object] = lambda run_id: None,
+    stage: Stage | None = None,
+) -> None:
     """Run what is not finished on the Ray cluster that this process is connected to.
 
-    `scratch` is a folder for what Tune and Train write; nobody reads it.
+    `scratch` is a folder for what Tune and Train write; nobody reads it. `on_offer` is told the id
+    of each run before it starts. `stage` executes a run, `run_stage` if it is None; a
+    benchmark gives one that computes nothing.
     """
-    for run in plan.runs:
-        if not plan.folder_of(run).result.exists():
-            plan.folder_of(run).create(plan.record(run))
     # An idle actor, kept for the next trial, would hold the cores that ranks of Ray Train wait for.
     may_keep_actors = all(plan.share_of(run).devices == 1 for run in plan.runs)
     tune.Tuner(
-        tune.with_resources(run_trial, placement),
+        tune.with_resources(partial(run_trial, stage=stage or run_stage), placement),
         tune_config=tune.TuneConfig(
-            search_alg=ReadyRuns(plan, wants_gpu(plan), scratch),
+            search_alg=ReadyRuns(plan, wants_gpu(plan), scratch, cluster_resources(), on_offer),
             num_samples=-1,
             reuse_actors=may_keep_actors,
         ),
@@ -178,11 +223,15 @@ def placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         # The ranks get their own places from Ray Train. What waits for them takes no core, and
         # stays on the head, which is not taken away as workers are.
         return tune.PlacementGroupFactory([HEAD])
-    gpu = {"GPU": share.gpu_share} if config["use_gpu"] else {}
-    return tune.PlacementGroupFactory([{"CPU": share.cpus, **gpu}])
+    return tune.PlacementGroupFactory([needs_of(share, config["use_gpu"])])
 
 
-def run_trial(config: dict[str, Any]) -> dict[str, float]:
+def needs_of(share: Share, use_gpu: bool) -> dict[str, float]:
+    """What each device of a run takes of a node."""
+    return {"CPU": share.cpus, **({"GPU": share.gpu_share} if use_gpu else {})}
+
+
+def run_trial(config: dict[str, Any], stage: Stage = run_stage) -> dict[str, float]:
     """One run in a Tune actor.
 
     What the run itself raises stays in its folder, and to Tune the trial has ended. If a rank's
@@ -197,7 +246,7 @@ def run_trial(config: dict[str, Any]) -> dict[str, float]:
             _run_on_several_devices(config, share)
         else:
             device = "cuda:0" if config["use_gpu"] else "cpu"
-            run_stage(folder, replace(_place(config), device=device))
+            stage(folder, replace(_place(config), device=device))
     except Preempted:
         return {"finished": 0.0, "preempted": 1.0}
     except Exception as error:
@@ -223,7 +272,6 @@ def _place(config: dict[str, Any]) -> Devices:
 
 
 def _run_on_several_devices(config: dict[str, Any], share: Share) -> None:
-    gpu = {"GPU": 1} if config["use_gpu"] else {}
     # Train would resume from its own state if it found one under this name; ours is better.
     name = f"{Path(config['folder']).name}-{uuid.uuid4().hex}"
     ray.train.torch.TorchTrainer(
@@ -232,9 +280,9 @@ def _run_on_several_devices(config: dict[str, Any], share: Share) -> None:
         scaling_config=train.ScalingConfig(
             num_workers=share.devices,
             use_gpu=config["use_gpu"],
-            resources_per_worker={"CPU": share.cpus, **gpu},
+            resources_per_worker=needs_of(share, config["use_gpu"]),
         ),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if config["use_gpu"] else "gloo"),
         run_config=train.RunConfig(name=name, storage_path=config["scratch"]),
     ).fit()
 

@@ -1,6 +1,7 @@
 """Where a study stands, read from its folders alone, from any machine that sees them."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -48,6 +49,17 @@ class StudyStatus:
         """How many runs are in each state."""
         return Counter(self.states.values())
 
+    def looked_at_again(self, run_ids: Collection[str]) -> "StudyStatus":
+        """The same with the folders of these runs read anew, and no other."""
+        states, fractions = dict(self.states), dict(self.fractions)
+        for run_id in run_ids:
+            folder = self.plan.folder.run(run_id)
+            state = states[run_id] = folder.state()
+            beat = folder.read_progress() if state == "running" else {}
+            fraction = beat["step"] / max(beat["steps"], 1) if beat else 0.0
+            fractions[run_id] = 1.0 if state == "finished" else fraction
+        return StudyStatus(self.plan, states, fractions)
+
     def failed(self) -> list[PlannedRun]:
         """The runs whose last attempt raised an error."""
         return [run for run in self.plan.runs if self.states[run.run_id] == "failed"]
@@ -66,15 +78,7 @@ class StudyStatus:
 
 def read_status(plan: Plan) -> StudyStatus:
     """Ask every run folder of the plan."""
-    states: dict[str, State] = {}
-    fractions: dict[str, float] = {}
-    for run in plan.runs:
-        folder = plan.folder_of(run)
-        state = states[run.run_id] = folder.state()
-        beat = folder.read_progress() if state == "running" else {}
-        fraction = beat["step"] / max(beat["steps"], 1) if beat else 0.0
-        fractions[run.run_id] = 1.0 if state == "finished" else fraction
-    return StudyStatus(plan, states, fractions)
+    return StudyStatus(plan, {}, {}).looked_at_again([run.run_id for run in plan.runs])
 
 
 def render_status(status: StudyStatus) -> RenderableType:

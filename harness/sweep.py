@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from harness.on_slurm import workers_wanted
 from harness.plan import Plan
-from harness.ray_environment import be_quiet, prepare_environment
+from harness.ray_environment import prepare_environment, set_defaults
 from harness.report.write import collect_rows, write_report
 from harness.status import SYMBOLS, StudyStatus, read_status
 from harness.study import dump_study
@@ -22,19 +23,22 @@ from slurm import inside
 from storage.atomic import write_bytes
 from storage.errors import FewscanError, StudyError, TrackingError
 from storage.locks import exclusive
+from storage.runs import OVER
 
 if TYPE_CHECKING:
+    from harness.schedule import Stage
     from harness.tracking.tracker import Tracker
 
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at the run folders, for MLflow and the progress bar."""
 
 
-def sweep(plan: Plan, console: Console) -> StudyStatus:
+def sweep(plan: Plan, console: Console, stage: "Stage | None" = None) -> StudyStatus:
     """Run everything that is not finished, track it, and write the report.
 
     On this machine, with a Ray of its own; or, as the driver of a cluster that Slurm's jobs make,
-    there. Raises `StudyError` if another sweep of this study is under way.
+    there. `stage` executes a run; None: `experiments.stages.run_stage`. Raises `StudyError` if
+    another sweep of this study is under way.
     """
     folder = plan.folder
     folder.runs.mkdir(parents=True, exist_ok=True)
@@ -48,9 +52,10 @@ def sweep(plan: Plan, console: Console) -> StudyStatus:
         write_bytes(folder.study, dump_study(plan.study).encode())
         view = View(plan, console)
         try:
-            if not read_status(plan).is_finished:
-                with watched(plan, console, view):
-                    _run_on_ray(plan)
+            status = read_status(plan)
+            if not status.is_finished:
+                with watched(status, console, view) as on_offer:
+                    _run_on_ray(plan, on_offer, stage)
             if collect_rows(plan):
                 view.log_report(write_report(plan))
         finally:
@@ -58,19 +63,19 @@ def sweep(plan: Plan, console: Console) -> StudyStatus:
     return read_status(plan)
 
 
-def _run_on_ray(plan: Plan) -> None:
+def _run_on_ray(plan: Plan, on_offer: Callable[[str], None], stage: "Stage | None") -> None:
     if inside.is_on_slurm():
-        be_quiet()  # the token is in the environment already
+        set_defaults()  # the token is in the environment already
         from harness.schedule import cluster_ray, run_all
 
         with cluster_ray() as scratch:
-            run_all(plan, scratch)
+            run_all(plan, scratch, on_offer, stage)
     else:
         prepare_environment(plan.folder.ray_token)
         from harness.schedule import local_ray, run_all
 
         with local_ray(plan.folder) as scratch:
-            run_all(plan, scratch)
+            run_all(plan, scratch, on_offer, stage)
 
 
 class View:
@@ -81,10 +86,16 @@ class View:
         self._console = console
         self._tracker: Tracker | None = None
         self._complaint = ""
+        self._offered: SimpleQueue[str] = SimpleQueue()
+
+    def on_offer(self, run_id: str) -> None:
+        """A run is about to start: from now on its folder changes."""
+        self._offered.put(run_id)
 
     def update(self) -> None:
-        """Bring MLflow up to date with the run folders."""
-        self._try(lambda tracker: tracker.update())
+        """Bring MLflow up to date with the folders of the runs that may have changed."""
+        begun = drain(self._offered)
+        self._try(lambda tracker: tracker.update(begun))
 
     def log_report(self, files: Sequence[Path]) -> None:
         """Put the report on the study's run."""
@@ -108,13 +119,39 @@ class View:
                 self._console.print(f"[yellow]MLflow lags behind:[/] {error}", highlight=False)
 
 
-@contextmanager
-def watched(plan: Plan, console: Console, view: View) -> Iterator[None]:
-    """Follow the run folders for the block: a line for each run that ends, a bar for the whole.
+class Watch:
+    """Where a study stands, without a look at all of its runs: most wait or are over."""
 
-    This thread is the only one that touches MLflow meanwhile.
+    def __init__(self, status: StudyStatus) -> None:
+        self.status = status
+        self._offered: SimpleQueue[str] = SimpleQueue()
+        self._changing = {run_id for run_id, state in status.states.items() if state == "running"}
+
+    def on_offer(self, run_id: str) -> None:
+        """A run is about to start: from now on its folder changes, until it is over."""
+        self._offered.put(run_id)
+
+    def look(self) -> StudyStatus:
+        """The status of now. Raises `RunError` if a file is damaged."""
+        self._changing.update(drain(self._offered))
+        self.status = self.status.looked_at_again(self._changing)
+        over = {run_id for run_id in self._changing if self.status.states[run_id] in OVER}
+        self._changing -= over
+        return self.status
+
+
+def drain(queue: SimpleQueue[str]) -> list[str]:
+    """What other threads have put into the queue so far."""
+    return [queue.get() for _ in range(queue.qsize())]
+
+
+@contextmanager
+def watched(status: StudyStatus, console: Console, view: View) -> Iterator[Callable[[str], None]]:
+    """Follow the runs for the block: a line for each that ends, a bar for the whole, MLflow.
+
+    Yields what has to be told the id of each run before it starts. MLflow has a thread of its own,
+    the only one that touches it meanwhile: a slow server holds up neither the bar nor the cluster.
     """
-    ended = threading.Event()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -122,34 +159,48 @@ def watched(plan: Plan, console: Console, view: View) -> Iterator[None]:
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
     )
-    task = bar.add_task(plan.study.name, total=1.0)
-    before = read_status(plan)
+    task = bar.add_task(status.plan.study.name, total=1.0)
+    watch = Watch(status)
 
     def look() -> None:
-        nonlocal before
-        now = read_status(plan)
-        announce(before, now, console)
+        before = watch.status
+        try:
+            now = watch.look()
+            announce(before, now, console)
+        except FewscanError as error:
+            console.print(f"[yellow]cannot look at the runs:[/] {error}", highlight=False)
+            return
         inside.ask_for_workers(workers_wanted(now))
         bar.update(task, completed=now.done_fraction, description=describe(now))
-        before = now
 
-    def watch() -> None:
-        while not ended.wait(LOOK_EVERY_S):
-            try:
-                look()
-            except FewscanError as error:
-                console.print(f"[yellow]cannot look at the runs:[/] {error}", highlight=False)
-            view.update()
+    def on_offer(run_id: str) -> None:
+        watch.on_offer(run_id)
+        view.on_offer(run_id)
 
-    thread = threading.Thread(target=watch, name="watch", daemon=True)
     with bar:
-        thread.start()
         try:
-            yield
+            with repeated(look), repeated(view.update):
+                yield on_offer
         finally:
-            ended.set()
-            thread.join()
             look()
+
+
+@contextmanager
+def repeated(action: Callable[[], None]) -> Iterator[None]:
+    """Do it every `LOOK_EVERY_S` seconds, in a thread that ends with the block."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(LOOK_EVERY_S):
+            action()
+
+    thread = threading.Thread(target=repeat, name=action.__name__, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def describe(status: StudyStatus) -> str:

@@ -32,9 +32,13 @@ from storage.locks import exclusive
 
 State = Literal["missing", "interrupted", "running", "failed", "finished"]
 
+OVER: tuple[State, ...] = ("finished", "failed")
+"""States that a run leaves only by being started again."""
 HEARTBEAT_EVERY_S = 2.0
 RUNNING_IF_SEEN_WITHIN_S = 60.0
 OWNER_WAIT_S = 60.0
+LONGEST_LINE_BYTES = 4096
+"""Of the line that closes the events of a run, which has a few numbers."""
 COMMITTING = frozenset({"checkpoint", "started", "finished"})
 
 
@@ -203,9 +207,18 @@ class RunFolder:
         return events
 
     def last_attempt_s(self) -> float:
-        """How long the attempt that finished the run took; 0 if none has."""
-        finished = [e for e in self.committed_events() if e["kind"] == "finished"]
-        return float(finished[-1]["seconds"]) if finished else 0.0
+        """How long the attempt that finished the run took; 0 if none has.
+
+        Reads the end of the events alone: their last line is the one that says it.
+        """
+        try:
+            with self.events.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE_BYTES))
+                *_, last, rest = b"", *file.read().split(b"\n")
+        except FileNotFoundError:
+            return 0.0
+        event = json.loads(last) if last and not rest else {}
+        return float(event["seconds"]) if event.get("kind") == "finished" else 0.0
 
 
 @dataclass(frozen=True)

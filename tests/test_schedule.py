@@ -8,9 +8,11 @@ from ray.tune.search import Searcher
 
 from experiments.spec import Anomaly, Denoise, Segment
 from harness.plan import Plan, PlannedRun, make_plan
-from harness.schedule import HEAD, ReadyRuns, chain_flops, placement
+from harness.schedule import HEAD, ReadyRuns, config_of, placement
 from harness.study import Study
 from storage.runs import RunFolder
+
+ROOM = {"CPU": 100.0, "GPU": 100.0}
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def offered(ready: ReadyRuns, plan: Plan, start: int = 0) -> list[tuple[str, Pla
 
 
 def test_children_wait_for_their_parent_and_nobody_else_does(plan: Plan) -> None:
-    ready = ReadyRuns(plan, use_gpu=False, scratch=Path())
+    ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
     first = offered(ready, plan)
     assert isinstance(first[0][1].spec, Denoise), "the longest chain comes first"
     assert {run.init for _, run in first[1:]} == {"scratch"}
@@ -59,12 +61,12 @@ def test_finished_runs_are_not_offered(plan: Plan) -> None:
     for run in plan.runs:
         if not isinstance(run.spec, Anomaly):
             finish(plan.folder_of(run))
-    ready = ReadyRuns(plan, use_gpu=False, scratch=Path())
+    ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
     assert [type(run.spec) for _, run in offered(ready, plan)] == [Anomaly]
 
 
 def test_a_failed_run_blocks_its_children_only(plan: Plan) -> None:
-    ready = ReadyRuns(plan, use_gpu=False, scratch=Path())
+    ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
     for trial_id, run in offered(ready, plan):
         if isinstance(run.spec, Segment):
             finish(plan.folder_of(run))
@@ -73,7 +75,7 @@ def test_a_failed_run_blocks_its_children_only(plan: Plan) -> None:
 
 
 def test_a_preempted_run_is_offered_again(plan: Plan) -> None:
-    ready = ReadyRuns(plan, use_gpu=False, scratch=Path())
+    ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
     first = offered(ready, plan)
     trial_id, run = first[0]
     ready.on_trial_complete(trial_id, {"finished": 0.0, "preempted": 1.0})
@@ -83,7 +85,7 @@ def test_a_preempted_run_is_offered_again(plan: Plan) -> None:
 
 
 def test_a_run_whose_process_keeps_dying_says_so(plan: Plan) -> None:
-    ready = ReadyRuns(plan, use_gpu=False, scratch=Path())
+    ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
     trial_id, run = offered(ready, plan)[0]
     plan.folder_of(run).create(plan.record(run))
     ready.on_trial_complete(trial_id, error=True)
@@ -91,11 +93,42 @@ def test_a_run_whose_process_keeps_dying_says_so(plan: Plan) -> None:
     assert "process died 4 times" in plan.folder_of(run).read_error()["message"]
 
 
-def test_the_longest_chain_is_first(plan: Plan) -> None:
-    chain = chain_flops(plan)
-    parent = plan.runs[0]
-    children = [run for run in plan.runs if parent.run_id in run.parents]
-    assert chain[parent.run_id] == parent.flops + max(run.flops for run in children)
+def test_no_more_is_offered_than_there_is_room_for(tiny_study: Callable[..., Study]) -> None:
+    share = {"pretrain": {"cpus": 3}, "finetune": {"cpus": 2}}
+    plan = make_plan(tiny_study(resources=share))
+    cluster = {"CPU": 6.0}
+    ready = ReadyRuns(plan, False, Path(), lambda: cluster)
+    first = offered(ready, plan)
+    assert [type(run.spec) for _, run in first] == [Denoise, Segment], "5 of 6 cores"
+    cluster["CPU"] = 7.0
+    assert len(offered(ready, plan, start=2)) == 1, "a node has joined"
+    cluster["CPU"] = 1.0
+    assert ready.suggest("more") is None
+    for trial_id, run in first:
+        finish(plan.folder_of(run))
+        ready.on_trial_complete(trial_id)
+    assert ready.suggest("still one under way") is None
+    ready.on_trial_complete("trial 2", {"finished": 1.0})
+    assert isinstance(ready.suggest("alone"), dict), "it waits for a node rather than for ever"
+
+
+def test_a_run_has_its_folder_and_is_announced_before_it_starts(plan: Plan) -> None:
+    announced: list[str] = []
+    plan.folder_of(plan.runs[0]).create(plan.record(plan.runs[0]))
+    plan.folder_of(plan.runs[0]).fail(ValueError("of an earlier sweep"))
+    ready = ReadyRuns(plan, False, Path(), lambda: ROOM, announced.append)
+    _, run = offered(ready, plan)[0]
+    assert announced[0] == run.run_id == plan.runs[0].run_id
+    assert plan.folder_of(run).state() == "missing", "not failed any more"
+    assert plan.folder_of(run).read_spec() == plan.record(run)
+    assert not plan.folder_of(plan.runs[1]).path.exists(), "it is not its turn yet"
+
+
+def test_the_trial_is_believed_before_the_shared_disk(plan: Plan) -> None:
+    ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
+    first = offered(ready, plan)
+    ready.on_trial_complete(first[0][0], {"finished": 1.0})
+    assert {run.init for _, run in offered(ready, plan, start=9)} == {"denoise"}
 
 
 def test_resources_follow_the_study(tiny_study: Callable[..., Study]) -> None:
@@ -105,7 +138,6 @@ def test_resources_follow_the_study(tiny_study: Callable[..., Study]) -> None:
     }
     plan = make_plan(tiny_study(resources=resources))
     for use_gpu, expected in ((True, {"CPU": 4.0, "GPU": 0.25}), (False, {"CPU": 4.0})):
-        for _, run in offered(ready := ReadyRuns(plan, use_gpu, Path()), plan):
-            config = ready._configs[run.run_id]
-            bundles = placement(config).bundles
+        for run in plan.runs:
+            bundles = placement(config_of(plan, run, use_gpu, Path())).bundles
             assert bundles == ([HEAD] if isinstance(run.spec, Denoise) else [expected])

@@ -738,3 +738,64 @@ def test_a_port_that_is_taken(plan: Plan) -> None:
         pytest.raises(TrackingError, match="choose another --port"),
     ):
         ui.serve(database(plan), "/", "127.0.0.1", taken.getsockname()[1])
+
+
+def test_told_which_runs_begin_an_update_looks_at_no_other(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And ends with what a look at all of them shows, also after a server that was away."""
+    looked: list[str] = []
+    state = RunFolder.state
+    monkeypatch.setattr(RunFolder, "state", lambda f: (looked.append(f.run_id), state(f))[1])
+    ids = [run.run_id for run in plan.runs]
+    tracker = Tracker(plan)
+    tracker.update([])
+    learn(start(plan, 0), range(3))
+    start(plan, 1)
+    looked.clear()
+    tracker.update(ids[:3])  # the third is offered and has not begun
+    assert sorted(looked) == sorted(ids[:3])
+    assert {"", ids[0], ids[1]} == set(shown(plan))
+    finish(plan.folder_of(plan.runs[0]), "denoise")
+    plan.folder_of(plan.runs[1]).fail(ValueError("no"))
+    tracker.update([])
+    looked.clear()
+    start(plan, 2)
+    monkeypatch.setattr(tracking, "MlflowClient", lambda uri: 1 / 0)
+    tracker._view = None
+    with pytest.raises(ZeroDivisionError):
+        tracker.update([ids[3]])
+    monkeypatch.setattr(tracking, "MlflowClient", MlflowClient)
+    start(plan, 3)
+    tracker.update([])
+    tracker.update([])
+    seen = shown(plan)
+    assert [seen[i]["status"] for i in ids] == ["FINISHED", "FAILED", "SCHEDULED", "SCHEDULED"]
+    looked.clear()
+    learn(plan.folder_of(plan.runs[3]), range(3))
+    tracker.update([])
+    assert sorted(looked) == sorted(ids[2:]), "those that are over are not looked at again"
+    assert len(shown(plan)[ids[3]]["metrics"]["train/loss"]) == 3
+    seen = shown(plan)
+    Tracker(plan).update()
+    assert shown(plan) == seen
+
+
+def test_a_damaged_run_costs_no_look_at_all_others(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again, and shown once it is mended."""
+    for index in range(3):
+        learn(start(plan, index), range(3))
+    good = plan.folder_of(plan.runs[1]).events.read_bytes()
+    plan.folder_of(plan.runs[1]).events.write_text("no event\n")
+    tracker = Tracker(plan)
+    with pytest.raises(TrackingError, match="a line is not an event"):
+        tracker.update()
+    calls = Calls(monkeypatch)
+    with pytest.raises(TrackingError, match="a line is not an event"):
+        tracker.update([])
+    assert calls.made == [], "the connection stands"
+    plan.folder_of(plan.runs[1]).events.write_bytes(good)
+    tracker.update([])
+    assert len(shown(plan)) == 4

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +37,7 @@ from harness.tracking.ui import runs_page, serve
 from harness.tracking.view import StudyView, now_ms
 from storage.atomic import TEMPORARY_SUFFIX, replacing
 from storage.errors import FewscanError, RunError, TrackingError
-from storage.runs import RunFolder
+from storage.runs import OVER, RunFolder
 
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # else the UI asks, or guesses
@@ -65,14 +65,22 @@ class Tracker:
         self.plan = plan
         self.uri = tracking_uri(plan, uri)
         self._view: StudyView | None = None
+        self._changing: set[str] = set()
 
-    def update(self) -> None:
+    def update(self, begun: Iterable[str] | None = None) -> None:
         """Make MLflow look like the folders. An unchanged run costs a few `stat`s and no request.
+
+        `begun` are the ids of the runs that have begun since the last update: then only they and
+        those that were not over are looked at. Without it, and after an error, all are.
 
         Raises `TrackingError` if MLflow cannot be reached or refuses, or if a folder is damaged;
         all other runs are then up to date. Calling it again catches up.
         """
-        self._pass(WHILE_SWEEPING, "RUNNING")
+        if begun is None:
+            self._pass(WHILE_SWEEPING, "RUNNING")
+        else:
+            self._changing.update(begun)
+            self._pass(WHILE_SWEEPING, "RUNNING", only=self._changing)
 
     def log_report(self, files: Sequence[Path]) -> None:
         """Put files under "report/" on the study's parent run, in place of older ones."""
@@ -90,22 +98,25 @@ class Tracker:
         unfinished = "RUNNING" if "running" in states else "KILLED"
         self._pass(FROM_OUTSIDE, "FINISHED" if states == {"finished"} else unfinished)
 
-    def _pass(self, statuses: Statuses, parent_status: str) -> None:
+    def _pass(self, statuses: Statuses, parent_status: str, only: set[str] | None = None) -> None:
+        looked_before = self._view is not None
         with self._connected() as view:
-            problems = list(self._send_changes(view, statuses))
+            problems = list(self._send_changes(view, statuses, only if looked_before else None))
             ended_ms = None if parent_status == "RUNNING" else now_ms()
             view.set_status(view.parent, parent_status, ended_ms)
-            if problems:
-                raise TrackingError(
-                    "some runs could not be shown:\n" + "\n".join(f"    {p}" for p in problems),
-                    where=without_password(self.uri),
-                    expected="run folders as fewscan writes them, and an MLflow that takes them",
-                    remedy="mend what each line says; all other runs are up to date",
-                )
+        if problems:
+            raise TrackingError(
+                "some runs could not be shown:\n" + "\n".join(f"    {p}" for p in problems),
+                where=without_password(self.uri),
+                expected="run folders as fewscan writes them, and an MLflow that takes them",
+                remedy="mend what each line says; all other runs are up to date",
+            )
 
-    def _send_changes(self, view: StudyView, statuses: Statuses) -> Iterator[str]:
+    def _send_changes(
+        self, view: StudyView, statuses: Statuses, only: set[str] | None
+    ) -> Iterator[str]:
         """Send every run that changed; yields what was wrong with single ones."""
-        for run, folder in _runs(self.plan):
+        for run, folder in _runs(self.plan, only):
             state = folder.state()
             if state == "missing":
                 continue
@@ -113,8 +124,11 @@ class Tracker:
             sent = view.children.get(run.run_id)
             if sent is not None and sent.stamp == stamp:
                 continue
+            self._changing.add(run.run_id)
             try:
                 view.send(view_of(self.plan, run, state, statuses[state])).stamp = stamp
+                if state in OVER:
+                    self._changing.discard(run.run_id)
             except (RunError, RestException) as error:
                 yield f"{run.name}: {' '.join(str(error).split())}"
 
@@ -157,8 +171,16 @@ def tracking_uri(plan: Plan, uri: str | None = None) -> str:
     return (uri or os.environ.get("MLFLOW_TRACKING_URI") or default).rstrip("/")
 
 
-def _runs(plan: Plan) -> Iterator[tuple[PlannedRun, RunFolder]]:
-    """The runs of the plan, after the imported checkpoints that they may start from."""
+def _runs(
+    plan: Plan, only: Collection[str] | None = None
+) -> Iterator[tuple[PlannedRun, RunFolder]]:
+    """The runs of the plan, after the imported checkpoints that they may start from.
+
+    With `only`, those of the plan's runs alone that it names.
+    """
+    if only is not None:
+        yield from [(run, plan.folder_of(run)) for run in plan.runs if run.run_id in only]
+        return
     for run_id in plan.folder.read_imports().values():
         folder = plan.folder.run(run_id)
         record = folder.read_spec()
