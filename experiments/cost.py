@@ -1,5 +1,7 @@
 """How much arithmetic a run is: for the order of runs and the estimate of hours."""
 
+from functools import lru_cache
+
 from experiments.spec import Denoise, Imported, Network, RunSpec, Training
 from storage.slices import SliceStore
 
@@ -43,5 +45,6 @@ def run_flops(spec: RunSpec, network: Network, store: SliceStore) -> float:
     return (trained + validations * validated + scored) * slice_flops
 
 
+@lru_cache(maxsize=8)  # the same splits for each of the runs of a study
 def _slices(store: SliceStore, ids: tuple[str, ...]) -> int:
     return sum(len(store.subjects[i].positions) for i in ids)

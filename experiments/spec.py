@@ -203,7 +203,11 @@ def _build(cls: type[Any], value: dict[str, Any]) -> Any:
 
 def run_id(spec: RunSpec) -> str:
     """12 hexadecimal digits of the SHA-256 of the spec's canonical JSON."""
-    canonical = json.dumps(to_json(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    # The text of `to_json`, without its deep copies: a study may have ten thousand specs.
+    value = {"protocol": PROTOCOL, "kind": spec.kind, **vars(spec)}
+    canonical = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=vars
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 

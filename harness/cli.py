@@ -44,6 +44,9 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help='Override a value of the study file, e.g. --set "finetune.seeds=[0,1]". Repeatable.',
 )
+runs_option = click.option(
+    "--runs", is_flag=True, help="A line for each run instead: for grep, sort and wc."
+)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -161,12 +164,21 @@ def import_checkpoint(file: Path, study: Path, name: str, overrides: tuple[str, 
 @main.command(epilog=example("fewscan plan experiments/paper.yaml --set store=brats2021.zarr"))
 @study_argument
 @set_option
-def plan(study: Path, overrides: tuple[str, ...]) -> None:
-    """List every run, its parents, what is done and what it costs. Runs nothing."""
-    from harness.plan import load_plan
-    from harness.status import render_plan
+@runs_option
+def plan(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
+    """Say which runs there are, what is done and what it costs. Runs nothing.
 
-    console.print(render_plan(load_plan(study, overrides)), highlight=False)
+    Many runs are grouped; a few, or all with --runs, are listed with their parents.
+    """
+    from harness.listing import render_plan, run_lines
+    from harness.plan import load_plan
+    from harness.status import read_status
+
+    loaded = load_plan(study, overrides)
+    if runs:
+        click.echo("\n".join(run_lines(read_status(loaded))))
+    else:
+        console.print(render_plan(loaded), highlight=False)
 
 
 @main.command(epilog=example("fewscan sweep experiments/demo.yaml"))
@@ -212,15 +224,21 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
 @main.command(epilog=example("fewscan status experiments/demo.yaml"))
 @study_argument
 @set_option
-def status(study: Path, overrides: tuple[str, ...]) -> None:
+@runs_option
+def status(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
     """Where the study stands: label count × init × seed."""
-    from harness.on_slurm import render_cluster
+    from harness.listing import run_lines
     from harness.plan import load_plan
     from harness.status import read_status, render_status
 
     loaded = load_plan(study, overrides)
+    if runs:
+        click.echo("\n".join(run_lines(read_status(loaded))))
+        return
     console.print(render_status(read_status(loaded)), highlight=False)
     if loaded.folder.cluster.exists():
+        from harness.on_slurm import render_cluster
+
         console.print(render_cluster(loaded.folder), highlight=False)
 
 

@@ -1,10 +1,11 @@
 """Where a study stands, read from its folders alone, from any machine that sees them."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.spec import Segment
@@ -14,6 +15,10 @@ from storage.runs import State
 ASSUMED_FLOPS = 100e12
 """For the estimate of hours: a tenth of the bf16 matrix rate of an H100, by its data sheet."""
 
+SYMBOLS_AT_MOST = 6
+"""Seeds of a cell that are shown one by one; of more, their number."""
+ERRORS_AT_MOST = 5
+"""Failed runs whose reason is shown in full."""
 SYMBOLS: dict[State, str] = {
     "finished": "[green]✓[/]",
     "running": "[cyan]▶[/]",
@@ -82,17 +87,26 @@ def read_status(plan: Plan) -> StudyStatus:
 
 
 def render_status(status: StudyStatus) -> RenderableType:
-    """Label count × init × seed for each target, one symbol a seed; the other runs above."""
+    """Label count × init for each target, its seeds in the cell; the other runs above."""
     parts: list[RenderableType] = [_other_runs(status)]
     parts += [_grid(status, target) for target in status.plan.study.finetune.targets]
     parts.append("  ".join(f"{symbol} {state}" for state, symbol in SYMBOLS.items()))
-    parts.append(_summary(status))
+    parts.append(summary(status))
     if not status.is_finished:
         parts.append(render_estimate(status))
-    for run in status.failed():
-        message = status.plan.folder_of(run).read_error()["message"]
-        parts.append(f"[red]failed[/] {run.run_id} {run.name}\n    {message}")
+    parts += _errors(status)
     return Group(*parts)
+
+
+def _errors(status: StudyStatus) -> Iterator[str]:
+    """The first failed runs with their reasons; many usually share one."""
+    failed = status.failed()
+    for run in failed[:ERRORS_AT_MOST]:
+        message = status.plan.folder_of(run).read_error()["message"]
+        yield f"[red]failed[/] {run.run_id} {run.name}\n    {escape(message)}"
+    if len(failed) > ERRORS_AT_MOST:
+        more = len(failed) - ERRORS_AT_MOST
+        yield f"[red]failed[/] {more} more: `fewscan status STUDY --runs` lists them"
 
 
 def _other_runs(status: StudyStatus) -> Table:
@@ -105,38 +119,33 @@ def _other_runs(status: StudyStatus) -> Table:
 
 
 def _grid(status: StudyStatus, target: str) -> Table:
-    cells: dict[tuple[str, int], str] = {}
+    cells: dict[tuple[str, int], list[State]] = {}
     for run in status.plan.runs:
         if isinstance(run.spec, Segment) and run.spec.target == target:
             key = (run.init, run.spec.label_count)
-            cells[key] = cells.get(key, "") + SYMBOLS[status.states[run.run_id]]
+            cells.setdefault(key, []).append(status.states[run.run_id])
     counts = sorted({count for _, count in cells})
-    table = Table(title=f"{target}: one symbol a seed", title_justify="left")
+    table = Table(title=f"{target}: the seeds of each cell", title_justify="left")
     table.add_column("labelled scans")
     for count in counts:
         table.add_column(str(count))
     for init in dict.fromkeys(init for init, _ in cells):
-        table.add_row(init, *(cells.get((init, count), "") for count in counts))
+        table.add_row(init, *(render_states(cells.get((init, count), [])) for count in counts))
     return table
 
 
-def _summary(status: StudyStatus) -> str:
+def render_states(states: Sequence[State]) -> str:
+    """A symbol for each of a few runs; of many, how many are in each state: "480✓ 3▶ 1✗"."""
+    if len(states) <= SYMBOLS_AT_MOST:
+        return "".join(SYMBOLS[state] for state in states)
+    count = Counter(states)
+    return " ".join(f"{count[state]}{symbol}" for state, symbol in SYMBOLS.items() if count[state])
+
+
+def summary(status: StudyStatus) -> str:
     count = status.count()
     states = ", ".join(f"{count[state]} {state}" for state in SYMBOLS if count[state])
     return f"{len(status.states)} runs: {states}; {status.done_fraction:.0%} of the work is done"
-
-
-def render_plan(plan: Plan) -> RenderableType:
-    """Every run with its parents and whether it is done, and the arithmetic of it all."""
-    status = read_status(plan)
-    table = Table(title=f"study {plan.study.name} on {plan.store.path}", title_justify="left")
-    for column in ("run", "", "what", "starts from", "PFLOP"):
-        table.add_column(column, justify="right" if column == "PFLOP" else "left")
-    for run in plan.runs:
-        state = SYMBOLS[status.states[run.run_id]]
-        parents = ", ".join(run.parents) or "–"
-        table.add_row(run.run_id, state, run.name, parents, f"{run.flops / 1e15:.3g}")
-    return Group(table, _summary(status), render_estimate(status))
 
 
 def render_estimate(status: StudyStatus) -> str:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 
@@ -38,6 +39,12 @@ SPECS: list[RunSpec] = [
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.kind)
 def test_a_spec_survives_json(spec: RunSpec) -> None:
     assert from_json(json.loads(json.dumps(to_json(spec)))) == spec
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.kind)
+def test_the_id_is_the_hash_of_the_canonical_json(spec: RunSpec) -> None:
+    canonical = json.dumps(to_json(spec), sort_keys=True, separators=(",", ":"))
+    assert run_id(spec) == hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def test_the_id_is_the_spec() -> None:

@@ -1,0 +1,103 @@
+"""What `plan` and `status` print of a few runs, and of many."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from harness.listing import render_plan, run_lines, spans
+from harness.plan import Plan, make_plan
+from harness.status import read_status, render_states, render_status
+from harness.study import Study
+from storage.atomic import write_json
+
+
+@pytest.fixture
+def large(tiny_study: Callable[..., Study], tiny_document: dict[str, Any]) -> Plan:
+    """Two targets, two inits, three label counts, ten seeds: 120 fine-tunings and two others."""
+    grid = {"label_counts": [1, 2, 18], "seeds": list(range(10))}
+    return make_plan(tiny_study(finetune=tiny_document["finetune"] | grid))
+
+
+def printed(renderable: RenderableType) -> str:
+    console = Console(width=120, record=True, file=None, quiet=False)
+    with console.capture() as shown:
+        console.print(renderable, highlight=False)
+    return shown.get()
+
+
+def finish(plan: Plan, indices: Iterator[int] | range) -> None:
+    for index in indices:
+        folder = plan.folder_of(plan.runs[index])
+        folder.create(plan.record(plan.runs[index]))
+        write_json(folder.result, {})
+
+
+def row(text: str, start: str) -> list[str]:
+    """The cells of the first line that starts so."""
+    lines = [line.strip("│ ") for line in text.splitlines()]
+    found = next(line for line in lines if line.startswith(start))
+    return [cell.strip() for cell in found.split("│")]
+
+
+def test_many_runs_are_grouped_and_add_up(large: Plan) -> None:
+    finish(large, range(2, 6))
+    large.folder_of(large.runs[6]).create(large.record(large.runs[6]))
+    large.folder_of(large.runs[6]).fail(ValueError("no"))
+    text = printed(render_plan(large))
+    assert "--runs lists them one by one" in text
+    cells = row(text, "binary · scratch")
+    assert cells[1:4] == ["1, 2, 18", "0–9", "30"]
+    assert cells[5] == "4✓ 1✗ 25·"
+    counts = [
+        int(row(text, f"{t} · {i}")[3])
+        for t in ("binary", "multiclass")
+        for i in ("scratch", "denoise")
+    ]
+    assert sum(counts) + 2 == len(large.runs) == 122
+    assert len(text.splitlines()) < 20
+
+
+def test_each_run_has_a_line_when_asked(large: Plan) -> None:
+    finish(large, range(1))
+    large.folder_of(large.runs[2]).create(large.record(large.runs[2]))
+    large.folder_of(large.runs[2]).fail(ValueError("out of luck\nand of memory"))
+    head, *lines = run_lines(read_status(large))
+    assert [line.split()[0] for line in lines] == [run.run_id for run in large.runs]
+    assert lines[0].split()[1:3] == ["finished", lines[0].split()[2]]
+    assert lines[0].endswith("pre-train denoise")
+    assert lines[1].split()[3] == large.runs[0].run_id, "its parent"
+    assert lines[2].endswith(f"{large.runs[2].name}: out of luck")
+    assert all(line[14:26].strip() in ("finished", "failed", "missing") for line in lines)
+    assert head.index("what") == lines[0].index("pre-train")
+
+
+def test_cells_of_many_seeds_are_counts(large: Plan) -> None:
+    finish(large, range(2, 12))
+    text = printed(render_status(read_status(large)))
+    assert row(text, "scratch") == ["scratch", "10✓", "10·", "10·"]
+    assert max(len(line) for line in text.splitlines()) <= 120
+
+
+def test_few_states_are_symbols_and_many_are_counts() -> None:
+    few, many = ["finished"] * 5 + ["failed"], ["finished"] * 480 + ["running"] * 3 + ["failed"]
+    assert printed(render_states(few)).strip() == "✓✓✓✓✓✗"
+    assert printed(render_states(many)).strip() == "480✓ 3▶ 1✗"
+
+
+def test_many_errors_do_not_push_the_rest_off_the_screen(large: Plan) -> None:
+    for run in large.runs[2:42]:
+        large.folder_of(run).create(large.record(run))
+        large.folder_of(run).fail(ValueError("the loss [is] not finite"))
+    text = printed(render_status(read_status(large)))
+    assert text.count("the loss [is] not finite") == 5
+    assert "35 more: `fewscan status STUDY --runs` lists them" in text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([], ""), ([3], "3"), ([1, 2], "1, 2"), ([4, 8, 1, 2, 9, 10], "1, 2, 4, 8–10")],
+)
+def test_neighbours_are_joined(numbers: list[int], text: str) -> None:
+    assert spans(numbers) == text
