@@ -18,7 +18,14 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from storage.scans import ScanFiles
+from storage.catalog import ScanFiles
+from storage.scans import find_scans
+
+
+def prepare_all(scans: Path, folder: Path, size: int) -> None:
+    """Every scan under `scans` as slices in `folder`."""
+    for files in find_scans(scans).scans:
+        prepare(files, folder, size)
 
 
 def prepare(files: ScanFiles, folder: Path, size: int) -> None:
@@ -75,11 +82,11 @@ def average_precision(scores: np.ndarray, mask: np.ndarray) -> float:
 
 def best_dice(scores: np.ndarray, mask: np.ndarray, thresholds: Sequence[float]) -> float:
     """The largest Dice of score > threshold over pooled pixels, in half precision."""
-    half, lesion = torch.from_numpy(scores).half(), torch.from_numpy(mask)
-    positives, best = int(lesion.sum()), 0.0
+    half = scores.astype(np.float16)  # in numpy: torch takes four times as long on a CPU
+    positives, best = int(mask.sum()), 0.0
     for threshold in thresholds:
-        predicted = half > threshold
-        hits = int((predicted & lesion).sum())
+        predicted = half > np.float16(threshold)
+        hits = int((predicted & mask).sum())
         best = max(best, 2 * hits / (int(predicted.sum()) + positives))
     return best
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from isal import igzip, igzip_lib
+from isal import igzip, igzip_lib, isal_zlib
 
 from storage.atomic import write_bytes
 from storage.errors import ScanError
 
 _UNREADABLE: Any = (OSError, EOFError, igzip_lib.IsalError)  # Any: isal's stubs type it as a value
+_GZIP_WINDOW = 31  # zlib's wbits: the largest window, with gzip's header and checksum
 _GZIP_MAGIC = b"\x1f\x8b"
 _LONGEST_HEADER = 540
 _COPY_AGAIN = "copy or download the file again"
@@ -146,7 +147,15 @@ def _gzipped(data: bytes) -> bytes:
 def _gunzipped(path: Path) -> bytes:
     with _damage_explained(path):
         data = path.read_bytes()
-        return igzip.decompress(data) if data[:2] == _GZIP_MAGIC else data
+        return _inflated(data) if data[:2] == _GZIP_MAGIC else data
+
+
+def _inflated(data: bytes) -> bytes:
+    stream = isal_zlib.decompressobj(_GZIP_WINDOW)
+    inflated = stream.decompress(data)
+    if stream.eof and not stream.unused_data:
+        return inflated
+    return igzip.decompress(data)  # slower: for several streams in a file, and to say what is wrong
 
 
 @contextmanager

@@ -56,11 +56,13 @@ def preprocess(
     kept = kept_slices(channels_HWZ, divisors)
     images_NCHW = np.zeros((len(kept), len(divisors), size, size), np.float16)
     inner_NCHW = images_NCHW[:, :, *frame.window]
+    seen = filled_window(channels_HWZ)
     for channel, (voxels_HWZ, divisor) in enumerate(zip(channels_HWZ, divisors, strict=True)):
-        resize = Resize.exact_for(voxels_HWZ.dtype, frame.shape_HW, frame.inner_HW)
+        resize = Resize.exact_for(voxels_HWZ.dtype, frame, seen)
         scale = np.float64(divisor * resize.scale)  # a numpy scalar, so that float64 divides
+        seen_NHW = inner_NCHW[:, channel, *resize.outputs]
         for n, z in enumerate(kept):
-            inner_NCHW[n, channel] = resize(voxels_HWZ[:, :, z]) / scale
+            seen_NHW[n] = resize(voxels_HWZ[:, :, z]) / scale
     labels_NHW = None
     if scan.labels_XYZ is not None:
         labels_HWZ = frame.as_slices(scan.labels_XYZ)
@@ -82,21 +84,29 @@ def kept_slices(channels_HWZ: Sequence[np.ndarray], divisors: Sequence[float]) -
     return range(int(filled[0]), int(filled[-1]) + 1)
 
 
+def filled_window(volumes_HWZ: Sequence[np.ndarray]) -> tuple[slice, slice]:
+    """Rows and columns outside which everything is zero."""
+    seen_HW = np.any([volume.any(axis=2) for volume in volumes_HWZ], axis=0)
+    places = [np.flatnonzero(seen_HW.any(axis=axis)) for axis in (1, 0)]
+    rows, columns = (slice(int(p[0]), int(p[-1]) + 1) if p.size else slice(0, 0) for p in places)
+    return rows, columns
+
+
 def resized_labels(labels_HWN: np.ndarray, frame: Frame) -> np.ndarray:
     """Interpolate class labels to (N, size, size).
 
     The lesion is exactly the published binary mask: the interpolated mask above one half. Inside it
     a pixel gets the class with the largest interpolated share, the first of equal ones.
     """
-    resize = Resize.exact_for(np.dtype(bool), frame.shape_HW, frame.inner_HW)
+    resize = Resize.exact_for(np.dtype(bool), frame, filled_window([labels_HWN]))
     labels_NHW = np.zeros((labels_HWN.shape[2], frame.size, frame.size), np.uint8)
-    inner_NHW = labels_NHW[:, *frame.window]
+    seen_NHW = labels_NHW[:, *frame.window][:, *resize.outputs]
     for n in np.flatnonzero(labels_HWN.any(axis=(0, 1))):
         label_HW = labels_HWN[:, :, n]
         classes = np.arange(1, label_HW.max() + 1)
         shares_KHW = np.stack([resize(label_HW == k) for k in classes])
         lesion_HW = 2 * shares_KHW.sum(axis=0) > resize.scale
-        inner_NHW[n] = np.where(lesion_HW, classes[shares_KHW.argmax(axis=0)], 0)
+        seen_NHW[n] = np.where(lesion_HW, classes[shares_KHW.argmax(axis=0)], 0)
     return labels_NHW
 
 
@@ -104,7 +114,12 @@ def resized_labels(labels_HWN: np.ndarray, frame: Frame) -> np.ndarray:
 class Taps:
     """Linear interpolation along one axis: the two inputs of each output, with integer weights."""
 
+    inputs: slice
+    """the part of the axis that is looked at"""
+    outputs: slice
+    """the part of the result that depends on it"""
     lower: np.ndarray
+    """counted from the start of `inputs`"""
     upper: np.ndarray
     lower_weights: np.ndarray
     upper_weights: np.ndarray
@@ -112,16 +127,25 @@ class Taps:
     """the two weights of an output sum to this"""
 
     @classmethod
-    def half_pixel(cls, inputs: int, outputs: int, dtype: np.dtype) -> "Taps":
-        """Half-pixel centres, edges clamped: torch's bilinear with `align_corners=False`."""
+    def half_pixel(cls, inputs: int, outputs: int, dtype: np.dtype, seen: slice) -> "Taps":
+        """Half-pixel centres, edges clamped: torch's bilinear with `align_corners=False`.
+
+        Inputs outside `seen` are zeros, and outputs that depend on none of the others are left out.
+        """
         # Output i lies at (2i + 1) inputs / (2 outputs) - 1/2; counted in steps of 1 / (2 outputs).
         divisor = math.gcd(2 * outputs, 2 * inputs, inputs - outputs)
         scale = 2 * outputs // divisor
         position = np.maximum((2 * np.arange(outputs) + 1) * inputs - outputs, 0) // divisor
         lower, part = np.divmod(position, scale)
         upper = np.minimum(lower + 1, inputs - 1)
-        weights = (scale - part).astype(dtype), part.astype(dtype)
-        return cls(lower, upper, weights[0][:, None], weights[1][:, None], scale)
+        touched = np.flatnonzero((upper >= seen.start) & (lower < seen.stop))
+        if not touched.size:
+            touched = np.arange(1)
+        lower, upper, part = lower[touched], upper[touched], part[touched]
+        weights = (scale - part).astype(dtype)[:, None], part.astype(dtype)[:, None]
+        start, stop = int(lower[0]), int(upper[-1]) + 1
+        kept = slice(int(touched[0]), int(touched[-1]) + 1)
+        return cls(slice(start, stop), kept, lower - start, upper - start, *weights, scale)
 
     def __call__(self, image_HW: np.ndarray) -> np.ndarray:
         """Interpolate along the first axis; the result is `scale` times too large."""
@@ -140,23 +164,29 @@ class Resize:
     columns: Taps
 
     @classmethod
-    def exact_for(
-        cls, voxels: np.dtype, from_HW: tuple[int, int], to_HW: tuple[int, int]
-    ) -> "Resize":
-        """For slices of type `voxels`: in float32 if that is exact, else in float64."""
-        single = cls._of(from_HW, to_HW, np.dtype(np.float32))
+    def exact_for(cls, voxels: np.dtype, frame: Frame, seen: tuple[slice, slice]) -> "Resize":
+        """For slices of type `voxels`: in float32 if that is exact, else in float64.
+
+        Outside the rows and columns `seen` they are zeros.
+        """
+        single = cls._of(frame, seen, np.dtype(np.float32))
         largest = {"b": 1, "f": math.inf}.get(voxels.kind) or np.iinfo(voxels).max + 1
         if largest * single.scale <= 2**24:
             return single
-        return cls._of(from_HW, to_HW, np.dtype(np.float64))
+        return cls._of(frame, seen, np.dtype(np.float64))
 
     @classmethod
-    def _of(cls, from_HW: tuple[int, int], to_HW: tuple[int, int], dtype: np.dtype) -> "Resize":
+    def _of(cls, frame: Frame, seen: tuple[slice, slice], dtype: np.dtype) -> "Resize":
         rows, columns = (
-            Taps.half_pixel(inputs, outputs, dtype)
-            for inputs, outputs in zip(from_HW, to_HW, strict=True)
+            Taps.half_pixel(inputs, outputs, dtype, part)
+            for inputs, outputs, part in zip(frame.shape_HW, frame.inner_HW, seen, strict=True)
         )
         return cls(rows, columns)
+
+    @property
+    def outputs(self) -> tuple[slice, slice]:
+        """Rows and columns of the result that are computed; the others are zeros."""
+        return self.rows.outputs, self.columns.outputs
 
     @property
     def scale(self) -> int:
@@ -164,6 +194,7 @@ class Resize:
         return self.rows.scale * self.columns.scale
 
     def __call__(self, image_HW: np.ndarray) -> np.ndarray:
-        """Return the slice at its new size."""
+        """Return the `outputs` of a slice at its new size."""
+        seen_HW = image_HW[self.rows.inputs, self.columns.inputs]
         # Columns first: NIfTI stores X fastest, so this gathers whole runs of memory.
-        return self.rows(self.columns(image_HW.T).T)
+        return self.rows(self.columns(seen_HW.T).T)
