@@ -107,3 +107,13 @@ def test_missing_file_and_wrong_name(tmp_path: Path, voxels_XYZ: np.ndarray) -> 
         read_grid(tmp_path / "short.nii.gz")
     with pytest.raises(ScanError, match=r"\.png"):
         write_nifti(tmp_path / "a.png", voxels_XYZ, AFFINE)
+
+
+def test_several_gzip_streams_in_a_file_are_one_scan(
+    tmp_path: Path, voxels_XYZ: np.ndarray
+) -> None:
+    path = tmp_path / "a.nii.gz"
+    write_nifti(path, voxels_XYZ, AFFINE)
+    data = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(data[:500]) + gzip.compress(data[500:]))
+    assert np.array_equal(read_nifti(path).voxels_XYZ, voxels_XYZ)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from storage.errors import ScanError
 from storage.geometry import Frame
 from storage.intensity import bright_quantile, counted_quantile
-from storage.preprocess import preprocess, resized_labels
+from storage.preprocess import Resize, filled_window, preprocess, resized_labels
 from storage.scans import Scan
 
 
@@ -134,3 +134,25 @@ def test_nothing_in_any_slice_and_a_voxel_beyond_half_precision() -> None:
     outlier[0, 0, 0] = 1e6
     with pytest.raises(ScanError, match="channel 2"):
         preprocess(scan_of([np.ones_like(outlier), outlier], None), 4)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    size=st.sampled_from([3, 8, 13, 30]),
+    corner=st.tuples(st.integers(0, 19), st.integers(0, 19)),
+    lengths=st.tuples(st.integers(0, 20), st.integers(0, 20)),
+    seed=st.integers(0, 2**16),
+)
+def test_leaving_out_what_is_zero_changes_nothing(
+    size: int, corner: tuple[int, int], lengths: tuple[int, int], seed: int
+) -> None:
+    frame = square(20, size)
+    volumes = np.zeros((2, 20, 20, 3), np.int16)
+    inside = volumes[:, corner[0] : corner[0] + lengths[0], corner[1] : corner[1] + lengths[1], 1]
+    inside[...] = np.random.default_rng(seed).integers(-9, 9, inside.shape)
+    everything = Resize.exact_for(volumes.dtype, frame, (slice(0, 20), slice(0, 20)))
+    some = Resize.exact_for(volumes.dtype, frame, filled_window(list(volumes)))
+    for image_HW in (volumes[0, ..., 1], volumes[1, ..., 1], volumes[0, ..., 0]):
+        resized_HW = np.zeros((size, size), np.float32)
+        resized_HW[some.outputs] = some(image_HW)
+        assert np.array_equal(resized_HW, everything(image_HW))
