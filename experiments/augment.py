@@ -21,6 +21,7 @@ from torch import Generator, Tensor
 
 from experiments import transforms
 from experiments.scoring import foreground
+from experiments.transfer import sent
 
 Range = tuple[float, float]
 
@@ -196,7 +197,7 @@ _INTENSITIES = ("noise_sigma_N", *(name for name, _ in _ON_PLANES))
 def _warp(images: Tensor, labels: Tensor, draws: Draws) -> None:
     chosen = _chosen_images(draws, "rotation_rad_N", "scale_N")
     if len(chosen):
-        where = chosen.to(images.device)
+        where = sent(chosen, images.device)
         images[where], labels[where] = transforms.warp(
             images[where], labels[where], draws.rotation_rad_N[chosen], draws.scale_N[chosen]
         )
@@ -205,7 +206,7 @@ def _warp(images: Tensor, labels: Tensor, draws: Draws) -> None:
 def _add_noise(images: Tensor, draws: Draws) -> None:
     chosen = _chosen_images(draws, "noise_sigma_N")
     if len(chosen):
-        where = chosen.to(images.device)
+        where = sent(chosen, images.device)
         images[where] = transforms.add_noise(
             images[where], draws.noise_sigma_N[chosen], draws.noise_seed_N[chosen]
         )
@@ -216,18 +217,18 @@ def _change_planes(images: Tensor, draws: Draws) -> None:
     for name, change in _ON_PLANES:
         chosen = draws.drawn(name).view(len(planes), -1).any(dim=1).nonzero().flatten()
         if len(chosen):
-            where = chosen.to(images.device)
+            where = sent(chosen, images.device)
             planes[where] = change(planes[where], getattr(draws, name).flatten(0, 1)[chosen])
 
 
 def _clear_outside(images: Tensor, inside_NHW: Tensor, draws: Draws) -> None:
-    where = _chosen_images(draws, *_INTENSITIES).to(images.device)
+    where = sent(_chosen_images(draws, *_INTENSITIES), images.device)
     images[where] = images[where].masked_fill(~inside_NHW[where].unsqueeze(1), 0)
 
 
 def _mirror(images: Tensor, labels: Tensor, draws: Draws) -> None:
     for axis, mirrored_N in zip((-2, -1), draws.mirror_N2.unbind(dim=1), strict=True):
-        where = mirrored_N.nonzero().flatten().to(images.device)
+        where = sent(mirrored_N.nonzero().flatten(), images.device)
         images[where], labels[where] = images[where].flip(axis), labels[where].flip(axis)
 
 

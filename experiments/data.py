@@ -13,6 +13,7 @@ from torch import Tensor
 
 from experiments.devices import Devices
 from experiments.residency import InMemory, Kept, Selection, keep
+from experiments.transfer import sent
 from storage.errors import RunError
 from storage.runs import RunFolder
 from storage.slices import SliceStore
@@ -94,8 +95,7 @@ class SliceData:
         return self._kept.take(indices)
 
     def _on_device(self, tensor: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
-        # In the small type, and without waiting: what is copied from is pinned.
-        return tensor.to(self._device, non_blocking=True).to(dtype)
+        return sent(tensor, self._device, dtype)
 
     def validation_batches(self, devices: Devices) -> Iterator[tuple[int, Batch]]:
         """This rank's share of all slices in order, each batch with its number."""

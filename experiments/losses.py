@@ -71,7 +71,7 @@ def segmentation_sums(logits_NCHW: Tensor, labels_NHW: Tensor) -> SegmentationSu
         prediction_K=_sum_per_channel(lesion),
         target_K=_sum_per_channel(is_class[:, 1:]),
         cross_entropy=-log_likelihood_C.sum(),
-        pixels=log_likelihood_C.new_tensor(labels_NHW.numel()),
+        pixels=log_likelihood_C.new_full((), labels_NHW.numel()),
     )
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from experiments.scoring import foreground
+from experiments.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def draw_noise(
 
 def masked_noise(images_NCHW: Tensor, draw: NoiseDraw) -> Tensor:
     """The noise to add to the images: NCHW, in their dtype, 0 where there is no tissue."""
-    coarse = draw.coarse_NCRR.to(images_NCHW)
+    coarse = sent(draw.coarse_NCRR, images_NCHW.device, images_NCHW.dtype)
     noise_NCHW = F.interpolate(coarse, draw.size, mode="bilinear", align_corners=True)
     rolled_NCHW = noise_NCHW.roll(draw.shift, dims=(-2, -1))
     return rolled_NCHW * foreground(images_NCHW).unsqueeze(1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from experiments.devices import Devices
+from experiments.transfer import sent
 from storage.errors import DeviceError
 from storage.memory import available_bytes
 from storage.shared_slices import SHARE_OF_FREE, SharedSlices
@@ -92,7 +93,7 @@ class InMemory:
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Kept`."""
-        where = indices.to(self.images_NCHW.device, non_blocking=True)
+        where = sent(indices, self.images_NCHW.device)
         return self.images_NCHW[where], self.labels_NHW[where]
 
 

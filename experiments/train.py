@@ -123,7 +123,11 @@ class _Loop:
         self.writer = writer
         self.untold: list[dict[str, Any]] = []
         self.optimiser = torch.optim.Adam(
-            model.parameters(), training.lr, weight_decay=training.weight_decay, amsgrad=True
+            model.parameters(),
+            training.lr,
+            weight_decay=training.weight_decay,
+            amsgrad=True,
+            fused=True,
         )
         self.state = self._resume()
         self.parallel = devices.parallel(model)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from experiments.transfer import sent
+
 _TINY = 1e-7
 """Keeps a constant plane from being divided by 0."""
 
@@ -35,8 +37,9 @@ def warp(
 
 def _sampling_grid(images_NCHW: Tensor, angles_rad_N: Tensor, scales_N: Tensor) -> Tensor:
     height, width = images_NCHW.shape[-2:]
-    y = torch.arange(height).to(images_NCHW).sub((height - 1) / 2).view(1, -1, 1)
-    x = torch.arange(width).to(images_NCHW).sub((width - 1) / 2).view(1, 1, -1)
+    dtype, device = images_NCHW.dtype, images_NCHW.device
+    y = torch.arange(height, dtype=dtype, device=device).sub((height - 1) / 2).view(1, -1, 1)
+    x = torch.arange(width, dtype=dtype, device=device).sub((width - 1) / 2).view(1, 1, -1)
     cosine = _per_plane(angles_rad_N.cos() * scales_N, images_NCHW)
     sine = _per_plane(angles_rad_N.sin() * scales_N, images_NCHW)
     from_x, from_y = cosine * x - sine * y, sine * x + cosine * y
@@ -65,10 +68,11 @@ def _blur_last_axis(planes_PHW: Tensor, sigmas_px_P: Tensor) -> Tensor:
     weights_PK = (offsets_K / sigmas_px_P[:, None]).square().div(-2).exp()
     weights_PK *= offsets_K.abs() <= radii_P[:, None]
     weights_PK /= weights_PK.sum(dim=1, keepdim=True)
+    weights_PK = sent(weights_PK, planes_PHW.device, planes_PHW.dtype)
     padded = F.pad(planes_PHW, (radius, radius), mode="reflect")
     blurred = torch.zeros_like(planes_PHW)
     for k, weights_P in enumerate(weights_PK.unbind(dim=1)):
-        blurred += padded.narrow(-1, k, planes_PHW.shape[-1]) * _per_plane(weights_P, planes_PHW)
+        blurred += padded.narrow(-1, k, planes_PHW.shape[-1]) * weights_P.view(-1, 1, 1)
     return blurred
 
 
@@ -111,7 +115,7 @@ def change_inverted_gamma(planes_PHW: Tensor, gammas_P: Tensor) -> Tensor:
 
 
 def _per_plane(parameters_P: Tensor, planes: Tensor) -> Tensor:
-    return parameters_P.to(planes).view(-1, 1, 1)
+    return sent(parameters_P, planes.device, planes.dtype).view(-1, 1, 1)
 
 
 def _mean(planes_PHW: Tensor) -> Tensor:
