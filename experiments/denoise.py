@@ -68,11 +68,15 @@ class DenoiseTask:
 
     def loss(self, model: nn.Module, step: int) -> Tensor:
         """Mean squared error inside the foreground, of this rank's share."""
+        return self.loss_of(model, *self.batch(step))
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """This rank's share of the global batch, on the device: clean images, and the noise."""
         share = self.devices.share_of(self.batch_size)
         indices = self.order.indices(step)[share], self.order.indices(step + 1)[share]
         images_NCHW = self.training.batch(*indices).images_NCHW
         noise = self._draw("noise", step, self.batch_size, images_NCHW)
-        return self._loss(model, images_NCHW, noise[share])
+        return images_NCHW, masked_noise(images_NCHW, noise[share])
 
     def validation_loss(self, model: nn.Module) -> float:
         """The same on the validation slices, under noise that is the same every time."""
@@ -80,7 +84,8 @@ class DenoiseTask:
         for number, batch in self.validation.validation_batches(self.devices):
             images_NCHW = batch.images_NCHW
             noise = self._draw("validation noise", number, len(images_NCHW), images_NCHW)
-            total += self._loss(model, images_NCHW, noise) * len(images_NCHW)
+            noise_NCHW = masked_noise(images_NCHW, noise)
+            total += self.loss_of(model, images_NCHW, noise_NCHW) * len(images_NCHW)
         return self.devices.sum_over_ranks(total).item() / len(self.validation)
 
     def _draw(self, purpose: str, index: int, count: int, images_NCHW: Tensor) -> NoiseDraw:
@@ -89,6 +94,7 @@ class DenoiseTask:
         resolution, std = self.noise.resolution, self.noise.std
         return draw_noise(count, channels, resolution, std, (height, width), generator)
 
-    def _loss(self, model: nn.Module, images_NCHW: Tensor, noise: NoiseDraw) -> Tensor:
-        outputs_NCHW = model(images_NCHW + masked_noise(images_NCHW, noise))
+    def loss_of(self, model: nn.Module, images_NCHW: Tensor, noise_NCHW: Tensor) -> Tensor:
+        """The loss of a batch; its images and noise decide it, and no random number."""
+        outputs_NCHW = model(images_NCHW + noise_NCHW)
         return reconstruction_loss(outputs_NCHW, images_NCHW, foreground(images_NCHW))

@@ -93,6 +93,10 @@ class SegmentTask:
 
     def loss(self, model: nn.Module, step: int) -> Tensor:
         """The loss of the whole global batch, to which this rank adds the sums of its share."""
+        return self.loss_of(model, *self.batch(step))
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """This rank's share of the global batch, augmented, on the device: images and targets."""
         share = self.devices.share_of(self.batch_size)
         indices = self.order.indices(step)[share], self.order.indices(step + 1)[share]
         batch = self.training.batch(*indices)
@@ -102,7 +106,11 @@ class SegmentTask:
             channels = images_NCHW.shape[1]
             draws = augment.draw(augment.Augmentation(), self.batch_size, channels, generator)
             images_NCHW, labels_NHW = augment.apply(images_NCHW, labels_NHW, draws[share])
-        sums = segmentation_sums(model(images_NCHW), self._targets(labels_NHW))
+        return images_NCHW, self._targets(labels_NHW)
+
+    def loss_of(self, model: nn.Module, images_NCHW: Tensor, targets_NHW: Tensor) -> Tensor:
+        """The loss of a batch; its images and targets decide it, and no random number."""
+        sums = segmentation_sums(model(images_NCHW), targets_NHW)
         return segmentation_loss(sums_over_ranks(sums))
 
     def validation_loss(self, model: nn.Module) -> float:

@@ -87,7 +87,7 @@ def train(
     checkpoint finds no room.
     """
     with CheckpointWriter(folder.checkpoint) as writer:
-        loop = _Loop(model, task, training, folder, devices, writer)
+        loop = Loop(model, task, training, folder, devices, writer)
         loop.begin(facts)
         while loop.state.step < training.iterations:
             loop.step()
@@ -103,7 +103,7 @@ def _validates_after(step: int, training: Training) -> bool:
     return step % training.validate_every == 0 or step == training.iterations
 
 
-class _Loop:
+class Loop:
     """The parts of a training that go on from step to step. The first rank alone writes."""
 
     def __init__(

@@ -282,7 +282,7 @@ def test_a_step_does_not_wait_for_a_checkpoint_to_be_written(
 
     monkeypatch.setattr(checkpoint, "write_bytes", slow)
     monkeypatch.setattr(DenoiseTask, "loss", releasing)
-    monkeypatch.setattr("experiments.train._Loop.look_at_the_clock", checkpoint_after_step_1)
+    monkeypatch.setattr("experiments.train.Loop.look_at_the_clock", checkpoint_after_step_1)
     train_once(DENOISE, folder, Devices())
     told = [(e["kind"], e["step"]) for e in folder.committed_events()]
     assert told == [
