@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import results
+from benchmarks import arithmetic, results
 from benchmarks.setting import SUBJECTS, Setting
 from storage.phantom import write_phantoms
 
@@ -37,7 +37,8 @@ def main(only: str | None, rounds: int, folder: Path, table: bool) -> None:
     elif not table:
         write_phantoms(folder / "scans", SUBJECTS)
         failed = [name for name in NAMES if not _run_apart(name, sys.argv[1:])]
-    results.write_table()
+    results.write_between_marks(results.README, results.table())
+    results.write_between_marks(arithmetic.PAGE, arithmetic.table())
     if not only:
         click.echo(results.table())
     if failed:

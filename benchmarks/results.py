@@ -1,4 +1,4 @@
-"""Results as JSON, a file a subject, and the table of them in `benchmarks/README.md`.
+"""Results as JSON, a file a subject, and the table of them for `benchmarks/README.md`.
 
 Nothing in the table is typed by hand. Needs nothing but Python, so that a bare GPU machine can
 write results too.
@@ -105,10 +105,10 @@ def table() -> str:
     return "\n".join([*lines, "", *notes, "", *map(_measured_on, results)]) + "\n"
 
 
-def write_table() -> None:
-    """Put the table between its marks in the README."""
-    before, _, rest = README.read_text().partition(BEGIN)
-    README.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
+def write_between_marks(page: Path, text: str) -> None:
+    """Replace what stands between the marks of a page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(before + BEGIN + text + END + rest.partition(END)[2])
 
 
 def in_unit(value: float, unit: str) -> str:

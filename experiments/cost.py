@@ -1,8 +1,9 @@
 """How much arithmetic a run is: for the order of runs and the estimate of hours."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
-from experiments.spec import Denoise, Imported, Network, RunSpec, Training
+from experiments.spec import Evaluation, Network, RunSpec, Training
 from storage.slices import SliceStore
 
 BACKWARD = 2
@@ -27,22 +28,49 @@ def forward_flops(network: Network, in_channels: int, out_channels: int, size: i
     return 2 * (down + up + out_channels * widths[0] * pixels[0])
 
 
+class RunFlops(NamedTuple):
+    """Floating-point operations of the parts of a run."""
+
+    training: float
+    validation: float
+    scoring: float
+
+
 def run_flops(spec: RunSpec, network: Network, store: SliceStore) -> float:
     """Floating-point operations of a whole run: steps, validations, and the scoring at the end."""
-    if isinstance(spec, Imported):
-        return 0.0
-    split = store.split
+    return sum(flops_by_part(spec, network, store))
+
+
+def flops_by_part(spec: RunSpec, network: Network, store: SliceStore) -> RunFlops:
+    """The same part by part."""
     slice_flops = forward_flops(network, len(store.channels), len(store.channels), store.size)
-    scored = 0 if isinstance(spec, Denoise) else _slices(store, split.validation + split.test)
+    slices = _trained(spec), _validated(spec, store), _scored(spec, store)
+    return RunFlops(*(count * slice_flops for count in slices))
+
+
+def _trained(spec: RunSpec) -> int:
+    """Forward passes over a slice that the steps are worth."""
+    training: Training | None = getattr(spec, "training", None)
+    return training.iterations * training.batch_size * (1 + BACKWARD) if training else 0
+
+
+def _validated(spec: RunSpec, store: SliceStore) -> int:
     training: Training | None = getattr(spec, "training", None)
     if training is None:
-        return scored * slice_flops
-    validated = _slices(store, split.validation)
+        return 0
+    each = _slices(store, store.split.validation)
     if training.validation_slices is not None:
-        validated = min(validated, training.validation_slices)
-    validations = -(-training.iterations // training.validate_every)
-    trained = training.iterations * training.batch_size * (1 + BACKWARD)
-    return (trained + validations * validated + scored) * slice_flops
+        each = min(each, training.validation_slices)
+    return -(-training.iterations // training.validate_every) * each
+
+
+def _scored(spec: RunSpec, store: SliceStore) -> int:
+    evaluation: Evaluation | None = getattr(spec, "evaluation", None)
+    if evaluation is None:
+        return 0
+    test = _slices(store, store.split.test)
+    again = test if evaluation.min_component_voxels else 0  # at the threshold that is known then
+    return _slices(store, store.split.validation) + test + again
 
 
 @lru_cache(maxsize=8)  # the same splits for each of the runs of a study

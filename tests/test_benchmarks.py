@@ -2,12 +2,13 @@
 
 import json
 import math
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from benchmarks import results
+from benchmarks import arithmetic, results
 from benchmarks.__main__ import NAMES
 from benchmarks.measure import Cost, SideBySide, side_by_side
 from benchmarks.results import Finding
@@ -24,9 +25,12 @@ def test_each_subject_compares_and_measures(name: str, scans: Path, tmp_path: Pa
         assert all(math.isfinite(value) and value >= 0 for value in finding.values), finding.what
 
 
-def test_the_table_in_the_readme_is_that_of_the_results() -> None:
-    shown = results.README.read_text().partition(results.BEGIN)[2].partition(results.END)[0]
-    assert shown == results.table(), "python -m benchmarks --table writes it"
+@pytest.mark.parametrize(
+    ("page", "table"), [(results.README, results.table), (arithmetic.PAGE, arithmetic.table)]
+)
+def test_the_tables_are_what_they_are_made_from(page: Path, table: Callable[[], str]) -> None:
+    shown = page.read_text().partition(results.BEGIN)[2].partition(results.END)[0]
+    assert shown == table(), "python -m benchmarks --table writes it"
 
 
 def test_two_ways_take_turns_and_neighbours_are_compared() -> None:
@@ -62,13 +66,12 @@ def test_results_say_what_they_were_measured_on_and_by_nobody(
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{results.BEGIN}old\n{results.END}after\n")
-    monkeypatch.setattr(results, "README", readme)
     path = results.write("speed", [Finding("a thing", (12345.0, 0.25), "slices/s", note="why")])
     measured = json.loads(path.read_text())["measured"]
     assert set(measured) == {
         *("date", "device", "cpu", "cores", "load_before", "python", "versions", "commit")
     }
-    results.write_table()
+    results.write_between_marks(readme, results.table())
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
