@@ -201,6 +201,7 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
     from harness.plan import load_plan
     from harness.report.write import render_report
     from harness.sweep import sweep as run_sweep
+    from slurm import inside
 
     loaded = load_plan(study, overrides)
     if where == "slurm":
@@ -218,7 +219,7 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
         _say_where(loaded)
     if not status.is_finished:
         click.echo("not finished: give the same command to go on", err=True)
-        sys.exit(1)
+        sys.exit(inside.INCOMPLETE if inside.is_on_slurm() and status.is_over else 1)
 
 
 @main.command(epilog=example("fewscan status experiments/demo.yaml"))
@@ -226,16 +227,24 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
 @set_option
 @runs_option
 def status(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
-    """Where the study stands: label count × init × seed."""
+    """Where the study stands: label count × init × seed, pace, Slurm jobs, errors with their logs.
+
+    From the shared disk, on any node; where Slurm's commands are missing, its jobs are shown as the
+    head last saw them.
+    """
     from harness.listing import run_lines
+    from harness.pace import render_pace
     from harness.plan import load_plan
     from harness.status import read_status, render_status
 
     loaded = load_plan(study, overrides)
+    now = read_status(loaded)
     if runs:
-        click.echo("\n".join(run_lines(read_status(loaded))))
+        click.echo("\n".join(run_lines(now)))
         return
-    console.print(render_status(read_status(loaded)), highlight=False)
+    console.print(render_status(now), highlight=False)
+    if not now.is_finished:
+        console.print(render_pace(now), highlight=False, soft_wrap=True)
     if loaded.folder.cluster.exists():
         from harness.on_slurm import render_cluster
 

@@ -2,18 +2,24 @@
 
 import math
 import sys
+import time
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from harness.plan import Plan, PlannedRun
 from harness.status import StudyStatus
-from harness.study import dump_study
-from slurm import Settings, launch
+from harness.study import Share, Study, dump_study
+from slurm import Settings, Status, launch
 from slurm import status as cluster_status
 from storage.atomic import write_bytes
 from storage.errors import StudyError
 from storage.runs import StudyFolder
+
+START_UP_S = 30
+"""From the start of a run's process to its first step: imports, slices, a compiled step."""
 
 
 def launch_sweep(plan: Plan) -> str:
@@ -29,6 +35,8 @@ def launch_sweep(plan: Plan) -> str:
             expected="a section slurm with at least partition, cpus or gpus, and max_workers",
             remedy='for example: --set "slurm={partition: gpu, gpus: 1, max_workers: 8}"',
         )
+    require_fit(plan.study, settings)
+    settings = with_room_to_start(plan.study, settings)
     folder = plan.folder
     folder.runs.mkdir(parents=True, exist_ok=True)
     write_bytes(folder.study, dump_study(plan.study).encode())
@@ -53,20 +61,97 @@ def workers_wanted(status: StudyStatus) -> int:
 
 
 def _part_of_worker(plan: Plan, run: PlannedRun, settings: Settings) -> float:
+    """One over the number of such runs that fit on a worker, for each device of the run."""
     share = plan.share_of(run)
-    of_gpus = share.gpu_share / settings.gpus if settings.gpus else 0.0
-    return share.devices * max(share.cpus / settings.cpus, of_gpus)
+    return share.devices / max(1, devices_per_worker(plan.study, share, settings))
+
+
+def devices_per_worker(study: Study, share: Share, settings: Settings) -> int:
+    """How many devices of such runs fit on one worker."""
+    fit = settings.cpus // share.cpus
+    if settings.gpus and study.resources.device != "cpu":
+        fit = min(fit, int(settings.gpus / share.gpu_share))
+    return fit
+
+
+def require_fit(study: Study, settings: Settings) -> None:
+    """Refuse runs that would wait for ever. Raises `StudyError`."""
+    if study.resources.device == "cuda" and not settings.gpus:
+        raise StudyError(
+            "runs want CUDA, and workers get no GPU",
+            where="slurm.gpus",
+            expected="at least 1 with resources.device: cuda",
+            remedy="set slurm.gpus, or resources.device to auto or cpu",
+        )
+    stages = {"finetune": study.resources.finetune}
+    if study.pretrain:
+        stages["pretrain"] = study.resources.pretrain
+    for stage, share in stages.items():
+        fit = devices_per_worker(study, share, settings)
+        if fit * settings.max_workers < share.devices or not fit:
+            raise StudyError(
+                f"a run of {stage} takes {_words(share)}, and {settings.max_workers} workers of "
+                f"{settings.cpus} CPUs and {settings.gpus} GPUs have no room for it: "
+                "it would wait for ever",
+                where=f"resources.{stage}",
+                expected="a device's CPUs on one worker, and all devices on max_workers of them",
+                remedy=f"raise slurm.cpus, slurm.gpus or slurm.max_workers, or lower "
+                f"resources.{stage}",
+            )
+
+
+def _words(share: Share) -> str:
+    return f"{share.devices} × ({share.cpus} CPUs, {share.gpu_share:g} of a GPU if there is one)"
+
+
+def with_room_to_start(study: Study, settings: Settings) -> Settings:
+    """The settings, with workers that close early enough for a start-up and a checkpoint.
+
+    Raises `StudyError` if their time limit has no room for it.
+    """
+    every_s = study.resources.checkpoint_every_s
+    closing_s = max(settings.closing_s, math.ceil(every_s + START_UP_S))
+    try:
+        return replace(settings, closing_s=closing_s)
+    except ValueError as error:
+        raise StudyError(
+            str(error),
+            where="slurm.time_limit_min",
+            expected=f"time for a start-up ({START_UP_S} s) and a checkpoint every {every_s:g} s",
+            remedy="raise slurm.time_limit_min, or lower resources.checkpoint_every_s",
+        ) from error
 
 
 def render_cluster(folder: StudyFolder) -> RenderableType:
     """The Slurm jobs of a study, and what went wrong with them."""
     status = cluster_status(folder.cluster)
     table = Table(title=f"Slurm: {status.state} ({status.detail})", title_justify="left")
-    for column in ("job", "state", "reason", "node", "phase"):
+    for column in ("job", "role", "state", "reason", "node", "phase", "ends in"):
         table.add_column(column)
     if status.head:
-        table.add_row(status.head.id, status.head.state, status.head.reason, "", "head")
+        head = status.head
+        table.add_row(head.id, "head", head.state, _reason(head.reason), head.node, "", "")
     for worker in status.workers:
-        table.add_row(worker.job, worker.state, worker.reason, worker.node, worker.phase)
-    failures = [f"[red]{f.text}[/]\n    {f.log or ''}" for f in status.failures]
-    return Group(table, *failures)
+        left = "" if worker.seconds_left is None else f"{worker.seconds_left / 60:.0f} min"
+        reason = _reason(worker.reason)
+        table.add_row(worker.job, "worker", worker.state, reason, worker.node, worker.phase, left)
+    failures = [f"[red]{escape(f.text)}[/]\n    {f.log or ''}".rstrip() for f in status.failures]
+    return Group(table, _about(status), *failures)
+
+
+def _reason(reason: str) -> str:
+    return "" if reason == "None" else reason
+
+
+def _about(status: Status) -> str:
+    """When that was so, how many workers there should be, what it costs Slurm."""
+    if status.seen_unix is None:
+        return "nobody has asked Slurm yet"
+    parts = [f"as Slurm said {max(0, time.time() - status.seen_unix):.0f} s ago"]
+    if status.wanted is not None:
+        parts.append(f"{status.wanted} workers wanted")
+    if status.commands_per_min is not None:
+        parts.append(f"the head gives {status.commands_per_min:.1f} Slurm commands a minute")
+    if status.generation > 1:
+        parts.append(f"{status.generation} heads so far")
+    return "; ".join(parts)

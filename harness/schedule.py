@@ -80,6 +80,10 @@ class ReadyRuns(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The config of a run that can start; None while there is none; FINISHED at the end."""
+        if inside.stop_requested() and not self._offered:
+            return Searcher.FINISHED  # for this head; the next one goes on
+        if inside.stop_requested() or inside.is_closed():
+            return None
         run_id = self._queue.first()
         if run_id is None:
             # A run that is under way may be preempted and come back, so it is not over yet.
@@ -185,8 +189,10 @@ def run_all(
     of each run before it starts. `stage` executes a run, `run_stage` if it is None; a
     benchmark gives one that computes nothing.
     """
-    # An idle actor, kept for the next trial, would hold the cores that ranks of Ray Train wait for.
-    may_keep_actors = all(plan.share_of(run).devices == 1 for run in plan.runs)
+    # An idle actor, kept for the next trial, would hold the cores that ranks of Ray Train wait for;
+    # and it would go on to start runs on a node whose time is nearly over.
+    alone = all(plan.share_of(run).devices == 1 for run in plan.runs)
+    may_keep_actors = alone and not inside.is_on_slurm()
     tune.Tuner(
         tune.with_resources(partial(run_trial, stage=stage or run_stage), placement),
         tune_config=tune.TuneConfig(
@@ -234,8 +240,8 @@ def needs_of(share: Share, use_gpu: bool) -> dict[str, float]:
 def run_trial(config: dict[str, Any], stage: Stage = run_stage) -> dict[str, float]:
     """One run in a Tune actor.
 
-    What the run itself raises stays in its folder, and to Tune the trial has ended. If a rank's
-    process died instead, Tune is told, and starts the trial again. A preempted run has ended too,
+    What the run itself raises stays in its folder, and to Tune the trial has ended. If a rank was
+    lost instead, Tune is told, and starts the trial again. A preempted run has ended too,
     for now: the searcher offers it again.
     """
     folder = RunFolder(Path(config["folder"]))
@@ -249,12 +255,11 @@ def run_trial(config: dict[str, Any], stage: Stage = run_stage) -> dict[str, flo
             stage(folder, replace(_place(config), device=device))
     except Preempted:
         return {"finished": 0.0, "preempted": 1.0}
+    except train.TrainingFailedError:
+        raise
     except Exception as error:
-        if folder.error.exists():
-            return {"finished": 0.0}
-        if share.devices > 1:
-            raise
-        folder.fail(error)
+        if not folder.error.exists():
+            folder.fail(error)
     return {"finished": float(folder.result.exists())}
 
 
@@ -272,9 +277,14 @@ def _place(config: dict[str, Any]) -> Devices:
 
 
 def _run_on_several_devices(config: dict[str, Any], share: Share) -> None:
+    """Train on ranks that Ray Train starts, on as many nodes as it takes.
+
+    Raises `Preempted` if the ranks stopped together, what a rank itself raised, or
+    `TrainingFailedError` if ranks were lost: then the run goes on from its checkpoint.
+    """
     # Train would resume from its own state if it found one under this name; ours is better.
     name = f"{Path(config['folder']).name}-{uuid.uuid4().hex}"
-    ray.train.torch.TorchTrainer(
+    trainer = ray.train.torch.TorchTrainer(
         _rank_main,
         train_loop_config=config,
         scaling_config=train.ScalingConfig(
@@ -283,8 +293,30 @@ def _run_on_several_devices(config: dict[str, Any], share: Share) -> None:
             resources_per_worker=needs_of(share, config["use_gpu"]),
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if config["use_gpu"] else "gloo"),
-        run_config=train.RunConfig(name=name, storage_path=config["scratch"]),
-    ).fit()
+        run_config=train.RunConfig(
+            name=name,
+            storage_path=config["scratch"],
+            # Of an unannounced loss Tune keeps count. An announced one is no failure: the ranks
+            # stop together, and if they are too slow Train starts them again, as often as needed.
+            failure_config=train.FailureConfig(max_failures=0, max_preemption_failures=-1),
+        ),
+    )
+    try:
+        trainer.fit()
+    except train.WorkerGroupError as error:
+        for own in errors_of_ranks(error):
+            raise own from error
+        raise
+    if not RunFolder(Path(config["folder"])).result.exists():
+        raise Preempted
+
+
+def errors_of_ranks(error: train.WorkerGroupError) -> Iterator[Exception]:
+    """What ranks raised themselves; neither that they were lost nor that they lost another."""
+    for failure in error.worker_failures.values():
+        raised = getattr(failure, "_base_exc", failure)
+        if isinstance(raised, Exception) and not isinstance(raised, ray.exceptions.RayError):
+            yield raised
 
 
 def _rank_main(config: dict[str, Any]) -> None:
@@ -295,7 +327,8 @@ def _rank_main(config: dict[str, Any]) -> None:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
     )
-    run_stage(RunFolder(Path(config["folder"])), devices)
+    with contextlib.suppress(Preempted):  # every rank leaves at the same step
+        run_stage(RunFolder(Path(config["folder"])), devices)
 
 
 @contextlib.contextmanager

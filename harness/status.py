@@ -50,6 +50,12 @@ class StudyStatus:
         """Whether every run has a result."""
         return all(state == "finished" for state in self.states.values())
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be done any more: every run is finished, failed or blocked."""
+        hopeless = len(self.failed()) + len(self.blocked())
+        return hopeless + self.count()["finished"] == len(self.states)
+
     def count(self) -> Counter[State]:
         """How many runs are in each state."""
         return Counter(self.states.values())
@@ -102,8 +108,9 @@ def _errors(status: StudyStatus) -> Iterator[str]:
     """The first failed runs with their reasons; many usually share one."""
     failed = status.failed()
     for run in failed[:ERRORS_AT_MOST]:
-        message = status.plan.folder_of(run).read_error()["message"]
-        yield f"[red]failed[/] {run.run_id} {run.name}\n    {escape(message)}"
+        folder = status.plan.folder_of(run)
+        message = escape(folder.read_error()["message"])
+        yield f"[red]failed[/] {run.run_id} {run.name}\n    {message}\n    {folder.error}"
     if len(failed) > ERRORS_AT_MOST:
         more = len(failed) - ERRORS_AT_MOST
         yield f"[red]failed[/] {more} more: `fewscan status STUDY --runs` lists them"

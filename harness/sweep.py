@@ -52,7 +52,7 @@ def sweep(plan: Plan, console: Console, stage: "Stage | None" = None) -> StudySt
         write_bytes(folder.study, dump_study(plan.study).encode())
         view = View(plan, console)
         try:
-            status = read_status(plan)
+            status = without_failures(read_status(plan))
             if not status.is_finished:
                 with watched(status, console, view) as on_offer:
                     _run_on_ray(plan, on_offer, stage)
@@ -61,6 +61,14 @@ def sweep(plan: Plan, console: Console, stage: "Stage | None" = None) -> StudySt
         finally:
             view.close(finished=read_status(plan).is_finished)
     return read_status(plan)
+
+
+def without_failures(status: StudyStatus) -> StudyStatus:
+    """Forget the errors of an earlier sweep: what had failed is tried again, and wants workers."""
+    failed = [run.run_id for run in status.failed()]
+    for run_id in failed:
+        status.plan.folder.run(run_id).error.unlink(missing_ok=True)
+    return status.looked_at_again(failed)
 
 
 def _run_on_ray(plan: Plan, on_offer: Callable[[str], None], stage: "Stage | None") -> None:

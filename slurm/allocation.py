@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.inside import TEMPORARY
+from slurm.settings import Settings
 from storage.errors import ClusterError
 
 OBJECT_STORE_LEAST, OBJECT_STORE_MOST = 80 << 20, 1 << 30
@@ -52,6 +53,10 @@ class Allocation:
             object_store=store,
             ends_unix=_ends_unix(env, limit_min),
         )
+
+    def closes_unix(self, settings: Settings) -> float:
+        """From when on nothing new should start here, in seconds since 1970."""
+        return self.ends_unix - settings.signal_delay_s - settings.closing_s
 
 
 def own_address(env: Mapping[str, str] | None = None) -> str:

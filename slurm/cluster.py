@@ -49,6 +49,11 @@ class RayNode:
         return self.temporary / "stop"
 
     @property
+    def closed_file(self) -> Path:
+        """Here once Ray starts nothing new on the node, because its time is nearly over."""
+        return self.temporary / "closed"
+
+    @property
     def activity_file(self) -> Path:
         """What the watcher on the head sees of all nodes."""
         return self.temporary / "nodes.json"
@@ -104,8 +109,12 @@ def stop(node: RayNode) -> None:
 
 
 def drain(folder: Folder, node: RayNode, job: str, seconds: float) -> subprocess.Popen[bytes]:
-    """Tell Ray that this node will be taken away in `seconds`: no new tasks, no blame."""
-    command = [sys.executable, "-m", "slurm.drain", node.address, job, f"{seconds:.0f}"]
+    """Tell Ray that this node will be taken away in `seconds`: no new tasks, no blame.
+
+    Once Ray has agreed, `node.closed_file` is there.
+    """
+    words = [node.address, job, f"{seconds:.0f}", str(node.closed_file)]
+    command = [sys.executable, "-m", "slurm.drain", *words]
     return processes.start(command, node.temporary / "drain.log", ray_environment(folder))
 
 
@@ -193,7 +202,6 @@ def _task_environment(folder: Folder, share: Allocation, temporary: Path) -> dic
         **ray_environment(folder),
         "ELASTIC_JOB": share.job,
         "ELASTIC_STOP_FILE": str(temporary / "stop"),
-        "ELASTIC_ENDS_UNIX": f"{share.ends_unix:.0f}",
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from slurm import jobs
 from slurm.caretaker import submit_head
-from slurm.folder import Folder, Launch, read_json, tail
+from slurm.folder import JOINED, Folder, Launch, read_json, tail
 from slurm.jobs import Job
 from slurm.settings import Settings
 from storage.errors import ClusterError
@@ -32,7 +32,7 @@ class WorkerStatus:
     node: str
     """Where it runs."""
     phase: str
-    """waiting, joined, leaving, requeued or ended; empty before its first start."""
+    """waiting, joined, closing, leaving, requeued or ended; empty before its first start."""
     seconds_left: float | None
     """Until Slurm ends it, for one that has joined."""
 
@@ -52,7 +52,8 @@ class Status:
     """A cluster as the shared disk and one squeue show it."""
 
     state: str
-    """none, pending, starting, running, waiting (for a head), done, failed, cancelled or lost."""
+    """none, pending, starting, running, done, incomplete (over, but some of the work failed),
+    failed (the driver or the jobs), cancelled, lost, or unknown."""
     detail: str
     """One sentence to `state`."""
     head: Job | None
@@ -61,8 +62,12 @@ class Status:
     """How many heads there have been."""
     wanted: int | None
     """Workers that the head wants now."""
+    commands_per_min: float | None
+    """Slurm commands that the head has given a minute."""
+    seen_unix: float | None
+    """When Slurm was asked for what is said of jobs; None if nobody ever did."""
     workers: tuple[WorkerStatus, ...]
-    """All worker jobs that Slurm knows."""
+    """All worker jobs that Slurm knew then."""
     failures: tuple[Failure, ...]
     """The last of each kind."""
 
@@ -100,28 +105,33 @@ def cancel(folder: Path) -> list[str]:
 
 
 def status(folder: Path) -> Status:
-    """What is known now, from any node. Without Slurm's answer, what the disk says."""
+    """What is known now, on any node. Without Slurm's answer, what the head last heard from it."""
     where = Folder(folder.resolve())
     launched = where.launch()
     if launched is None:
-        return Status("none", "nothing was launched here", None, 0, None, (), ())
+        nothing = "nothing was launched here"
+        return Status("none", nothing, None, 0, None, None, None, (), ())
+    elastic = read_json(where.elastic_file) or {}
     failures = []
+    seen_unix: float | None = time.time()
     try:
         found = jobs.query(where, launched.settings)
     except ClusterError as error:
-        found = []
+        found = [Job(**job) for job in elastic.get("jobs", ())]
+        seen_unix = elastic.get("seen_unix")
         failures.append(Failure(str(error), None))
     head = next((job for job in found if job.id == where.head_job()), None)
     state, detail = _state(where, head, asked=not failures)
     failures += _failures(where, state)
     rendezvous = where.rendezvous()
-    elastic = read_json(where.elastic_file) or {}
     return Status(
         state=state,
         detail=detail,
         head=head,
         generation=0 if rendezvous is None else rendezvous.generation,
         wanted=elastic.get("wanted"),
+        commands_per_min=_commands_per_min(elastic),
+        seen_unix=seen_unix,
         workers=tuple(_worker(where, job) for job in found if job.role == "worker"),
         failures=tuple(failures),
     )
@@ -140,8 +150,11 @@ def _state(folder: Folder, head: Job | None, asked: bool) -> tuple[str, str]:
     outcome = folder.outcome()
     if outcome is not None:
         return outcome["state"], outcome["detail"]
-    if not asked:
-        return "unknown", "Slurm does not answer"
+    if head is None and not asked:
+        record = read_json(folder.head_job_file) or {"job": "?", "submitted_unix": time.time()}
+        since_s = time.time() - record["submitted_unix"]
+        said = f"head job {record['job']} was submitted {since_s / 60:.0f} min ago"
+        return "unknown", f"{said}; Slurm does not answer here, and the head has not said more"
     if head is None:
         job = folder.head_job()
         return "lost", f"head job {job} ended without a word; its log may say why"
@@ -153,10 +166,17 @@ def _state(folder: Folder, head: Job | None, asked: bool) -> tuple[str, str]:
     return "starting", f"head job {head.id} is {head.state} on {head.node}"
 
 
+def _commands_per_min(elastic: dict[str, Any]) -> float | None:
+    if "seen_unix" not in elastic:
+        return None
+    minutes = (elastic["seen_unix"] - elastic["since_unix"]) / 60
+    return float(elastic["slurm_commands"] / max(minutes, 1.0))
+
+
 def _failures(folder: Folder, state: str) -> list[Failure]:
     found = []
     outcome = folder.outcome()
-    if outcome is not None and state == "failed":
+    if outcome is not None and state in ("failed", "incomplete"):
         log = Path(outcome["log"])
         found.append(Failure(outcome["detail"], log))
     elif state == "lost":
@@ -174,6 +194,6 @@ def _failures(folder: Folder, state: str) -> list[Failure]:
 
 def _worker(folder: Folder, job: Job) -> WorkerStatus:
     report = read_json(folder.worker_file(job.id)) or {}
-    joined = report.get("phase") == "joined" and job.state == "RUNNING"
+    joined = report.get("phase") in JOINED and job.state == "RUNNING"
     left_s = report["ends_unix"] - time.time() if joined else None
     return WorkerStatus(job.id, job.state, job.reason, job.node, report.get("phase", ""), left_s)

@@ -1,18 +1,19 @@
 """A child of a supervisor that tells Ray that its node is being taken away.
 
-    python -m slurm.drain ADDRESS JOB SECONDS
+    python -m slurm.drain ADDRESS JOB SECONDS FILE
 
-With the reason "preemption", what fails on the node is retried without being counted as failed. Ray
-ends the node by itself as soon as nothing runs there any more.
+FILE is made when Ray has agreed. With the reason "preemption", what fails on the node is retried
+without being counted as failed. Ray ends the node by itself as soon as nothing runs there any more.
 """
 
 import sys
 import time
+from pathlib import Path
 
 from slurm.watch import nodes
 
 
-def main(address: str, job: str, seconds: float) -> None:
+def main(address: str, job: str, seconds: float, agreed: Path) -> None:
     """Drain the node of Slurm job `job`; exits with Ray's reason if it is refused."""
     import ray
     from ray.core.generated import autoscaler_pb2
@@ -26,7 +27,8 @@ def main(address: str, job: str, seconds: float) -> None:
     accepted, refusal = client.drain_node(node["node_id"], reason, "taken by Slurm", deadline_ms)
     if not accepted:
         sys.exit(refusal)
+    agreed.touch()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), Path(sys.argv[4]))

@@ -12,7 +12,7 @@ from typing import Any
 
 from slurm import jobs
 from slurm.caretaker import HELD
-from slurm.folder import Folder, Launch, read_json, tail
+from slurm.folder import JOINED, Folder, Launch, read_json, tail
 from slurm.jobs import Job
 from slurm.settings import Settings
 from slurm.supervisor import run_worker
@@ -67,7 +67,7 @@ def plan(
 
 def has_joined(report: dict[str, Any] | None) -> bool:
     """Whether a worker is in the cluster, by its own report."""
-    return report is not None and report["phase"] == "joined"
+    return report is not None and report["phase"] in JOINED
 
 
 def died_young(report: dict[str, Any] | None) -> bool:
@@ -92,18 +92,20 @@ class Elastic:
         self.early_deaths = 0
         self.patience_until = 0.0
         self.commands = 0
+        self.since_unix = time.time()
+        self.seen: list[Job] = []
+        self.wanted: int | None = None
         self.error: dict[str, str | None] | None = None
 
     def tick(self) -> None:
         """Look once, act once."""
         self.commands += 1
         try:
-            workers = [
-                job for job in jobs.query(self.folder, self.settings) if job.role == "worker"
-            ]
+            self.seen = jobs.query(self.folder, self.settings)
         except ClusterError as error:  # the controller may be away for a while
             self._note(str(error))
             return
+        workers = [job for job in self.seen if job.role == "worker"]
         self._account_for({job.id for job in workers})
         present = [job for job in workers if job.id not in self.released]
         self._carry_out(present)
@@ -190,6 +192,9 @@ class Elastic:
             "released": sorted(self.released),
             "early_deaths": self.early_deaths,
             "slurm_commands": self.commands,
+            "since_unix": self.since_unix,
+            "seen_unix": time.time(),
+            "jobs": [vars(job) for job in self.seen],
             "error": self.error,
         }
         write_json(self.folder.elastic_file, state)

@@ -17,6 +17,9 @@ from slurm.settings import Settings
 from storage.atomic import replacing, write_json
 from storage.errors import ClusterError
 
+JOINED = ("joined", "closing")
+"""Phases of a worker that is in the cluster."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -146,7 +149,7 @@ class Folder:
         return None if value is None else Rendezvous(**value)
 
     def write_outcome(self, state: str, detail: str, log: Path | None = None) -> None:
-        """`state` is done, failed or cancelled."""
+        """`state` is done, incomplete (over, and some of the work failed), failed or cancelled."""
         text = None if log is None else str(log)
         write_json(self.outcome_file, {"state": state, "detail": detail, "log": text})
 

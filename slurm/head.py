@@ -13,6 +13,7 @@ from slurm.allocation import Allocation
 from slurm.cluster import RayNode
 from slurm.elastic import Elastic
 from slurm.folder import Folder, Launch, Rendezvous, tail
+from slurm.inside import INCOMPLETE
 from slurm.worker import allowed, await_end
 from storage.errors import ClusterError, DiskFullError, FewscanError
 
@@ -112,7 +113,7 @@ class Head:
             "ELASTIC_FOLDER": str(self.folder.root),
             "ELASTIC_DEMAND_FILE": str(self.folder.demand_file),
             "ELASTIC_STOP_FILE": str(node.stop_file),
-            "ELASTIC_ENDS_UNIX": f"{self.share.ends_unix:.0f}",
+            "ELASTIC_CLOSES_UNIX": f"{self.share.closes_unix(self.settings):.0f}",
             "ELASTIC_GENERATION": str(here.generation),
         }
         command, log = self.launch.driver, self.folder.driver_log
@@ -120,8 +121,7 @@ class Head:
 
     def _ended(self, driver: subprocess.Popen[bytes], node: RayNode) -> bool:
         """The driver's own end is the end of everything; one that lost its Ray head is not."""
-        if driver.returncode == 0:
-            self._finish("done", "the driver ended with exit code 0")
+        if self._is_over(driver):
             return True
         await_end(node.process, INTERRUPT_S)
         if node.alive():
@@ -129,6 +129,16 @@ class Head:
             self._finish("failed", f"the driver ended with exit code {driver.returncode}:\n{last}")
             return True
         return False
+
+    def _is_over(self, driver: subprocess.Popen[bytes]) -> bool:
+        """Whether the driver says that there is nothing left to do, well or not."""
+        if driver.returncode == 0:
+            self._finish("done", "the driver ended with exit code 0")
+        elif driver.returncode == INCOMPLETE:
+            last = tail(self.folder.driver_log, 10)
+            said = "the driver has done what it could; some of its work failed"
+            self._finish("incomplete", f"{said}:\n{last}")
+        return driver.returncode in (0, INCOMPLETE)
 
     def _leave(
         self,
@@ -147,8 +157,7 @@ class Head:
         if driver.poll() is None:
             driver.send_signal(signal.SIGINT)
             await_end(driver, INTERRUPT_S)
-        if driver.returncode == 0:
-            self._finish("done", "the driver ended with exit code 0")
+        self._is_over(driver)
         cluster.stop(node)
         if self.folder.outcome() is None:
             jobs.requeue_if_running(self.share.job)

@@ -1,14 +1,15 @@
 """For programs that run on the cluster: what they may tell it, and what it tells them.
 
-The driver says how many workers it could use. A task learns when its node will be taken away, in
+The driver says how many workers it could use. A task learns that its node will be taken away, in
 time to checkpoint. Everything works, and says "not on Slurm", in a program that runs elsewhere.
 """
 
+import math
 import os
 import time
 from pathlib import Path
 
-from slurm.folder import Folder, read_json
+from slurm.folder import read_json
 from storage.atomic import write_json
 
 TEMPORARY = "ELASTIC_TEMPORARY"
@@ -16,7 +17,9 @@ TEMPORARY = "ELASTIC_TEMPORARY"
 FOLDER = "ELASTIC_FOLDER"
 DEMAND_FILE = "ELASTIC_DEMAND_FILE"
 STOP_FILE = "ELASTIC_STOP_FILE"
-ENDS_UNIX = "ELASTIC_ENDS_UNIX"
+CLOSES_UNIX = "ELASTIC_CLOSES_UNIX"
+INCOMPLETE = 10
+"""Exit code of a driver that has done what it could, while some of its work failed for good."""
 
 
 def is_on_slurm() -> bool:
@@ -32,21 +35,14 @@ def ask_for_workers(count: int) -> None:
             write_json(path, {"workers": count})
 
 
-def seconds_left_by_job() -> dict[str, float]:
-    """Driver: time until Slurm ends each worker, by job id (Ray's node label `slurm-job`)."""
-    if FOLDER not in os.environ:
-        return {}
-    found = {}
-    for file in Folder(Path(os.environ[FOLDER])).workers.glob("[0-9]*.json"):
-        report = read_json(file)
-        if report and report["phase"] == "joined":
-            found[str(report["job"])] = float(report["ends_unix"]) - time.time()
-    return found
-
-
 def stop_requested() -> bool:
     """Task or driver: Slurm is taking this node, or the head's, back. Checkpoint and return."""
     return STOP_FILE in os.environ and Path(os.environ[STOP_FILE]).exists()
+
+
+def is_closed() -> bool:
+    """Driver: it is too late to start anything, for the head's own time is nearly over."""
+    return time.time() >= float(os.environ.get(CLOSES_UNIX, math.inf))
 
 
 def temporary() -> Path | None:
@@ -55,8 +51,3 @@ def temporary() -> Path | None:
     It is removed with the job, and so is /dev/shm/NAME, if NAME is the name of that folder.
     """
     return Path(os.environ[TEMPORARY]) if TEMPORARY in os.environ else None
-
-
-def seconds_left() -> float | None:
-    """Task: time until Slurm ends the job it runs in; None elsewhere than on Slurm."""
-    return float(os.environ[ENDS_UNIX]) - time.time() if ENDS_UNIX in os.environ else None

@@ -62,6 +62,9 @@ class Settings:
     """Start of the jobs' name."""
     signal_delay_s: int = 120
     """How long before its time limit a job is warned, in seconds, to checkpoint and be requeued."""
+    closing_s: int = 60
+    """For so many seconds before its warning a worker takes nothing new, as it would not reach its
+    first checkpoint. Long enough for a start-up and a checkpoint interval."""
     grace_s: int = 25
     """Seconds to use between Slurm's SIGTERM and its SIGKILL (GraceTime, or KillWait: 30)."""
     poll_s: float = 30.0
@@ -115,6 +118,7 @@ class Settings:
     def _check_times(self) -> None:
         for name in ("time_limit_min", "signal_delay_s", "grace_s"):
             _at_least(self, name, 1)
+        _at_least(self, "closing_s", 0)
         for name in ("poll_s", "idle_s", "wait_for_head_min"):
             _above(self, name, 0)
         shortest_min = min(self.time_limit_min, self.head_limit_min)
@@ -122,6 +126,11 @@ class Settings:
             raise ValueError(
                 f"a time limit of {shortest_min} min leaves no time to work: jobs are warned"
                 f" signal_delay_s = {self.signal_delay_s} s before it; allow twice that"
+            )
+        if self.time_limit_min * 60 <= self.signal_delay_s + self.closing_s:
+            raise ValueError(
+                f"a time limit of {self.time_limit_min} min leaves no time to start anything:"
+                f" closing_s = {self.closing_s} and signal_delay_s = {self.signal_delay_s} fill it"
             )
 
     def _check_head(self) -> None:

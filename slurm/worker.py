@@ -30,6 +30,7 @@ class Worker:
         self.folder = folder
         self.settings = launch.settings
         self.share = Allocation.here(self.settings.time_limit_min)
+        self.closes_unix = self.share.closes_unix(self.settings)
 
     def run(self) -> None:
         """Serve heads until Slurm takes the node back, or the work is done."""
@@ -75,11 +76,15 @@ class Worker:
     def _serve(self, node: RayNode, head: Rendezvous) -> bool:
         """Stay in the cluster of `head`; True if the job is to end, False if the head is gone."""
         closed_since = None
+        closing = False
         while node.alive() and not self._over():
             received = processes.stop_signal(TICK_S)
             if received:
                 self._leave(node, received)
                 return True
+            if not closing and time.time() >= self.closes_unix:
+                closing = True
+                self._close(node, head)
             now = self.folder.rendezvous()
             if now is None or now.generation != head.generation:
                 break
@@ -89,7 +94,19 @@ class Worker:
                 if time.monotonic() - closed_since > self.settings.grace_s:
                     break
         cluster.stop(node)
-        return False
+        if closing:  # what was there has ended, and with it the node
+            self._go()
+        return closing
+
+    def _close(self, node: RayNode, head: Rendezvous) -> None:
+        """Have Ray place nothing new here; what runs goes on until the warning.
+
+        A process that is kept for one task after another has to be told not to be: see
+        `harness.schedule`.
+        """
+        self._report("closing", head.generation)
+        left_s = max(1.0, self.share.ends_unix - time.time())
+        cluster.drain(self.folder, node, self.share.job, left_s)
 
     def _leave(self, node: RayNode, received: signal.Signals) -> None:
         """Slurm wants the node: tasks may checkpoint, Ray may move, then everything ends."""

@@ -157,6 +157,13 @@ def preempt(number: str) -> None:
             _kill(pid, signal.SIGTERM)
 
 
+def set_time_limit(folder: Path, number: str, limit_min: int) -> None:
+    """As an administrator would, with scontrol."""
+    with _locked(folder):
+        job = jobs(folder)[number]
+        _save(folder, {**job, "options": {**job["options"], "time": str(limit_min)}})
+
+
 def look_after_queue(folder: Path) -> None:
     """Start what may start; kill what had its time to end."""
     running = [job for job in jobs(folder).values() if job["state"] in ("RUNNING", "COMPLETING")]
@@ -164,11 +171,27 @@ def look_after_queue(folder: Path) -> None:
     for job in jobs(folder).values():
         if job["state"] == "PENDING" and job["reason"] != "BeginTime" and free > 0:
             free -= 1
-            _save(folder, {**job, "state": "RUNNING", "reason": "None", "node": "fake1"})
+            began = {"state": "RUNNING", "reason": "None", "node": "fake1", "started": time.time()}
+            _save(folder, {**job, **began, "warned": False})
             subprocess.Popen([sys.executable, __file__, "run", job["id"]])
         elif job["state"] == "COMPLETING" and time.time() > job["kill_unix"]:
             for pid in _pids(job["id"]):
                 _kill(pid, signal.SIGKILL)
+        elif job["state"] == "RUNNING":
+            _mind_the_time(folder, job)
+
+
+def _mind_the_time(folder: Path, job: dict[str, Any]) -> None:
+    """Warn as `--signal` asks, and end what has reached its time limit."""
+    number, _, delay_s = job["options"]["signal"].partition("@")
+    left_s = job["started"] + 60 * int(job["options"]["time"]) - time.time()
+    if left_s < 0:
+        _stop(folder, job, requeue=False)
+    elif left_s < int(delay_s) and not job["warned"]:
+        _save(folder, {**job, "warned": True})
+        for pid in _pids(job["id"]):
+            if not _is_batch_script(pid):
+                _kill(pid, signal.Signals[f"SIG{number}"])
 
 
 def run_job(folder: Path, number: str) -> None:
@@ -220,6 +243,7 @@ def _slurm_variables(job: dict[str, Any]) -> dict[str, str]:
         "SLURM_CPUS_ON_NODE": cpus,
         "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
         "SLURM_MEM_PER_NODE": "1000",
+        "SLURM_JOB_END_TIME": f"{job['started'] + 60 * int(job['options']['time']):.0f}",
     }
 
 

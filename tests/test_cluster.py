@@ -63,6 +63,26 @@ def test_a_preempted_worker_returns_and_nothing_is_left(slurm: Path, tmp_path: P
     assert not list(Path("/tmp").glob(f"{Folder(folder).key}-*"))
 
 
+def test_a_worker_whose_time_is_nearly_over_takes_nothing_new(slurm: Path, tmp_path: Path) -> None:
+    folder, trace = tmp_path / "study", tmp_path / "trace.jsonl"
+    short = {"time_limit_min": 1, "signal_delay_s": 25, "closing_s": 15}  # it closes after 20 s
+    settings = Settings(**{**QUICK, **short, "head_time_limit_min": 10})
+    driver = [sys.executable, str(Path(__file__).with_name("tune_driver.py")), str(trace)]
+    launch(driver, folder, settings)
+    until(lambda: trace.exists())
+    begun = [json.loads(line) for line in trace.open()]
+    closed = Path(f"/tmp/{Folder(folder).key}-{begun[0]['job']}/closed")
+    until(closed.exists, wait_s=120)
+    before = len(trace.read_text().splitlines())
+    until(lambda: worker_phase(folder) == "requeued")
+    assert len(trace.read_text().splitlines()) <= before + 1  # it may have been on its way
+    fake_slurm.set_time_limit(slurm, begun[0]["job"], limit_min=10)
+    until(lambda: status(folder).state not in ("starting", "running"), wait_s=120)
+    assert status(folder).state == "done", status(folder)
+    begun = [json.loads(line) for line in trace.open()]
+    assert sorted(line["trial"] for line in begun) == list(range(6)), "none was begun in vain"
+
+
 def worker_phase(folder: Path) -> str | None:
     reports = [json.loads(file.read_text()) for file in (folder / "workers").glob("[0-9]*.json")]
     return reports[0]["phase"] if reports else None

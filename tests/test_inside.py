@@ -10,12 +10,11 @@ from slurm import inside
 
 
 def test_elsewhere_everything_says_not_on_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (inside.FOLDER, inside.DEMAND_FILE, inside.STOP_FILE, inside.ENDS_UNIX):
+    for name in (inside.FOLDER, inside.DEMAND_FILE, inside.STOP_FILE, inside.CLOSES_UNIX):
         monkeypatch.delenv(name, raising=False)
     inside.ask_for_workers(3)
     assert not inside.stop_requested()
-    assert inside.seconds_left() is None
-    assert inside.seconds_left_by_job() == {}
+    assert not inside.is_closed()
 
 
 def test_the_demand_is_written_when_it_changes(
@@ -31,21 +30,15 @@ def test_the_demand_is_written_when_it_changes(
     assert json.loads(demand.read_text()) == {"workers": 1}
 
 
-def test_ends_are_told_of_joined_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(inside.FOLDER, str(tmp_path))
-    (tmp_path / "workers").mkdir()
-    for job, phase in ((7, "joined"), (8, "leaving")):
-        report = {"job": str(job), "phase": phase, "ends_unix": time.time() + 100}
-        (tmp_path / "workers" / f"{job}.json").write_text(json.dumps(report))
-    left = inside.seconds_left_by_job()
-    assert list(left) == ["7"]
-    assert 90 < left["7"] <= 100
-
-
 def test_a_task_sees_that_it_has_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(inside.STOP_FILE, str(tmp_path / "stop"))
-    monkeypatch.setenv(inside.ENDS_UNIX, f"{time.time() + 60:.0f}")
     assert not inside.stop_requested()
     (tmp_path / "stop").touch()
     assert inside.stop_requested()
-    assert 55 < (inside.seconds_left() or 0) < 61
+
+
+def test_it_gets_too_late_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(inside.CLOSES_UNIX, f"{time.time() + 60:.0f}")
+    assert not inside.is_closed()
+    monkeypatch.setenv(inside.CLOSES_UNIX, f"{time.time() - 1:.0f}")
+    assert inside.is_closed()

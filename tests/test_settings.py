@@ -15,6 +15,7 @@ from slurm.settings import Settings
         ({"gpus": -1}, "gpus is -1"),
         ({"memory_gb": 0}, "memory_gb is 0"),
         ({"time_limit_min": 3}, "leaves no time to work"),
+        ({"time_limit_min": 5, "closing_s": 200}, "no time to start anything"),
         ({"head_time_limit_min": 1}, "a time limit of 1 min"),
         ({"head": "none"}, "'none'"),
         ({"head": "worker", "head_partition": "cpu"}, "head_partition"),

@@ -1,0 +1,48 @@
+"""A Tune program that stands for a sweep: short trials, none of which may fail even once.
+
+    python tune_driver.py OUT
+
+Leaves a line in OUT for each trial that began: its number, its Slurm job, when.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from slurm import inside
+
+TRIALS, TRIAL_S = 6, 3.0
+
+
+def trial(config: dict[str, Any]) -> dict[str, float]:
+    """Say that it begins, and take a while."""
+    line = {"trial": config["trial"], "job": os.environ["ELASTIC_JOB"], "at": time.time()}
+    with Path(config["out"]).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    time.sleep(TRIAL_S)
+    return {"done": 1.0}
+
+
+def main(out: Path) -> int:
+    """Run all trials; how many have failed."""
+    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+    inside.ask_for_workers(1)
+    results = tune.Tuner(
+        trial,
+        param_space={"trial": tune.grid_search(list(range(TRIALS))), "out": str(out)},
+        tune_config=tune.TuneConfig(reuse_actors=False),
+        run_config=tune.RunConfig(
+            storage_path=str(out.parent / "tune"), failure_config=tune.FailureConfig(max_failures=0)
+        ),
+    ).fit()
+    return results.num_errors
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
