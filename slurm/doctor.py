@@ -1,7 +1,7 @@
 """What works here: Slurm's commands, the shared disk, ports, shared memory; and the mend.
 
-`checks` looks at the machine it runs on. With a partition it also sends a short job to a node and
-compares the clocks.
+`checks` looks at the machine it runs on. With settings it also sends a short job to a node,
+compares the clocks, and tries the disk between the two.
 """
 
 import fcntl
@@ -14,12 +14,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import submitit
 
-from slurm import allocation, jobs
+from slurm import allocation, crossing, jobs
 from slurm.folder import Folder, read_json
 from slurm.settings import Settings
 from storage.atomic import write_json
@@ -29,6 +30,9 @@ SLOW_RENAME_S = 0.5
 SKEW_S = 5.0
 SHARED_MEMORY_LEAST = 256 << 20
 NODE_WAIT_S = 120.0
+NCCL_WAIT_S = 90
+SLOW_CROSSING_S = 10.0
+"""There and back; a preempted node has about 25 s in which to be noticed."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def checks(folder: Path, settings: Settings | None = None) -> list[Check]:
     found = [_submitit(), *(_command(name) for name in ("sbatch", "squeue", "scancel", "scontrol"))]
     found += [_controller(), _accounting()]
     found += [_guarded("shared disk", _disk, folder), _guarded("locks", _locks, folder)]
-    found += [_shared_memory(), _address(), _gpus()]
+    found += [_shared_memory(), _address(), _gpus(), _nccl()]
     if settings is not None:
         found += _from_a_node(folder, settings)
     return found
@@ -153,14 +157,51 @@ def _gpus() -> Check:
     return Check("GPU", True, ", ".join(done.stdout.split("\n")).strip(", "))
 
 
+NCCL_PROGRAM = """
+import tempfile, torch
+from torch import distributed
+if not torch.cuda.is_available():
+    raise SystemExit("torch %s sees no GPU; NCCL was not tried" % torch.__version__)
+if not distributed.is_nccl_available():
+    raise RuntimeError("torch %s was built without NCCL" % torch.__version__)
+with tempfile.NamedTemporaryFile() as meeting:
+    distributed.init_process_group("nccl", f"file://{meeting.name}", rank=0, world_size=1)
+    distributed.all_reduce(torch.ones(1, device="cuda"))
+    torch.cuda.synchronize()
+    distributed.destroy_process_group()
+version = ".".join(map(str, torch.cuda.nccl.version()))
+print("NCCL", version, "adds up on a GPU of", torch.cuda.device_count())
+"""
+
+
+def _nccl() -> Check:
+    """Whether DDP between GPUs can work; tried in a process of its own, which loads torch."""
+    if find_spec("torch") is None:
+        return Check("NCCL", False, "torch is not installed here", "pip install torch")
+    command = [sys.executable, "-c", NCCL_PROGRAM]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=NCCL_WAIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        said, code = f"no answer within {NCCL_WAIT_S} s", 1
+    else:
+        said, code = (done.stdout + done.stderr).strip().rpartition("\n")[2], done.returncode
+    if code and "was not tried" not in said:
+        mend = "install a CUDA build of torch that fits the driver; until then devices: 1"
+        return Check("NCCL", False, said, mend)
+    return Check("NCCL", True, said)
+
+
 def node_report(root: str) -> None:
-    """Runs as a job: writes what a node sees."""
+    """Runs as a job: writes what a node sees, then answers for the disk between the nodes."""
     seen_unix = time.time()
     folder = Path(root)
     asked = json.loads((folder / "doctor_ask.json").read_text())
     found = checks(folder)
     report = {"token": asked, "unix": seen_unix, "node": socket.gethostname()}
     write_json(folder / "doctor_node.json", {**report, "checks": [vars(check) for check in found]})
+    crossing.answer(folder)
 
 
 def _from_a_node(folder: Path, settings: Settings) -> list[Check]:
@@ -170,6 +211,7 @@ def _from_a_node(folder: Path, settings: Settings) -> list[Check]:
     try:
         where.prepare()
         answer.unlink(missing_ok=True)
+        crossing.tidy(folder)
         token = time.time()
         write_json(folder / "doctor_ask.json", token)
         job = jobs.submit(where, settings, "worker", node_report, str(where.root))
@@ -181,10 +223,25 @@ def _from_a_node(folder: Path, settings: Settings) -> list[Check]:
         log = where.job_log(job)
         said = f"job {job} gave no answer within {NODE_WAIT_S:.0f} s"
         return [Check("a job", False, said, f"the queue may be long; else see {log}")]
+    between = _between(crossing.ask(folder), report["node"])
+    crossing.tidy(folder)
     (folder / "doctor_ask.json").unlink()
     answer.unlink()
     checked = [Check(f"{report['node']}: {c.pop('name')}", **c) for c in report["checks"]]
-    return [_clock(report), *checked]
+    return [_clock(report), between, *checked]
+
+
+def _between(seen: crossing.Crossing, node: str) -> Check:
+    name = "disk between nodes"
+    if seen.faults:
+        said = f"{len(seen.faults)} faults against {node}: {'; '.join(seen.faults[:3])}"
+        mend = "use a disk on which rename is atomic for other nodes too (not FUSE, not a sync)"
+        return Check(name, False, said, mend)
+    said = f"{seen.rounds} files replaced, none missing or torn on {node}; "
+    said += f"{seen.there_and_back_s * 1000:.0f} ms there and back"
+    quick = seen.there_and_back_s < SLOW_CROSSING_S
+    mend = "" if quick else "it caches; mount it with a short actimeo, or use another disk"
+    return Check(name, quick, said, mend)
 
 
 def _clock(report: dict[str, Any]) -> Check:

@@ -167,6 +167,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return read_json(path)  # NFS: it was replaced between opening and reading
 
 
 def tail(path: Path, lines: int = 20) -> str:

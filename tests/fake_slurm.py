@@ -104,7 +104,7 @@ def squeue(folder: Path, arguments: list[str]) -> int:
             continue
         if job["state"] in over and options.get("states") != "all":
             continue
-        line = options["format"]
+        line = options.get("format", "%i")
         for letter, field in FIELDS.items():
             line = line.replace(letter, job[field])
         print(line)

@@ -14,6 +14,7 @@ NOTES = {
     "README.md": "this page",
     "benchmarks/README.md": "the table of ratios, and how to add one",
     "constraints.txt": "the versions that the tests run on",
+    "docs/cluster.md": "for users of a Slurm cluster: study files, what happens when, troubles",
     "docs/performance.md": "where the time goes, and how to read the numbers",
     "docs/demo.png": "the figure of the demo",
     "experiments/demo.yaml": "the study in small, on synthetic scans",
