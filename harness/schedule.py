@@ -15,7 +15,7 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -100,13 +100,22 @@ class ReadyRuns(Searcher):
         return config_of(self._plan, run, self._use_gpu, self._scratch)
 
     def _has_room_for(self, run_id: str) -> bool:
-        """Whether run and those under way fit; one alone is offered whatever the cluster has."""
+        """Whether run and those under way fit; one alone is offered whatever the cluster has.
+
+        Ranks that are more than all workers of now can take hold nothing while they wait for more
+        workers, so they keep nobody waiting.
+        """
         if not self._offered:
             return True
+        under_way = [other for other in self._offered.values() if self._fit([other])]
+        ranks_wait = self._plan.share_of(self._runs[run_id]).devices > 1 and not self._fit([run_id])
+        return ranks_wait or self._fit([*under_way, run_id])
+
+    def _fit(self, run_ids: Collection[str]) -> bool:
         resources = self._resources()
         wanted: defaultdict[str, float] = defaultdict(float)
-        for under_way in (*self._offered.values(), run_id):
-            share = self._plan.share_of(self._runs[under_way])
+        for run_id in run_ids:
+            share = self._plan.share_of(self._runs[run_id])
             for name, amount in needs_of(share, self._use_gpu).items():
                 wanted[name] += share.devices * amount
         return all(n <= resources.get(name, 0.0) + ROUNDING for name, n in wanted.items())

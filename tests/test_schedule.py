@@ -4,12 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
+from ray import train
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.tune.search import Searcher
 
+from experiments.devices import PeerLost
 from experiments.spec import Anomaly, Denoise, Segment
 from harness.plan import Plan, PlannedRun, make_plan
-from harness.schedule import HEAD, ReadyRuns, config_of, placement
+from harness.schedule import HEAD, ReadyRuns, config_of, errors_of_ranks, placement
 from harness.study import Study
+from slurm import inside
 from storage.runs import RunFolder
 
 ROOM = {"CPU": 100.0, "GPU": 100.0}
@@ -141,3 +146,43 @@ def test_resources_follow_the_study(tiny_study: Callable[..., Study]) -> None:
         for run in plan.runs:
             bundles = placement(config_of(plan, run, use_gpu, Path())).bundles
             assert bundles == ([HEAD] if isinstance(run.spec, Denoise) else [expected])
+
+
+def test_ranks_that_wait_for_workers_keep_nobody_waiting(tiny_study: Callable[..., Study]) -> None:
+    plan = make_plan(tiny_study(resources={"pretrain": {"devices": 2}}))
+    room = {"CPU": 1.0}
+    ready = ReadyRuns(plan, False, Path(), lambda: room)
+    first = offered(ready, plan)
+    assert isinstance(first[0][1].spec, Denoise), "it waits for the second worker"
+    assert len(first) == 2, "the one worker that is there has something to do"
+    room["CPU"] = 2.0
+    assert offered(ready, plan, start=2) == [], "now both workers are for the ranks"
+    ready.on_trial_complete("trial 0", {"finished": 0.0, "preempted": 1.0})
+    room["CPU"] = 1.0
+    ready.on_trial_complete("trial 1", {"finished": 1.0})
+    again = offered(ready, plan, start=2)
+    assert [isinstance(run.spec, Denoise) for _, run in again] == [True, False]
+
+
+def test_a_head_that_leaves_or_ends_soon_starts_nothing(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
+    monkeypatch.setenv(inside.CLOSES_UNIX, "0")
+    assert ready.suggest("late") is None
+    monkeypatch.delenv(inside.CLOSES_UNIX)
+    assert isinstance(ready.suggest("trial 0"), dict)
+    monkeypatch.setenv(inside.STOP_FILE, str(tmp_path))  # it is there
+    assert ready.suggest("trial 1") is None
+    ready.on_trial_complete("trial 0", {"finished": 0.0, "preempted": 1.0})
+    assert ready.suggest("trial 1") == Searcher.FINISHED
+
+
+def test_only_what_a_rank_raised_itself_is_an_error_of_the_run() -> None:
+    def wrapped(error: BaseException) -> Exception:
+        return UserExceptionWithTraceback(error, "")
+
+    lost = {0: wrapped(PeerLost("gloo")), 1: ray.exceptions.ActorDiedError()}
+    assert not list(errors_of_ranks(train.WorkerGroupError("", lost)))
+    own = {0: wrapped(PeerLost("gloo")), 1: wrapped(MemoryError("CUDA"))}
+    assert [str(e) for e in errors_of_ranks(train.WorkerGroupError("", own))] == ["CUDA"]
