@@ -21,7 +21,7 @@ from experiments.losses import (
     segmentation_sums,
     sums_over_ranks,
 )
-from experiments.spec import Segment, run_id, seed_for
+from experiments.spec import Segment, Target, run_id, seed_for
 from experiments.start import initial_network
 from experiments.surfaces import require_surfaces
 from experiments.train import BatchOrder, train
@@ -53,7 +53,7 @@ def finetune(spec: Segment, folder: RunFolder, devices: Devices) -> dict[str, An
     kept = load_model(folder.model).float().to(devices.device)
 
     def predict(images_NCHW: Tensor) -> Prediction:
-        return prediction(kept(images_NCHW))
+        return prediction(kept(images_NCHW), spec.target)
 
     return {
         "kind": spec.kind,
@@ -64,10 +64,10 @@ def finetune(spec: Segment, folder: RunFolder, devices: Devices) -> dict[str, An
     }
 
 
-def prediction(logits_NCHW: Tensor) -> Prediction:
-    """Probability of any lesion, and with several classes the most probable one."""
+def prediction(logits_NCHW: Tensor, target: Target) -> Prediction:
+    """Probability of any lesion, and if the target is classes the most probable one."""
     probabilities = logits_NCHW.softmax(dim=1)
-    labels = probabilities.argmax(dim=1) if logits_NCHW.shape[1] > 2 else None
+    labels = probabilities.argmax(dim=1) if target == "multiclass" else None
     return Prediction(probabilities[:, 1:].sum(dim=1), labels)
 
 

@@ -324,6 +324,59 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None) -> None:
     sync_view(load_plan(study, overrides), uri)
 
 
+@main.command(
+    epilog=example(
+        "fewscan predict demo/study/runs/0123456789ab demo/scans/BraTS2021_00003 lesion.nii.gz",
+        "fewscan predict models:/m-0123 imagesTs/case_07_*.nii.gz case_07.nii.gz --mirror",
+    )
+)
+@click.argument("run")
+@click.argument("scan", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--probabilities",
+    "maps_out",
+    type=click.Path(path_type=Path),
+    help="Also write the probabilities (of each class, as one 4D file) or anomaly scores there.",
+)
+@click.option("--mirror", is_flag=True, help="Average over mirror images: four times the work.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 65504),
+    help="Of a model without classes. Default: the one that validation chose.",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
+def predict(
+    run: str,
+    scan: tuple[Path, ...],
+    out: Path,
+    maps_out: Path | None,
+    mirror: bool,
+    threshold: float | None,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """Segment a new scan with the model of RUN; OUT is on the scan's own grid.
+
+    RUN is the folder of a finished run (`fewscan plan STUDY` tells which is which) or an MLflow
+    model URI. SCAN is a folder, or the channels' files, with BraTS or nnU-Net names; files with
+    other names are taken in the order of the model's channels. OUT has the label values of the
+    scan's convention, or 1 for any lesion; of a pre-training it is the anomaly map.
+    """
+    from harness.predict import predict as predict_scan
+    from harness.predict import require_writable, write_prediction
+
+    for path in filter(None, (out, maps_out)):
+        require_writable(path, scan, overwrite)
+    found = predict_scan(run, scan, mirror=mirror, threshold=threshold, device=device)
+    write_prediction(found, out, maps_out)
+    what = [f"{name} {volume:.1f} ml" for name, volume in found.volumes_ml.items()]
+    console.print(f"{out}: {', '.join(what) or 'anomaly map'}", highlight=False, soft_wrap=True)
+    if maps_out:
+        console.print(f"{maps_out}: {', '.join(found.map_names)}", highlight=False, soft_wrap=True)
+
+
 def _say_where(plan: Any) -> None:
     folder = plan.folder
     console.print(f"page    {folder.report / 'report.html'}", soft_wrap=True)

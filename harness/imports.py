@@ -9,8 +9,19 @@ from experiments.spec import Imported, run_id, to_json
 from experiments.unet import UNet
 from harness.study import SCRATCH, Study
 from storage.atomic import write_json
+from storage.brats import CHANNELS, CLASSES
 from storage.errors import StudyError
 from storage.runs import StudyFolder
+
+PUBLISHED_SLICES = {
+    "channels": list(CHANNELS),
+    "classes": list(CLASSES),
+    "slice_size": 128,
+    "axis": 2,
+    "normalisation": "quantile",
+    "orientations": ["LPS"],
+}
+"""what the public code trains on: BraTS 2021"""
 
 
 def import_published(file: Path, study: Study, name: str) -> str:
@@ -40,6 +51,7 @@ def import_published(file: Path, study: Study, name: str) -> str:
         "name": f"imported {name}",
         "arm": "pre-training",
         "init": SCRATCH,
+        "slices": PUBLISHED_SLICES,
     }
     folder.create(record)
     save_model(folder.model, model, checkpoint.state_dict)

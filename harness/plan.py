@@ -4,16 +4,20 @@ The plan is a function of the study file and the store; it runs nothing. Runs ar
 parents come before children.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.cost import run_flops
 from experiments.spec import Anomaly, Denoise, RunSpec, Segment, run_id, to_json
 from harness.study import SCRATCH, Share, Study, load_study
 from storage.errors import StudyError
+from storage.geometry import orientation
 from storage.runs import RunFolder, StudyFolder
 from storage.slices import SliceStore
 
@@ -78,7 +82,27 @@ class Plan:
             "name": run.name,
             "arm": run.arm,
             "init": run.init,
+            "slices": self.slices,
         }
+
+    @cached_property
+    def slices(self) -> dict[str, Any]:
+        """What a new scan must be made into, so that a run of this study can be used on it."""
+        return slices_of(self.store)
+
+
+def slices_of(store: SliceStore) -> dict[str, Any]:
+    """Names, size and preprocessing of a store's slices, as plain values."""
+    parameters = store.manifest.parameters
+    found = Counter(orientation(np.array(s.affine)) for s in store.subjects.values())
+    return {
+        "channels": list(store.channels),
+        "classes": list(store.classes),
+        "slice_size": store.size,
+        "axis": parameters.axis,
+        "normalisation": parameters.normalisation,
+        "orientations": [name for name, _ in found.most_common()],
+    }
 
 
 def make_plan(study: Study) -> Plan:

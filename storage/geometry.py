@@ -19,6 +19,7 @@ PLANES: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
 """slices across the patient's left-right, back-front and feet-head axis"""
 Axis = int | Plane
 """the axis of the array that runs through the slices, or how the slices lie in the patient"""
+_PLUS, _MINUS = "RAS", "LPI"
 _CLEARLY_LARGER = 1.01
 
 
@@ -26,8 +27,59 @@ def slice_axis(axis: Axis, affine: np.ndarray) -> int:
     """The axis of the array that runs through the slices, of a scan with this affine."""
     if isinstance(axis, int):
         return axis
+    letters = _PLUS[PLANES.index(axis)] + _MINUS[PLANES.index(axis)]
+    return next(k for k, letter in enumerate(orientation(affine)) if letter in letters)
+
+
+def orientation(affine: np.ndarray) -> str:
+    """Where each axis of the array points: "LPS" is to the patient's left, back and head.
+
+    Of an oblique scan the nearest directions, each once.
+    """
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return int(np.abs(directions[PLANES.index(axis)]).argmax())
+    closeness = np.abs(directions)
+    letters = ["", "", ""]
+    for _ in range(3):
+        patient, array = np.unravel_index(closeness.argmax(), (3, 3))
+        letters[array] = (_PLUS if directions[patient, array] > 0 else _MINUS)[patient]
+        closeness[patient] = closeness[:, array] = -1
+    return "".join(letters)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """From one orientation of an array to another: axes permuted and flipped, nothing resampled."""
+
+    axes: tuple[int, ...]
+    """which axis becomes the first, second and third"""
+    flipped: tuple[int, ...]
+    """of the new axes"""
+
+    @classmethod
+    def between(cls, old: str, new: str) -> "Turn":
+        """From orientation to orientation, as `orientation` names them."""
+        opposite = dict(zip(_PLUS + _MINUS, _MINUS + _PLUS, strict=True))
+        axes = tuple(old.index(k) if k in old else old.index(opposite[k]) for k in new)
+        return cls(axes, tuple(k for k, letter in enumerate(new) if letter not in old))
+
+    def there(self, volume: np.ndarray) -> np.ndarray:
+        """A view of the volume, turned."""
+        return np.flip(volume.transpose(self.axes), self.flipped)
+
+    def back(self, volume: np.ndarray) -> np.ndarray:
+        """The inverse of `there`; axes after the third stay."""
+        extra = range(3, volume.ndim)
+        inverse = [self.axes.index(k) for k in range(3)]
+        return np.flip(volume, self.flipped).transpose(*inverse, *extra)
+
+    def affine(self, affine: np.ndarray, shape_XYZ: Sequence[int]) -> np.ndarray:
+        """Of the turned volume, from that of a volume of this shape."""
+        old_of_new = np.zeros((4, 4))
+        old_of_new[3, 3] = 1
+        for new, old in enumerate(self.axes):
+            old_of_new[old, new] = -1 if new in self.flipped else 1
+            old_of_new[old, 3] = shape_XYZ[old] - 1 if new in self.flipped else 0
+        return affine @ old_of_new
 
 
 def thickest_axis(spacings_mm: Sequence[Sequence[float]]) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from experiments.devices import Devices
 from experiments.evaluate import Prediction, evaluate
 from experiments.segment import prediction
-from experiments.spec import Evaluation
+from experiments.spec import Evaluation, Target
 from experiments.surfaces import surface_scores
 from storage.runs import RunFolder
 from storage.slices import SliceStore
@@ -158,10 +158,12 @@ def test_what_is_not_defined_is_null(
     assert {row["dice_at_validation_threshold"] for row in read_rows(folder)} == {""}
 
 
-@pytest.mark.parametrize("classes", [1, 3])
-def test_a_prediction_is_the_probability_of_any_lesion(classes: int) -> None:
+@pytest.mark.parametrize(
+    ("target", "classes"), [("binary", 1), ("multiclass", 1), ("multiclass", 3)]
+)
+def test_a_prediction_is_the_probability_of_any_lesion(target: Target, classes: int) -> None:
     logits = torch.randn((2, 1 + classes, 4, 4), generator=torch.Generator().manual_seed(0))
-    found = prediction(logits)
+    found = prediction(logits, target)
     background = logits.exp()[:, 0] / logits.exp().sum(dim=1)
     assert torch.allclose(found.scores_NHW, 1 - background, atol=1e-6)
-    assert (found.labels_NHW is None) == (classes == 1)
+    assert (found.labels_NHW is None) == (target == "binary")

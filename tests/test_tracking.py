@@ -86,6 +86,8 @@ def make_plan(folder: Path, name: str = "a study") -> Plan:
         protocol=1,
         channels=("flair", "t1", "t1ce", "t2"),
         classes=("core", "oedema"),
+        manifest=SimpleNamespace(parameters=SimpleNamespace(axis=2, normalisation="quantile")),
+        subjects={"one": SimpleNamespace(affine=np.diag([-1, -1, 1, 1]))},
     )
     study = Study(name, folder / "store", folder, Finetuning((1,), TRAINING))
     dae = Denoise(DATA, NETWORK, Noise(), TRAINING)
@@ -588,6 +590,9 @@ def test_the_model_is_the_network_also_where_this_repository_is_not(
         "channels": ["flair", "t1", "t1ce", "t2"],
         "classes": ["core", "oedema"],
         "slice_size": SIZE,
+        "axis": 2,
+        "normalisation": "quantile",
+        "orientations": ["LPS"],
         "threshold": 0.1,
     }
     script = f"""

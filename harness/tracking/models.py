@@ -16,6 +16,7 @@ import mlflow.pytorch
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
@@ -24,6 +25,7 @@ import storage
 from experiments.checkpoint import load_model
 from experiments.unet import UNet
 from harness.tracking.run_view import RUN_ID, RunView
+from storage.errors import TrackingError
 
 NAME = "model"
 MODEL_TYPE = "U-Net"
@@ -52,6 +54,25 @@ def log_model(client: MlflowClient, experiment_id: str, mlflow_id: str, view: Ru
         client.log_model_artifacts(logged.model_id, str(folder))
     _link(client, mlflow_id, logged, view)
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+
+
+def load_logged(uri: str) -> tuple[UNet, dict[str, Any]]:
+    """The network of a logged or registered model, on the CPU, and its metadata.
+
+    Raises `TrackingError` if MLflow does not find it there.
+    """
+    try:
+        facts = mlflow.models.get_model_info(uri).metadata or {}
+        network = mlflow.pytorch.load_model(uri, map_location="cpu")
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"MLflow finds no such model: {error}",
+            where=f"{uri} in {mlflow.get_tracking_uri()}",
+            expected="the URI of a model that a sweep has logged, such as models:/m-0123",
+            remedy="set MLFLOW_TRACKING_URI to the study's MLflow (of a study folder: "
+            "sqlite:///STUDY/mlflow.db); the model's page shows its URI",
+        ) from error
+    return network.eval(), facts
 
 
 def logged_models(client: MlflowClient, experiment_id: str, mlflow_id: str) -> list[LoggedModel]:

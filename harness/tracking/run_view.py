@@ -227,9 +227,7 @@ def _model_facts(plan: Plan, run: PlannedRun, result: dict[str, Any]) -> dict[st
         "protocol": spec["protocol"],
         "data": spec.get("data"),
         "store_protocol": plan.store.protocol,
-        "channels": list(plan.store.channels),
-        "classes": list(plan.store.classes),
-        "slice_size": plan.store.size,
+        **plan.slices,
         "threshold": result.get("validation", {}).get("threshold"),
     }
     return {key: value for key, value in facts.items() if value is not None}

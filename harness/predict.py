@@ -1,0 +1,230 @@
+"""A trained model on a new scan: from the scan's files to a segmentation on the scan's own grid.
+
+Preprocessing is that of the store. It is undone by interpolating probabilities, bilinearly as the
+images were, and choosing afterwards. Slices in which there is nothing get 0.
+
+Letters: X, Y, Z the scan's axes; N slices, K maps, H and W rows and columns of a slice; a volume in
+HWZ has the axis through the slices third.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from experiments.devices import require_cuda
+from experiments.inference import (
+    anomaly_scores,
+    class_probabilities,
+    in_batches,
+    lesion_mask,
+    mirrored,
+)
+from experiments.spec import Anomaly, Segment
+from harness.trained import Trained, load_trained
+from storage.catalog import ScanFiles
+from storage.errors import RunError, ScanError
+from storage.geometry import Frame, Turn, orientation
+from storage.lookup import find_scan
+from storage.nifti import require_nifti_name, spacing_of, write_nifti_like
+from storage.preprocess import ScanSlices, preprocess
+from storage.scans import Scan, read_scan
+
+
+@dataclass(frozen=True, eq=False)
+class ScanPrediction:
+    """What a model says of a scan, on the scan's own grid."""
+
+    files: ScanFiles
+    """what it was made from; the first channel's file has the grid and its header"""
+    labels_XYZ: np.ndarray | None
+    """uint8: classes in the values of the scan's convention, or 1 for any lesion; None from a
+    pre-training, which knows no threshold"""
+    maps_XYZK: np.ndarray
+    """float32: the probability of each class or of any lesion, or the anomaly score"""
+    map_names: tuple[str, ...]
+    """of the maps: the classes, "lesion" or "anomaly" """
+    volumes_ml: dict[str, float]
+    """of each class, or of the lesion"""
+
+
+def predict(
+    run: str | Path,
+    scan: str | Path | Sequence[str | Path],
+    *,
+    mirror: bool = False,
+    threshold: float | None = None,
+    device: str = "cpu",
+) -> ScanPrediction:
+    """Use the model of a finished run on a scan.
+
+    `run` is a run folder or an MLflow model URI (see `load_trained`), `scan` a folder or files (see
+    `find_scan`). `mirror` averages over mirror images. `threshold` is for models without classes,
+    by default the one that validation chose. `device` is as torch writes it.
+
+    A scan that is stored in another orientation than those of the training is turned first, and the
+    prediction turned back. Raises `RunError`, `TrackingError`, `ScanError` or `DeviceError`.
+    """
+    if device.startswith("cuda"):
+        require_cuda()
+    trained = load_trained(run)
+    threshold = _threshold(trained, threshold)
+    paths = [scan] if isinstance(scan, (str, Path)) else scan
+    files = find_scan([Path(path) for path in paths], trained.channels, trained.classes)
+    original = read_scan(files)
+    turn = Turn.between(orientation(original.affine), _orientation(trained, original))
+    turned = _turned(original, turn)
+    slices = preprocess(turned, trained.slice_size, trained.axis, trained.normalisation)
+    depth = turned.channels_XYZ[0].shape[slices.frame.axis]
+    maps = slice_maps(trained, slices, mirror, device)
+    volumes = _volumes(trained, slices, depth, maps, threshold)
+    maps_XYZK, classes_XYZ = (turn.back(slices.frame.as_volume(volume)) for volume in volumes)
+    has_labels = trained.has_classes or threshold is not None
+    values = np.array([0, *(files.label_values if trained.has_classes else (1,))], np.uint8)
+    return ScanPrediction(
+        files,
+        values[classes_XYZ] if has_labels else None,
+        maps_XYZK,
+        _map_names(trained),
+        _volumes_ml(trained, classes_XYZ, original.affine) if has_labels else {},
+    )
+
+
+def slice_maps(
+    trained: Trained, slices: ScanSlices, mirror: bool = False, device: str = "cpu"
+) -> Iterator[Tensor]:
+    """The model's maps_NKHW of the slices as it saw them, batch after batch."""
+    network = trained.network.to(device)
+    segments = trained.stage == Segment.kind
+    maps = class_probabilities(network) if segments else anomaly_scores(network)
+    images_NCHW = torch.from_numpy(slices.images_NCHW)
+    return in_batches(mirrored(maps) if mirror else maps, images_NCHW, device)
+
+
+def labels_of(trained: Trained, maps_NKHW: Tensor, threshold: float | None) -> Tensor | None:
+    """uint8 labels_NHW as the evaluation has them: k the k-th class, or 1 any lesion.
+
+    None without classes and without a threshold.
+    """
+    if trained.has_classes:
+        return maps_NKHW.argmax(dim=1).to(torch.uint8)
+    return None if threshold is None else lesion_mask(maps_NKHW, threshold).to(torch.uint8)
+
+
+def on_the_scan(maps_NKHW: Tensor, frame: Frame) -> Tensor:
+    """Cut out what the slice fills, and bring it to the size that it has in the scan."""
+    inner_NKHW = maps_NKHW[:, :, *frame.window]
+    if frame.inner_HW == frame.shape_HW:
+        return inner_NKHW
+    return F.interpolate(inner_NKHW, frame.shape_HW, mode="bilinear", align_corners=False)
+
+
+def require_writable(path: Path, scan: Sequence[Path], overwrite: bool) -> None:
+    """Raise `ScanError` unless a NIfTI file can be written to `path` and replaces nothing.
+
+    Nor does it with `overwrite` if it is, or lies in, the scan.
+    """
+    require_nifti_name(path)
+    if not path.absolute().parent.is_dir():
+        expected = "a folder that exists"
+        raise ScanError("no such folder", where=path.absolute().parent, expected=expected)
+    if not path.exists():
+        return
+    places = {place.resolve() for place in scan}
+    if not overwrite or places & {path.resolve(), path.resolve().parent}:
+        raise ScanError(
+            "the file exists" if not overwrite else "the file belongs to the scan",
+            where=path,
+            expected="a new file",
+            remedy="choose another name" + ("" if overwrite else ", or add --overwrite"),
+        )
+
+
+def write_prediction(prediction: ScanPrediction, out: Path, maps_out: Path | None = None) -> None:
+    """Write the segmentation (of a pre-training: its anomaly map), and the maps on request.
+
+    Both on the scan's own grid and with its header's affines. Several maps are volumes of one 4D
+    file, in the order of `map_names`.
+    """
+    template = prediction.files.channel_files[0]
+    maps = prediction.maps_XYZK
+    maps = maps[..., 0] if maps.shape[3] == 1 else maps
+    labels = prediction.labels_XYZ
+    write_nifti_like(out, maps if labels is None else labels, template)
+    if maps_out is not None:
+        write_nifti_like(maps_out, maps, template)
+
+
+def _threshold(trained: Trained, given: float | None) -> float | None:
+    """The one to use: None for classes, and for a pre-training if none is given."""
+    if trained.has_classes:
+        if given is not None:
+            found, expected = "a threshold for a model of classes", "no threshold"
+            raise RunError(found, where=trained.run_id, expected=expected)
+        return None
+    if (
+        given is None
+        and trained.threshold is None
+        and trained.stage in (Segment.kind, Anomaly.kind)
+    ):
+        raise RunError(
+            "the run has no threshold: its validation scans had no lesion",
+            where=trained.run_id,
+            expected="a threshold that validation chose",
+            remedy="give one: --threshold 0.5",
+        )
+    return trained.threshold if given is None else given
+
+
+def _orientation(trained: Trained, scan: Scan) -> str:
+    """The scan's own if some of the training had it, else the most frequent one there."""
+    own = orientation(scan.affine)
+    return own if own in trained.orientations else trained.orientations[0]
+
+
+def _turned(scan: Scan, turn: Turn) -> Scan:
+    affine = turn.affine(scan.affine, scan.channels_XYZ[0].shape)
+    channels_XYZ = tuple(turn.there(channel) for channel in scan.channels_XYZ)
+    return Scan(channels_XYZ, None, affine, spacing_of(affine))
+
+
+def _volumes(
+    trained: Trained,
+    slices: ScanSlices,
+    depth: int,
+    batches: Iterator[Tensor],
+    threshold: float | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maps (H, W, Z, K) float32 and classes (H, W, Z) uint8 of all slices, 0 where none is kept."""
+    shape_HWZ = (*slices.frame.shape_HW, depth)
+    maps_HWZK = np.zeros((*shape_HWZ, len(_map_names(trained))), np.float32)
+    classes_HWZ = np.zeros(shape_HWZ, np.uint8)
+    first = slices.first
+    for batch in batches:
+        maps_NKHW = on_the_scan(batch, slices.frame).cpu()
+        kept = slice(first, first + len(maps_NKHW))
+        first = kept.stop
+        shown_NKHW = maps_NKHW[:, 1:] if maps_NKHW.shape[1] > 1 else maps_NKHW  # no background
+        maps_HWZK[:, :, kept] = shown_NKHW.permute(2, 3, 0, 1).numpy()
+        labels_NHW = labels_of(trained, maps_NKHW, threshold)
+        if labels_NHW is not None:
+            classes_HWZ[:, :, kept] = labels_NHW.permute(1, 2, 0).numpy()
+    return maps_HWZK, classes_HWZ
+
+
+def _map_names(trained: Trained) -> tuple[str, ...]:
+    if trained.has_classes:
+        return trained.classes
+    return ("lesion",) if trained.stage == Segment.kind else ("anomaly",)
+
+
+def _volumes_ml(trained: Trained, classes_XYZ: np.ndarray, affine: np.ndarray) -> dict[str, float]:
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    names = trained.classes if trained.has_classes else ("lesion",)
+    return {
+        name: np.count_nonzero(classes_XYZ == k) * voxel_ml for k, name in enumerate(names, start=1)
+    }
