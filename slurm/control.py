@@ -188,7 +188,8 @@ def _failures(folder: Folder, state: str) -> list[Failure]:
     if last is not None:
         log_path = Path(last["log"]) if last["log"] else None
         words = tail(log_path, 10) if log_path else ""
-        found.append(Failure(f"{last['text']}\n{words}".strip(), log_path))
+        minutes = (time.time() - last["unix"]) / 60
+        found.append(Failure(f"{minutes:.0f} min ago: {last['text']}\n{words}".strip(), log_path))
     return found
 
 

@@ -95,7 +95,7 @@ class Elastic:
         self.since_unix = time.time()
         self.seen: list[Job] = []
         self.wanted: int | None = None
-        self.error: dict[str, str | None] | None = None
+        self.error: dict[str, Any] | None = None
 
     def tick(self) -> None:
         """Look once, act once."""
@@ -181,7 +181,11 @@ class Elastic:
         return {job: node["idle_s"] for job, node in activity.items() if node["status"] == "IDLE"}
 
     def _note(self, text: str, log: Path | None = None) -> None:
-        self.error = {"text": text, "log": None if log is None else str(log)}
+        self.error = {
+            "text": text,
+            "log": None if log is None else str(log),
+            "unix": time.time(),
+        }
         print(text, flush=True)
 
     def _save(self, present: int) -> None:

@@ -6,6 +6,7 @@ never asked, for a cluster may have no accounting.
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from slurm.settings import Settings
 from storage.errors import ClusterError, disk_full_explained
 
 COMMAND_TIMEOUT_S = 60
+REQUEUE_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+"""Between attempts; shorter than any grace time."""
 SOCKET_PATH_LIMIT = 45
 """A longer temporary folder would push Ray's socket paths over the kernel's 107 bytes."""
 ROLES = ("head", "worker")
@@ -81,9 +84,20 @@ def requeue(job: str) -> None:
 
 
 def requeue_if_running(job: str) -> None:
-    """Have Slurm run the job again, unless it has been cancelled or is being requeued already."""
-    if run(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip() == "RUNNING":
-        requeue(job)
+    """Have Slurm run the job again, unless it has been cancelled or is being requeued already.
+
+    A controller that is busy is asked again: a job that ends without this is not run again.
+    """
+    for wait_s in (*REQUEUE_PAUSES_S, None):
+        try:
+            if run(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip() == "RUNNING":
+                requeue(job)
+            return
+        except ClusterError as error:
+            if wait_s is None:
+                raise
+            print(error, flush=True)
+            time.sleep(wait_s)
 
 
 def start_now(ids: Sequence[str]) -> None:

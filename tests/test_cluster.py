@@ -12,7 +12,7 @@ from typing import Any
 import fake_slurm
 import pytest
 
-from slurm import Settings, cancel, caretaker, launch, status
+from slurm import Settings, cancel, caretaker, jobs, launch, status
 from slurm.doctor import checks
 from slurm.elastic import Elastic
 from slurm.folder import Folder, Launch
@@ -94,6 +94,39 @@ def test_a_setup_line_that_fails_ends_in_one_job(slurm: Path, tmp_path: Path) ->
     until(lambda: status(tmp_path / "study").state == "lost")
     assert "setup line failed: no-such-module cuda" in status(tmp_path / "study").failures[0].text
     assert len(fake_slurm.jobs(slurm)) == 1
+
+
+def test_a_driver_that_did_what_it_could_has_not_failed(slurm: Path, tmp_path: Path) -> None:
+    driver = [sys.executable, "-c", "print('2 runs failed'); raise SystemExit(10)"]
+    launch(driver, tmp_path / "study", Settings(**QUICK))
+    until(lambda: status(tmp_path / "study").state not in ("pending", "starting", "running"))
+    now = status(tmp_path / "study")
+    assert now.state == "incomplete"
+    assert "2 runs failed" in now.failures[0].text
+    assert now.failures[0].log == tmp_path / "study" / "logs" / "driver.log"
+
+
+def test_a_controller_that_is_busy_is_asked_again_to_requeue(
+    slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the job would end, and Slurm would not run it again."""
+    monkeypatch.setattr(jobs, "REQUEUE_PAUSES_S", (0.0,))
+    answers: list[Any] = [ClusterError("busy"), "RUNNING\n", ""]
+    asked: list[str] = []
+
+    def run(command: list[str]) -> str:
+        asked.append(command[0])
+        answer = answers.pop(0)
+        if isinstance(answer, ClusterError):
+            raise answer
+        return str(answer)
+
+    monkeypatch.setattr(jobs, "run", run)
+    jobs.requeue_if_running("7")
+    assert asked == ["squeue", "squeue", "scontrol"]
+    answers[:] = [ClusterError("busy"), ClusterError("busy")]
+    with pytest.raises(ClusterError, match="busy"):
+        jobs.requeue_if_running("7")
 
 
 def test_slurms_refusal_is_passed_on(slurm: Path, tmp_path: Path) -> None:
