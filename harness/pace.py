@@ -57,8 +57,9 @@ def render_pace(status: StudyStatus) -> str:
     left = sum(run.flops * (1 - status.fractions[run.run_id]) for run in status.plan.runs)
     left_s = left / pace.flops_per_s
     at = time.strftime("%a %H:%M", time.localtime(time.time() + left_s))
+    who = "1 run trains" if pace.runs == 1 else f"{pace.runs} runs train"
     return (
-        f"{pace.runs} runs train at {pace.steps_per_s:.3g} steps/s, {pace.slices_per_s:.3g} "
+        f"{who} at {pace.steps_per_s:.3g} steps/s, {pace.slices_per_s:.3g} "
         f"slices/s; at this pace all is done in {_duration(left_s)}, {at}"
     )
 
