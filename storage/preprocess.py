@@ -53,10 +53,10 @@ def preprocess(
     through = slice_axis(axis, scan.affine)
     frame = Frame.of(channels_XYZ[0].shape, scan.spacing_mm, through, size)
     channels_HWZ = [frame.as_slices(channel) for channel in channels_XYZ]
-    kept = kept_slices(channels_HWZ, divisors)
+    seen = filled_window(channels_HWZ)
+    kept = kept_slices([channel[seen] for channel in channels_HWZ], divisors)
     images_NCHW = np.zeros((len(kept), len(divisors), size, size), np.float16)
     inner_NCHW = images_NCHW[:, :, *frame.window]
-    seen = filled_window(channels_HWZ)
     for channel, (voxels_HWZ, divisor) in enumerate(zip(channels_HWZ, divisors, strict=True)):
         resize = Resize.exact_for(voxels_HWZ.dtype, frame, seen)
         scale = np.float64(divisor * resize.scale)  # a numpy scalar, so that float64 divides

@@ -117,3 +117,11 @@ def test_several_gzip_streams_in_a_file_are_one_scan(
     data = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(data[:500]) + gzip.compress(data[500:]))
     assert np.array_equal(read_nifti(path).voxels_XYZ, voxels_XYZ)
+
+
+def test_a_header_with_an_extension_is_read(tmp_path: Path, voxels_XYZ: np.ndarray) -> None:
+    image = nibabel.Nifti1Image(voxels_XYZ, AFFINE)
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"hello" * 300))
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    assert np.array_equal(read_nifti(tmp_path / "a.nii.gz").voxels_XYZ, voxels_XYZ)
+    assert read_grid(tmp_path / "a.nii.gz").shape == voxels_XYZ.shape
