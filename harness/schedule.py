@@ -321,10 +321,13 @@ def _run_on_several_devices(config: dict[str, Any], share: Share) -> None:
 
 
 def errors_of_ranks(error: train.WorkerGroupError) -> Iterator[Exception]:
-    """What ranks raised themselves; neither that they were lost nor that they lost another."""
+    """What ranks raised themselves; neither that they were lost nor that they lost another.
+
+    Train wraps what a rank raised, and nothing else.
+    """
     for failure in error.worker_failures.values():
-        raised = getattr(failure, "_base_exc", failure)
-        if isinstance(raised, Exception) and not isinstance(raised, ray.exceptions.RayError):
+        raised = getattr(failure, "_base_exc", None)
+        if isinstance(raised, Exception):  # `PeerLost` is none
             yield raised
 
 

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import ray
 from ray import train
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+)
 from ray.tune.search import Searcher
 
 from experiments.devices import PeerLost
@@ -182,7 +185,8 @@ def test_only_what_a_rank_raised_itself_is_an_error_of_the_run() -> None:
     def wrapped(error: BaseException) -> Exception:
         return UserExceptionWithTraceback(error, "")
 
-    lost = {0: wrapped(PeerLost("gloo")), 1: ray.exceptions.ActorDiedError()}
-    assert not list(errors_of_ranks(train.WorkerGroupError("", lost)))
+    for gone in (ray.exceptions.ActorDiedError(), WorkerHealthCheckFailedError("", OSError())):
+        lost = {0: wrapped(PeerLost("gloo")), 1: gone}
+        assert not list(errors_of_ranks(train.WorkerGroupError("", lost)))
     own = {0: wrapped(PeerLost("gloo")), 1: wrapped(MemoryError("CUDA"))}
     assert [str(e) for e in errors_of_ranks(train.WorkerGroupError("", own))] == ["CUDA"]

@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 WAIT_S = 300
 """For what takes seconds on an idle machine."""
 RANK = {"devices": 2, "cpus": 2}
+PACE = Path(__file__).parent / "pace"
 SLURM = {
     "partition": "main",
     "cpus": 3,  # of a node's 4: a worker a node, and room for one rank
@@ -40,12 +41,15 @@ def plan(slurm_lab: None, tiny_document: dict[str, Any], tmp_path: Path) -> Iter
     shared = lab.SHARED / tmp_path.name
     shutil.rmtree(shared, ignore_errors=True)
     shutil.copytree(tiny_document["store"], shared / "tiny.zarr")
-    training = {"iterations": 3000, "validate_every": 500}
+    training = {"iterations": 120, "validate_every": 50}
     tiny_document["pretrain"]["denoise"]["training"] |= training
     tiny_document["finetune"] |= {"label_counts": [1], "inits": ["denoise"], "targets": ["binary"]}
     tiny_document |= {"store": str(shared / "tiny.zarr"), "folder": str(shared / "study")}
     resources = {"device": "cpu", "checkpoint_every_s": 5.0, "pretrain": RANK}
-    document = tiny_document | {"baselines": [], "resources": resources, "slurm": SLURM}
+    setup = [f"export LAB_PACE_FILE={shared}/pace", f"export PYTHONPATH={PACE}:$PYTHONPATH"]
+    settings = SLURM | {"setup": setup}
+    document = tiny_document | {"baselines": [], "resources": resources, "slurm": settings}
+    (shared / "pace").write_text("1.0")  # a step while the ranks are disturbed, in seconds
     yield make_plan(parse_study(document, "lab"))
     lab.cancel_everything()
     for node in lab.NODES:
@@ -104,6 +108,7 @@ def test_ranks_on_two_nodes_lose_one_and_end_with_the_same_bits(plan: Plan, tmp_
     lab.kill_node(node)  # no warning: back to the last checkpoint
     lab.start_node(node)
     await_attempt(plan, 3)
+    (folder.path.parents[2] / "pace").write_text("0")
     until(lambda: status(plan.folder.cluster).state in ("done", "failed", "incomplete"), plan)
     assert status(plan.folder.cluster).state == "done", status(plan.folder.cluster)
     begun = [event for event in folder.committed_events() if event["kind"] == "started"]
