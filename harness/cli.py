@@ -367,6 +367,8 @@ def predict(
     from harness.predict import predict as predict_scan
     from harness.predict import require_writable, write_prediction
 
+    if maps_out == out:
+        raise click.UsageError("--probabilities needs a file of its own, not OUT")
     for path in filter(None, (out, maps_out)):
         require_writable(path, scan, overwrite)
     found = predict_scan(run, scan, mirror=mirror, threshold=threshold, device=device)

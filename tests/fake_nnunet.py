@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.nifti import write_nifti
+from storage.nifti import read_nifti, write_nifti
 
 SHAPE_XYZ = (20, 6, 28)
 AFFINE = np.array([[-1.5, 0, 0, 14], [0, -4, 0, 10], [0, 0, 1, -14], [0, 0, 0, 1]], float)
@@ -29,6 +29,17 @@ def fake_case(seed: int) -> tuple[list[np.ndarray], np.ndarray]:
     t2 = body * (400 + 40 * rng.standard_normal(SHAPE_XYZ) + 150 * labels)
     ct = np.where(body, 40 + 10 * rng.standard_normal(SHAPE_XYZ) - 60 * labels, -1000)
     return [t2.astype(np.int16), ct.astype(np.int16)], labels
+
+
+def write_simplest(folder: Path, cases: int) -> list[str]:
+    """The same with its first channel alone, and one class: any lesion."""
+    labels = {"background": 0, "lesion": 1}
+    ids = write_nnunet(folder, cases, channel_names={"0": "T2"}, labels=labels)
+    for case in ids:
+        (folder / "imagesTr" / f"{case}_0001.nii.gz").unlink()
+        path = folder / "labelsTr" / f"{case}.nii.gz"
+        write_nifti(path, (read_nifti(path).voxels_XYZ > 0).astype(np.uint8), AFFINE)
+    return ids
 
 
 def write_nnunet(folder: Path, cases: int, **changes: Any) -> list[str]:

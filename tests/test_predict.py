@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from fake_nnunet import write_nnunet
+from fake_nnunet import write_nnunet, write_simplest
 from torch import Tensor
 
 from experiments.devices import Devices
@@ -77,15 +77,24 @@ def finished(scans: Path, store_path: Path, tmp_path_factory: pytest.TempPathFac
     return finish(scans, store_path, tmp_path_factory.mktemp("study"))
 
 
-@pytest.fixture(scope="module")
-def own_data(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """On an nnU-Net data set of 2 channels and 2 classes, sliced along its second axis."""
-    place = tmp_path_factory.mktemp("own data")
-    ids = write_nnunet(place / "raw", 6)
+def finish_own_data(place: Path, write: Callable[[Path, int], list[str]]) -> Finished:
+    ids = write(place / "raw", 6)
     split = {"train": ids[:4], "validation": ids[4:5], "test": ids[5:]}
     (place / "split.json").write_text(json.dumps(split))
     prepare(place / "raw", place / "store", 16, 1, split=place / "split.json")
     return finish(place / "raw", place / "store", place / "study")
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """On an nnU-Net data set of 2 channels and 2 classes, sliced along its second axis."""
+    return finish_own_data(tmp_path_factory.mktemp("own data"), write_nnunet)
+
+
+@pytest.fixture(scope="module")
+def simplest(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """On one channel and one class."""
+    return finish_own_data(tmp_path_factory.mktemp("simplest"), write_simplest)
 
 
 def patient(study: Finished) -> str:
@@ -105,7 +114,7 @@ def row_of(folder: RunFolder, subject: str) -> dict[str, str]:
     return next(row for row in csv.DictReader(folder.cases.open()) if row["subject"] == subject)
 
 
-@pytest.mark.parametrize("data", ["finished", "own_data"])
+@pytest.mark.parametrize("data", ["finished", "own_data", "simplest"])
 @pytest.mark.parametrize(
     ("kind", "target"), [("segment", "binary"), ("segment", "multiclass"), ("anomaly", None)]
 )
@@ -430,6 +439,10 @@ def test_the_command(finished: Finished, tmp_path: Path) -> None:
     assert fewscan("predict", run, *expected.files.channel_files, out, "--overwrite").exit_code == 0
     inside = fewscan("predict", run, scan, expected.files.channel_files[0], "--overwrite")
     assert "belongs to the scan" in inside.output
+    assert (
+        "a file of its own"
+        in fewscan("predict", run, scan, "a.nii", "--probabilities", "a.nii").output
+    )
     nowhere = fewscan("predict", run, scan, tmp_path / "none" / "out.nii.gz")
     assert "no such folder" in nowhere.output
     assert "the name 'out.png'" in fewscan("predict", run, scan, tmp_path / "out.png").output
