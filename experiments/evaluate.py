@@ -210,7 +210,7 @@ def _patient_means(classes: Sequence[str], rows: Sequence[Row]) -> dict[str, flo
     }
     for kind in ("dice", "nsd"):
         columns = [f"{kind}_{name}" for name in classes]
-        if columns[0] in rows[0]:
+        if f"dice_{classes[0]}" in rows[0] and columns[0] in rows[0]:
             values_PK = np.stack([column(rows, name) for name in columns], axis=1)
             each = {
                 f"class_{kind}/{n}": mean_defined(v)

@@ -216,7 +216,7 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
         click.echo(f"blocked by a failed parent: {run.run_id} {run.name}", err=True)
     if status.count()["finished"]:
         console.print(render_report(loaded), highlight=False)
-        _say_where(loaded)
+        _say_where(loaded, loaded.folder.report)
     if not status.is_finished:
         click.echo("not finished: give the same command to go on", err=True)
         sys.exit(inside.INCOMPLETE if inside.is_on_slurm() and status.is_over else 1)
@@ -286,18 +286,28 @@ def doctor(study: Path | None, overrides: tuple[str, ...]) -> None:
     sys.exit(0 if all(check.ok for check in found) else 1)
 
 
-@main.command(epilog=example("fewscan report experiments/demo.yaml"))
+@main.command(
+    epilog=example("fewscan report experiments/demo.yaml", "fewscan report first.yaml second.yaml")
+)
 @study_argument
+@click.argument("other", type=click.Path(path_type=Path), required=False)
 @set_option
-def report(study: Path, overrides: tuple[str, ...]) -> None:
-    """Say what can be concluded from what is finished: a page, figures, tables."""
+def report(study: Path, other: Path | None, overrides: tuple[str, ...]) -> None:
+    """Say what can be concluded from what is finished: a page, figures, tables.
+
+    With a second study, OTHER, the two are compared: arms of the same name, OTHER minus STUDY.
+    --set is for the first.
+    """
     from harness.plan import load_plan
-    from harness.report.write import render_report, write_report
+    from harness.report.pair import pair
+    from harness.report.write import render_report, report_folder, write_report
 
     loaded = load_plan(study, overrides)
+    if other is not None:
+        loaded = pair(loaded, load_plan(other))
     write_report(loaded)
     console.print(render_report(loaded), highlight=False)
-    _say_where(loaded)
+    _say_where(loaded, report_folder(loaded))
 
 
 @main.command(epilog=example("fewscan ui experiments/demo.yaml"))
@@ -379,10 +389,10 @@ def predict(
         console.print(f"{maps_out}: {', '.join(found.map_names)}", highlight=False, soft_wrap=True)
 
 
-def _say_where(plan: Any) -> None:
+def _say_where(plan: Any, report: Path) -> None:
     folder = plan.folder
-    console.print(f"page    {folder.report / 'report.html'}", soft_wrap=True)
-    console.print(f"figure  {folder.report / 'figure.png'}, the tables beside it", soft_wrap=True)
+    console.print(f"page    {report / 'report.html'}", soft_wrap=True)
+    console.print(f"figure  {report / 'figure.png'}, the tables beside it", soft_wrap=True)
     where = os.environ.get("MLFLOW_TRACKING_URI") or folder.mlflow_database
     console.print(f"MLflow  {where}, shown by `fewscan ui STUDY`", soft_wrap=True)
 

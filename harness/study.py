@@ -94,6 +94,34 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Published:
+    """Figures from a publication, drawn beside the study's own; never used in a computation."""
+
+    label: str
+    """In the legend."""
+    citation: str
+    """On the page, word for word: authors, title, where, year, and table or figure."""
+    metric: Literal["pooled_ap", "pooled_best_dice", "class_dice_mean"]
+    """The panel that they belong to."""
+    value: float | None = None
+    """A horizontal line: it does not depend on labels, or the number of labels is not stated."""
+    points: tuple[tuple[int, float], ...] = ()
+    """(labelled scans, value), …"""
+
+    def __post_init__(self) -> None:
+        if (self.value is None) != bool(self.points):
+            raise ValueError("give either a value or points, not both")
+        if not self.label.strip() or not self.citation.strip():
+            raise ValueError("label and citation must say something")
+        values = [value for _, value in self.points] if self.value is None else [self.value]
+        if not all(0 <= value <= 1 for value in values):
+            raise ValueError("the metrics lie between 0 and 1; write 0.76 for 76 %")
+        counts = [count for count, _ in self.points]
+        if any(count < 1 for count in counts) or len(set(counts)) < len(counts):
+            raise ValueError("a point is [labelled scans, value], each number of scans once")
+
+
+@dataclass(frozen=True)
 class Study:
     """One study: a store of slices, a grid of runs, a folder that holds all that comes of it."""
 
@@ -112,6 +140,8 @@ class Study:
     resources: Resources = Resources()
     slurm: Settings | None = None
     """The jobs that `fewscan sweep --on slurm` submits."""
+    published: tuple[Published, ...] = ()
+    """Reference lines and points for the report."""
 
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)

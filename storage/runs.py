@@ -9,6 +9,7 @@ JSON, not what a run computes.
       study.id             by which MLflow knows the study
       mlflow.db, mlartifacts/    the MLflow view, rebuilt from the run folders at will
       report/              figures and tables
+      examples.npz         the predictions that the report shows
 
 The events of a run are JSON lines. A line of metrics counts only once a later line ("checkpoint",
 "started" or "finished") says that a checkpoint covers it: a run that is killed goes back to its
@@ -251,6 +252,15 @@ class StudyFolder:
     @property
     def report(self) -> Path:
         return self.path / "report"
+
+    def report_against(self, other: str) -> Path:
+        """The report that compares this study with another one."""
+        return self.path / f"report-against-{other}"
+
+    @property
+    def examples(self) -> Path:
+        """The predictions that the report shows, to be computed once."""
+        return self.path / "examples.npz"
 
     @property
     def imports(self) -> Path:

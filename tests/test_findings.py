@@ -26,9 +26,18 @@ def verdict(effects: dict[int, float], seeds: int = 5, noise: float = 0.02) -> F
     planned = {arm: dict.fromkeys(effects, seeds) for arm in ("scratch", "denoise")}
     cells = {"scratch": scratch, "denoise": other}
     compared, saved = compare(other, scratch), labels_saved(other, scratch)
-    (found,) = findings(
-        Evidence(METRIC, planned, cells, {}, {"denoise": compared}, {"denoise": saved}, {})
+    evidence = Evidence(
+        metric=METRIC,
+        planned=planned,
+        cells=cells,
+        estimates={},
+        comparisons={"denoise": compared},
+        saved={"denoise": saved},
+        objections={},
+        references={"denoise": "scratch"},
+        reference="scratch",
     )
+    (found,) = findings(evidence)
     return found
 
 

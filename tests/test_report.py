@@ -10,91 +10,53 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_runs import PATIENTS, dice_of, finish, finish_all
 
 from experiments.spec import Anomaly, Denoise, Segment
-from harness.plan import Plan, PlannedRun, make_plan
+from harness.plan import Plan, make_plan
 from harness.report.comparison import compare
+from harness.report.distances import quartiles
+from harness.report.figures import draw_published
 from harness.report.pairing import Scores
 from harness.report.record import read_records
 from harness.report.tables import escape_latex
 from harness.report.write import write_report
 from harness.study import Study, parse_study
 
-PATIENTS = [f"P{number}" for number in range(6)]
-CLASSES = ("necrotic_core", "oedema", "enhancing")
 GRID = {"label_counts": [1, 4, "all"], "seeds": [0, 1, 2]}
 FILES = {
-    "figure.png",
-    "figure.pdf",
+    *(
+        f"{name}.{kind}"
+        for name in ("figure", "binary", "multiclass", "training")
+        for kind in ("png", "pdf")
+    ),
     "report.html",
     "figure.csv",
     "numbers.csv",
     "intervals.csv",
     "differences.csv",
     "labels_saved.csv",
+    "distances.csv",
     "tables.tex",
 }
 
 
-def dice_of(run: PlannedRun) -> np.ndarray:
-    """Six patients; pre-training is worth 0.2, a seed 0.01, ten times the labels 0.1."""
-    spec = run.spec
-    base = 0.1 + 0.02 * np.arange(len(PATIENTS))
-    if isinstance(spec, Segment):
-        base = base + 0.1 * math.log10(spec.label_count) + 0.01 * spec.seed
-        base = base + (0.2 if run.arm == "denoise" else 0.0)
-    return base
-
-
-def finish(plan: Plan, run: PlannedRun, **changes: Any) -> None:
-    """Leave the folder of a finished run."""
-    folder = plan.folder_of(run)
-    folder.create(plan.record(run))
-    started = {"host": "node7", "device": "cpu", "ranks": 1, "versions": {"torch": "2.99"}}
-    if not isinstance(run.spec, Anomaly):
-        folder.append_event("started", step=0, **started)
-        for step in (2, 4):
-            values = {"train/loss": 1 / step, "validation/loss": 2 / step}
-            folder.append_event("metrics", step=step, values=values)
-    folder.append_event("finished", step=4, seconds=36.0)
-    result: dict[str, Any] = {"kind": run.spec.kind}
-    if not isinstance(run.spec, Denoise):
-        dice_P = dice_of(run)
-        result["test"] = {"pooled_ap": 0.5, "pooled_best_dice": 0.6, "class_dice_mean": 0.4}
-        write_cases(folder.cases, dice_P, classes=isinstance(run.spec, Segment))
-    if isinstance(run.spec, Segment):
-        spec = run.spec
-        result["labelled"] = [f"T{spec.seed}-{i}" for i in range(spec.label_count)]
-    folder.result.write_text(json.dumps(result | changes))
-
-
-def write_cases(path: Path, dice_P: np.ndarray, classes: bool) -> None:
-    """The necrotic core is defined for the first three patients alone."""
-    with path.open("w", newline="") as file:
-        names = [f"dice_{name}" for name in CLASSES] if classes else []
-        writer = csv.writer(file)
-        writer.writerow(["subject", "ap", "dice_at_validation_threshold", *names])
-        for number, (patient, dice) in enumerate(zip(PATIENTS, dice_P, strict=True)):
-            each = ["" if number > 2 else dice, dice / 2, dice / 4] if classes else []
-            writer.writerow([patient, dice / 2, dice, *each])
-
-
-def finish_all(plan: Plan, wanted: Callable[[PlannedRun], bool] = lambda run: True) -> None:
-    for run in filter(wanted, plan.runs):
-        finish(plan, run)
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are not drawn, which takes a second each."""
+    monkeypatch.setattr(
+        "harness.report.page.as_data_uri", lambda figure: "data:image/svg+xml;base64,"
+    )
+    monkeypatch.setattr("harness.report.write.save_figure", lambda figure, path: path.touch())
 
 
 @pytest.fixture
 def plan(
     tiny_study: Callable[..., Study],
     tiny_document: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
+    undrawn: None,
 ) -> Plan:
-    """Three label counts and three seeds; its figures are not drawn, which takes a second."""
-    monkeypatch.setattr(
-        "harness.report.page.as_data_uri", lambda figure: "data:image/svg+xml;base64,"
-    )
-    monkeypatch.setattr("harness.report.write.save_figure", lambda figure, path: path.touch())
+    """Three label counts and three seeds."""
     return make_plan(tiny_study(finetune=tiny_document["finetune"] | GRID))
 
 
@@ -165,6 +127,47 @@ def test_a_class_that_is_not_defined_for_a_patient_is_left_out(finished: Plan) -
     assert float(mean["mean"]) == pytest.approx((dice_SP * shares_P).mean())
 
 
+def test_nsd_is_compared_as_dice_is(finished: Plan) -> None:
+    for name in ("intervals.csv", "differences.csv"):
+        for dice, nsd in (("dice_class_mean", "nsd_class_mean"), ("dice_oedema", "nsd_oedema")):
+            rows = [
+                [{**row, "metric": ""} for row in lines(finished, name, metric=metric)]
+                for metric in (dice, nsd)
+            ]
+            assert rows[0] == rows[1] != []
+
+
+def test_hd95_has_quartiles_in_which_infinity_is_the_largest(finished: Plan) -> None:
+    """Three seeds of ∞, 10, 20, 30, 40, 50 mm."""
+    wanted = {"target": "binary", "arm": "scratch", "label_count": "4"}
+    (row,) = lines(finished, "distances.csv", **wanted)
+    ends = [row[name] for name in ("lower_mm", "median_mm", "upper_mm")]
+    assert (row["name"], row["values"], ends) == ("lesion", "18", ["20.0", "30.0", "50.0"])
+    assert float(row["infinite_share"]) == pytest.approx(1 / 6)
+    assert "20.0 to 50.0; 17% ∞" in page(finished)
+    assert quartiles(np.array([1.0, math.inf, math.inf])) == (1.0, math.inf, math.inf)
+    assert quartiles(np.array([])) == (None, None, None)
+
+
+def test_published_figures_are_drawn_and_cited(
+    tiny_study: Callable[..., Study], undrawn: None
+) -> None:
+    line = {"label": "line", "citation": "A & B (2001)", "metric": "pooled_ap", "value": 0.5}
+    points = [[4, 0.4], [1, 0.1]]
+    dots = {"label": "dots", "citation": "C (2002)", "metric": "pooled_ap", "points": points}
+    published = [line, dots]
+    plan = make_plan(tiny_study(published=published))
+    finish_all(plan)
+    write_report(plan)
+    assert "A &amp; B (2001)" in page(plan)
+    assert "1: 0.1; 4: 0.4" in page(plan)
+    figure = draw_published([], {}, plan.study.published)
+    drawn = {line.get_label(): line.get_xydata() for line in figure.axes[0].get_lines()}
+    assert np.array_equal(drawn["published: dots"], [[1, 0.1], [4, 0.4]])
+    assert drawn["published: line"][:, 1].tolist() == [0.5, 0.5]
+    assert not figure.axes[1].get_lines()
+
+
 def test_differences_are_those_of_the_statistics(finished: Plan) -> None:
 
     def cells(arm: str) -> dict[int, Scores]:
@@ -204,9 +207,7 @@ def test_the_verdict_is_said_in_words_with_its_interval(finished: Plan) -> None:
     assert "1 labelled scan by 0.200 (95 % interval of the difference +0." in sentence[1]
 
 
-def test_one_seed_concludes_nothing(
-    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
-) -> None:
+def test_one_seed_concludes_nothing(tiny_study: Callable[..., Study], undrawn: None) -> None:
     plan = make_plan(tiny_study())
     finish_all(plan)
     write_report(plan)
@@ -273,7 +274,7 @@ def test_the_page_needs_no_network(finished: Plan) -> None:
     assert not re.search(r"url\(|@import|<script|<link|https?://", page(finished))
 
 
-def test_names_are_escaped(tiny_study: Callable[..., Study]) -> None:
+def test_names_are_escaped(tiny_study: Callable[..., Study], undrawn: None) -> None:
     plan = make_plan(tiny_study(name="<i>$a_1$ & 50 %</i>"))
     finish_all(plan)
     write_report(plan)

@@ -76,6 +76,32 @@ def test_values_without_sense_are_refused(finetune: dict[str, Any], message: str
         parse_study(document(**finetune), "my.yaml")
 
 
+CITED = {"label": "theirs", "citation": "A. Author, 2001, Table 1", "metric": "pooled_ap"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({**CITED}, "either a value or points"),
+        ({**CITED, "value": 0.5, "points": [[1, 0.5]]}, "either a value or points"),
+        ({**CITED, "value": 76}, "write 0.76 for 76 %"),
+        ({**CITED, "points": [[1, 0.5], [1, 0.6]]}, "each number of scans once"),
+        ({**CITED, "value": 0.5, "citation": " "}, "must say something"),
+        ({**CITED, "value": 0.5, "metric": "dice"}, "pooled_ap"),
+        ({**CITED, "value": 0.5, "cite": "x"}, "did you mean 'citation'"),
+    ],
+)
+def test_published_figures_are_checked(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        parse_study(document() | {"published": [entry]}, "x")
+
+
+def test_published_figures_survive_a_dump() -> None:
+    entries = [{**CITED, "value": 0.5}, {**CITED, "points": [[1, 0.5], [8, 0.6]]}]
+    study = parse_study(document() | {"published": entries}, "x")
+    assert parse_study(yaml.safe_load(dump_study(study)), "dump") == study
+
+
 def test_ddp_needs_whole_devices() -> None:
     wrong = document() | {"resources": {"finetune": {"devices": 2, "gpu_share": 0.5}}}
     with pytest.raises(StudyError, match="DDP needs whole GPUs"):

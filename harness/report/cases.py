@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.cases import DICE_AT_THRESHOLD, LESION
 from experiments.spec import Anomaly, Segment
 from harness.plan import UNSUPERVISED, Plan, PlannedRun
 from harness.report.pairing import Scores
@@ -39,20 +40,57 @@ class CaseMetric:
 
 def case_metrics(plan: Plan) -> list[CaseMetric]:
     """What is compared, target by target, the leading metric first."""
-    classes = plan.store.classes
-    columns = tuple(f"dice_{name}" for name in classes)
-    each = [
-        CaseMetric("multiclass", column, f"Dice of {name.replace('_', ' ')}", (column,))
-        for name, column in zip(classes, columns, strict=True)
+    metrics = [*_binary(plan), *_multiclass(plan)]
+    return [metric for metric in metrics if metric.target in plan.study.finetune.targets]
+
+
+def leading_metric(plan: Plan, target: str) -> CaseMetric:
+    """The metric that the target's verdict is about."""
+    return next(it for it in case_metrics(plan) if it.target == target and it.leads)
+
+
+def distances(plan: Plan) -> list[CaseMetric]:
+    """HD95, which may be infinite: described by `harness.report.distances`, not compared."""
+    if plan.study.evaluation.nsd_tolerance_mm is None:
+        return []
+    found = [CaseMetric("binary", "hd95_mm", "lesion", (f"hd95_mm_{LESION}",))] + [
+        CaseMetric("multiclass", f"hd95_mm_{name}", _words(name), (f"hd95_mm_{name}",))
+        for name in plan.store.classes
     ]
-    threshold = "dice_at_validation_threshold"
+    return [metric for metric in found if metric.target in plan.study.finetune.targets]
+
+
+def _binary(plan: Plan) -> list[CaseMetric]:
+    threshold = DICE_AT_THRESHOLD
     metrics = [
         CaseMetric("binary", threshold, "Dice at the validation threshold", (threshold,), True),
-        CaseMetric("binary", "ap", "AP of each patient", ("ap",)),
-        CaseMetric("multiclass", "dice_class_mean", "class-mean Dice", columns, True),
-        *each,
+        CaseMetric("binary", "patient_ap", "AP of each patient", ("ap",)),
     ]
-    return [metric for metric in metrics if metric.target in plan.study.finetune.targets]
+    if (tolerance_mm := plan.study.evaluation.nsd_tolerance_mm) is not None:
+        title = f"NSD at {tolerance_mm:g} mm"
+        metrics.append(CaseMetric("binary", "nsd", title, (f"nsd_{LESION}",)))
+    return metrics
+
+
+def _multiclass(plan: Plan) -> list[CaseMetric]:
+    metrics = _by_class(plan, "dice", "Dice", leads=True)
+    if (tolerance_mm := plan.study.evaluation.nsd_tolerance_mm) is not None:
+        metrics += _by_class(plan, "nsd", f"NSD at {tolerance_mm:g} mm", leads=False)
+    return metrics
+
+
+def _by_class(plan: Plan, kind: str, title: str, leads: bool) -> list[CaseMetric]:
+    columns = tuple(f"{kind}_{name}" for name in plan.store.classes)
+    each = [
+        CaseMetric("multiclass", column, f"{title}, {_words(name)}", (column,))
+        for name, column in zip(plan.store.classes, columns, strict=True)
+    ]
+    mean = CaseMetric("multiclass", f"{kind}_class_mean", f"class-mean {title}", columns, leads)
+    return [mean, *each]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def read_cases(plan: Plan) -> dict[str, Cases]:
@@ -111,7 +149,7 @@ def _cell(
                 expected=f"the {len(patients)} patients of run {runs[0].run_id}",
                 remedy="delete the run folder that was changed, and sweep again",
             )
-    scores = [[_score(cases[r.run_id][p], metric.columns) for p in patients] for r in runs]
+    scores = [[score(cases[r.run_id][p], metric.columns) for p in patients] for r in runs]
     subsets = tuple(tuple(plan.folder_of(r).read_result().get("labelled", ())) for r in runs)
     return Scores(name, tuple(map(_seed, runs)), tuple(patients), subsets, np.array(scores))
 
@@ -120,6 +158,7 @@ def _seed(run: PlannedRun) -> int:
     return run.spec.seed if isinstance(run.spec, Segment) else 0
 
 
-def _score(row: dict[str, float], columns: Iterable[str]) -> float:
-    defined = [row[c] for c in columns if not np.isnan(row[c])]
+def score(row: dict[str, float], columns: Iterable[str]) -> float:
+    """Mean over the columns that are defined for a patient; nan if none is."""
+    defined = [row[c] for c in columns if not np.isnan(row.get(c, np.nan))]
     return float(np.mean(defined)) if defined else float("nan")

@@ -14,10 +14,10 @@ from harness.report.cases import (
     case_metrics,
     collect,
     place_of,
-    read_cases,
 )
 from harness.report.comparison import Comparison, compare
 from harness.report.labels_saved import LabelsSaved, labels_saved
+from harness.report.pair import Pair
 from harness.report.pairing import Scores
 from harness.report.statistics import Estimate, estimate
 from harness.study import SCRATCH
@@ -35,38 +35,55 @@ class Evidence:
     estimates: dict[str, dict[int, Estimate]]
     """The mean of each cell."""
     comparisons: dict[str, dict[int, Comparison]]
-    """Each other arm against scratch."""
+    """Each arm of `references` against its reference."""
     saved: dict[str, dict[int, LabelsSaved]]
-    """What scratch needs for the scores of each other arm."""
+    """What its reference needs for the scores of each arm of `references`."""
     objections: dict[str, str]
     """Why an arm could not be compared."""
+    references: dict[str, str]
+    """Arm → what it is compared with: scratch, or in a pair of studies the other's same arm."""
+    reference: str
+    """In words: "scratch", or the name of the other study."""
 
     @property
     def rivals(self) -> list[str]:
-        """The arms that are compared with scratch."""
-        return [arm for arm, counts in self.planned.items() if arm != SCRATCH and any(counts)]
+        """The arms that are compared with a reference."""
+        return [
+            arm for arm, counts in self.planned.items() if arm in self.references and any(counts)
+        ]
+
+    def counts(self, arm: str) -> list[int]:
+        """Label counts that both an arm and its reference are to be run with."""
+        return sorted(self.planned[arm].keys() & self.planned.get(self.references[arm], {}))
 
 
-def gather(plan: Plan) -> list[Evidence]:
-    """The evidence for each metric of `case_metrics`, from what is finished."""
-    cases = read_cases(plan)
+def gather(plan: Plan, cases: dict[str, Cases]) -> list[Evidence]:
+    """The evidence for each metric of `case_metrics`, from the cases of what is finished."""
     return [_evidence(plan, cases, metric) for metric in case_metrics(plan)]
 
 
 def _evidence(plan: Plan, cases: dict[str, Cases], metric: CaseMetric) -> Evidence:
     planned = _planned(plan, metric)
+    against = _references(plan)
     try:
         cells = collect(plan, cases, metric)
     except StudyError as error:
-        return Evidence(metric, planned, {}, {}, {}, {}, dict.fromkeys(planned, str(error)))
+        objections = dict.fromkeys(planned, str(error))
+        return Evidence(metric, planned, {}, {}, {}, {}, objections, *against)
     estimates = {
         arm: {count: within(estimate(cell), 0.0, 1.0) for count, cell in sorted(counts.items())}
         for arm, counts in cells.items()
     }
-    evidence = Evidence(metric, planned, cells, estimates, {}, {}, {})
+    evidence = Evidence(metric, planned, cells, estimates, {}, {}, {}, *against)
     for arm in evidence.rivals:
         _compare(evidence, arm)
     return evidence
+
+
+def _references(plan: Plan) -> tuple[dict[str, str], str]:
+    if isinstance(plan, Pair):
+        return plan.references(), plan.names[0]
+    return {arm: SCRATCH for arm in plan.study.finetune.inits if arm != SCRATCH}, SCRATCH
 
 
 def _planned(plan: Plan, metric: CaseMetric) -> dict[str, dict[int, int]]:
@@ -79,7 +96,7 @@ def _planned(plan: Plan, metric: CaseMetric) -> dict[str, dict[int, int]]:
 
 
 def _compare(evidence: Evidence, arm: str) -> None:
-    first, second = _labelled(evidence.cells, arm), _labelled(evidence.cells, SCRATCH)
+    first, second = (_labelled(evidence.cells, each) for each in (arm, evidence.references[arm]))
     if not first or not second:
         return
     try:

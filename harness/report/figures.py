@@ -18,8 +18,8 @@ from harness.report.evidence import Evidence
 from harness.report.pooled import PANELS, Cell
 from harness.report.record import RunRecord
 from harness.report.statistics import Estimate
-from harness.report.words import arm_name
-from harness.study import SCRATCH
+from harness.report.words import arm_name, is_scratch
+from harness.study import Published
 from storage.atomic import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -29,6 +29,7 @@ SUPERVISED = "supervised"
 """The baseline: scratch on all labels."""
 
 UNSUPERVISED_STYLES = (":", "-.")
+REFERENCE_STYLES = ((0, (1, 2)), (0, (6, 2)), (0, (6, 2, 1, 2)))
 
 Colours = Mapping[str, str]
 """Arm → colour, the same in every figure."""
@@ -54,14 +55,15 @@ def as_data_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def draw_published(cells: Sequence[Cell], title: str, colours: Colours) -> Figure:
-    """The three panels of Holzschuh et al.'s Figure 1."""
-    figure = _figure(13, 4.2)
-    if title:
-        figure.suptitle(_plain(title))
+def draw_published(
+    cells: Sequence[Cell], colours: Colours, published: Sequence[Published] = ()
+) -> Figure:
+    """The three panels of Holzschuh et al.'s Figure 1, with the figures that others published."""
+    figure = new_figure(13, 4.2)
     for letter, panel, axes in zip("abc", PANELS, figure.subplots(1, 3), strict=True):
         here = [c for c in cells if (c.target, c.metric) == (panel.target, panel.metric)]
         _draw_panel(axes, here, colours)
+        _draw_references(axes, [it for it in published if it.metric == panel.metric])
         axes.set_title(f"({letter}) {panel.title}", fontsize=10)
     _legend(figure, figure.axes)
     return figure
@@ -86,12 +88,23 @@ def _draw_panel(axes: Axes, cells: Sequence[Cell], colours: Colours) -> None:
     axes.set_ylim(0, 1)
 
 
+def _draw_references(axes: Axes, published: Sequence[Published]) -> None:
+    """Thin black lines and crosses: not computed here."""
+    for it, style in zip(published, cycle(REFERENCE_STYLES), strict=False):
+        label = _plain(f"published: {it.label}")
+        if it.value is not None:
+            axes.axhline(it.value, color="black", linestyle=style, linewidth=0.8, label=label)
+        else:
+            x, y = zip(*sorted(it.points), strict=True)
+            axes.plot(x, y, "x", color="black", linestyle=style, linewidth=0.6, label=label)
+
+
 def _baselines(cells: Sequence[Cell], counts: Sequence[int]) -> list[tuple[str, float, str]]:
     """The horizontal lines: scratch on the most labels, and each unsupervised score."""
     lines = [
-        (f"{SUPERVISED}: scratch, {c.label_count} scans", c.mean, "--")
+        (f"{SUPERVISED}: {c.arm}, {c.label_count} scans", c.mean, "--")
         for c in cells
-        if c.arm == SCRATCH and c.label_count == counts[-1]
+        if is_scratch(c.arm) and c.label_count == counts[-1]
     ]
     unsupervised = [c for c in cells if c.label_count == 0]
     lines += [
@@ -102,7 +115,7 @@ def _baselines(cells: Sequence[Cell], counts: Sequence[int]) -> list[tuple[str, 
 
 def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     """Means, differences and labels saved of one metric, each with 95 % intervals."""
-    figure = _figure(13, 4.0)
+    figure = new_figure(13, 4.0)
     means, differences, saved = figure.subplots(1, 3)
     counts = sorted({n for counts in evidence.planned.values() for n in counts if n})
     arms = [arm for arm in colours if arm in evidence.planned]
@@ -121,8 +134,8 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     saved.plot(counts, counts, color="0.35", linewidth=1)
     for axes, title in (
         (means, evidence.metric.title),
-        (differences, "difference from scratch"),
-        (saved, "labelled scans that scratch needs"),
+        (differences, f"difference from {evidence.reference}"),
+        (saved, f"labelled scans that {evidence.reference} needs"),
     ):
         axes.set_title(_plain(title), fontsize=10)
         _label_counts_on(axes, counts)
@@ -167,7 +180,7 @@ def draw_training(panels: Mapping[str, Sequence[RunRecord]], colours: Colours) -
     """Small multiples of the losses: a line a run, solid on validation, faint on training."""
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(13, 2.2 * rows + 0.4)
+    figure = new_figure(13, 2.2 * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (title, records) in zip(grid, panels.items(), strict=False):
         for it in records:
@@ -185,7 +198,8 @@ def draw_training(panels: Mapping[str, Sequence[RunRecord]], colours: Colours) -
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches, drawn without a screen."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -209,6 +223,10 @@ def _label_counts_on(axes: Axes, counts: Sequence[int]) -> None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
+    if counts:
+        axes.set_xlim(counts[0] / 1.2, counts[-1] * 1.2)
+    if not axes.has_data():
+        axes.text(0.5, 0.5, "no finished run", color="0.45", ha="center", transform=axes.transAxes)
     axes.set_xlabel("labelled scans")
     axes.grid(alpha=0.3)
 

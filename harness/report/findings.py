@@ -13,47 +13,56 @@ from harness.report.evidence import Evidence
 from harness.report.labels_saved import LabelsSaved
 from harness.report.statistics import Estimate
 from harness.report.words import interval, needed, needed_interval, number, scans
+from harness.study import SCRATCH
 
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What can be said about one arm against scratch, for one target."""
+    """What can be said about one arm against its reference, for one target."""
 
     kind: Literal["helps", "hurts", "mixed", "open"]
     target: str
     arm: str
+    reference: str
     sentences: tuple[str, ...]
 
 
 def findings(evidence: Evidence) -> list[Finding]:
-    """One finding for each arm that is compared with scratch."""
+    """One finding for each arm that is compared with a reference."""
     return [_finding(evidence, arm) for arm in evidence.rivals]
 
 
 def _finding(evidence: Evidence, arm: str) -> Finding:
-    title, target = evidence.metric.title, evidence.metric.target
+    place = (evidence.metric.target, arm, evidence.references[arm])
     compared = evidence.comparisons.get(arm, {})
     known = {n: it for n, it in compared.items() if it.p_bootstrap_holm is not None}
     shown = [n for n, it in known.items() if (it.p_bootstrap_holm or 0.0) < SIGNIFICANT]
     raised = [n for n in shown if value(known[n]) > 0]
     lowered = [n for n in shown if value(known[n]) <= 0]
     if not known:
-        return Finding("open", target, arm, (_why_nothing(evidence, arm),))
+        return Finding("open", *place, (_why_nothing(evidence, arm),))
     if not shown:
-        return Finding("open", target, arm, _nothing_shown(title, known))
+        return Finding("open", *place, _nothing_shown(evidence, arm, known))
     sentences = [
-        f"Pre-training ({arm}) {verb} the {title} with {_differences(counts, known)}."
-        for verb, counts in (("raises", raised), ("lowers", lowered))
+        f"{_claim(evidence, arm, word)} with {_differences(counts, known)}."
+        for word, counts in (("higher", raised), ("lower", lowered))
         if counts
     ]
     if rest := [n for n in known if n not in shown]:
         sentences.append(f"With {_counts(rest)} no difference could be shown.")
     saved = evidence.saved.get(arm, {})
-    sentences += [_saving(saved[n]) for n in raised if n in saved]
+    sentences += [_saving(saved[n], evidence.references[arm]) for n in raised if n in saved]
     kind: Literal["helps", "hurts", "mixed"] = "hurts" if not raised else "helps"
-    return Finding("mixed" if raised and lowered else kind, target, arm, tuple(sentences))
+    return Finding("mixed" if raised and lowered else kind, *place, tuple(sentences))
+
+
+def _claim(evidence: Evidence, arm: str, word: str) -> str:
+    title, reference = evidence.metric.title, evidence.references[arm]
+    if reference == SCRATCH:
+        return f"Pre-training ({arm}) {'raises' if word == 'higher' else 'lowers'} the {title}"
+    return f"{arm} has a {word} {title} than {reference}"
 
 
 def value(comparison: Comparison) -> float:
@@ -71,12 +80,18 @@ def _why_nothing(evidence: Evidence, arm: str) -> str:
     return start + "it takes two seeds and two patients in both arms at one label count."
 
 
-def _nothing_shown(title: str, known: Mapping[int, Comparison]) -> tuple[str, ...]:
+def _nothing_shown(
+    evidence: Evidence, arm: str, known: Mapping[int, Comparison]
+) -> tuple[str, ...]:
+    title, reference = evidence.metric.title, evidence.references[arm]
+    what = f"No difference of {title} between {arm} and {reference}"
+    if reference == SCRATCH:
+        what = f"No effect of pre-training on the {title}"
     narrowest = min(known, key=lambda n: _width(known[n]))
     difference = known[narrowest].difference
     seeds = min(it.seeds for it in known.values())
     sentences = [
-        f"No effect of pre-training on the {title} can be concluded (with {_counts(known)}).",
+        f"{what} can be concluded (with {_counts(known)}).",
         f"That does not prove that there is none: with {scans(narrowest)}, where most is known, "
         f"the difference may be anything from {interval(difference, '+')}{caution(difference)}.",
     ]
@@ -106,14 +121,14 @@ def _differences(counts: Iterable[int], known: Mapping[int, Comparison]) -> str:
     )
 
 
-def _saving(saved: LabelsSaved) -> str:
+def _saving(saved: LabelsSaved, reference: str) -> str:
     if saved.needed.value is None:
         return (
-            f"What it reaches with {scans(saved.labels)}, scratch does not reach with "
+            f"What it reaches with {scans(saved.labels)}, {reference} does not reach with "
             f"{saved.searched[1]}."
         )
     return (
-        f"For what it reaches with {scans(saved.labels)}, scratch needs {needed(saved)} "
+        f"For what it reaches with {scans(saved.labels)}, {reference} needs {needed(saved)} "
         f"(95 % interval {needed_interval(saved)})."
     )
 

@@ -34,12 +34,14 @@ class RunRecord:
     """ "torch 2.13.0" and the like, of all attempts."""
     seconds: float
     """Of all attempts, up to their last event."""
+    device_share: float = 1.0
+    """Of a device, for runs that share one."""
     train: Points = field(default_factory=list)
     validation: Points = field(default_factory=list)
 
     @property
     def device_hours(self) -> float:
-        return self.seconds * self.ranks / 3600
+        return self.seconds * self.ranks * self.device_share / 3600
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,16 @@ def _record(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunRecor
         ranks=max((s.get("ranks", 1) for s in starts), default=1),
         versions=_different(versions),
         seconds=_seconds(events),
+        device_share=_share(status.plan, run, starts),
         train=_points(metrics, "train/loss"),
         validation=_points(metrics, "validation/loss"),
     )
+
+
+def _share(plan: Plan, run: PlannedRun, starts: Sequence[dict[str, Any]]) -> float:
+    """As the study file says now; a core is not shared."""
+    on_gpu = any(start.get("device", "cpu") != "cpu" for start in starts)
+    return plan.share_of(run).gpu_share if on_gpu else 1.0
 
 
 def _reason(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> str:

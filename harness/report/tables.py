@@ -14,7 +14,6 @@ from typing import Any
 from harness.report.evidence import Evidence
 from harness.report.statistics import Estimate
 from harness.report.words import arm_name, interval, number, p_text
-from harness.study import SCRATCH
 
 Ends = tuple[float | None, float | None]
 
@@ -48,7 +47,7 @@ class IntervalRow:
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """An arm minus scratch: a line of `differences.csv`. See `comparison.Comparison`."""
+    """An arm minus its reference: a line of `differences.csv`. See `comparison.Comparison`."""
 
     target: str
     metric: str
@@ -70,7 +69,7 @@ class DifferenceRow:
 
 @dataclass(frozen=True)
 class SavedRow:
-    """What scratch needs for an arm's score: a line of `labels_saved.csv`."""
+    """What its reference needs for an arm's score: a line of `labels_saved.csv`."""
 
     target: str
     metric: str
@@ -112,8 +111,9 @@ def difference_rows(evidence: Evidence) -> list[DifferenceRow]:
     """Every label count that both arms are to be run with, the missing ones too."""
     rows = []
     for arm in evidence.rivals:
-        for count in sorted(evidence.planned[arm].keys() & evidence.planned.get(SCRATCH, {})):
-            place = (evidence.metric.target, evidence.metric.key, arm, SCRATCH, count)
+        for count in evidence.counts(arm):
+            reference = evidence.references[arm]
+            place = (evidence.metric.target, evidence.metric.key, arm, reference, count)
             it = evidence.comparisons.get(arm, {}).get(count)
             if it is None:
                 rows.append(DifferenceRow(*place))
@@ -125,11 +125,12 @@ def difference_rows(evidence: Evidence) -> list[DifferenceRow]:
 
 
 def saved_rows(evidence: Evidence) -> list[SavedRow]:
-    """A row for each finished cell of an arm that scratch can be compared with."""
+    """A row for each finished cell of an arm that its reference can be compared with."""
     rows = []
     for arm, counts in evidence.saved.items():
         for count, it in counts.items():
-            place = (evidence.metric.target, evidence.metric.key, arm, SCRATCH, count)
+            reference = evidence.references[arm]
+            place = (evidence.metric.target, evidence.metric.key, arm, reference, count)
             needed, needed_low, needed_high = _inf(it.needed)
             saved, saved_low, saved_high = _inf(it.saved)
             ratio, ratio_low, ratio_high = _inf(it.ratio)
@@ -180,7 +181,8 @@ def _latex(study: str, evidence: Evidence) -> str:
         "arm & labelled scans & seeds & difference & 95\\,\\% interval & $p$ & $p$ (Wilcoxon) & $r$"
     )
     caption = (
-        f"{study}, {evidence.metric.target}: {evidence.metric.title}, difference from scratch."
+        f"{study}, {evidence.metric.target}: {evidence.metric.title}, difference from "
+        f"{evidence.reference}."
     )
     lines = [
         r"\begin{table}",

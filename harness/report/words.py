@@ -8,11 +8,18 @@ MISSING = "missing"
 NOT_REACHED = "not reached"
 
 
+def is_scratch(arm: str) -> bool:
+    """Whether it is the scratch arm, of this study or of one of a pair ("STUDY/scratch")."""
+    return arm.rpartition("/")[2] == SCRATCH
+
+
 def arm_name(arm: str) -> str:
     """For people: "from scratch", "pre-trained: denoise"; a baseline has its own name."""
-    if arm == SCRATCH:
-        return "from scratch"
-    return arm if ":" in arm else f"pre-trained: {arm}"
+    if ":" in arm:
+        return arm
+    study, _, name = arm.rpartition("/")
+    words = "from scratch" if name == SCRATCH else f"pre-trained: {name}"
+    return f"{study}, {words}" if study else words
 
 
 def scans(count: float) -> str:
@@ -30,6 +37,13 @@ def interval(estimate: Estimate, sign: str = "") -> str:
     if estimate.interval is None:
         return "–"
     return " to ".join(number(end, sign) for end in estimate.interval)
+
+
+def millimetres(value: float | None) -> str:
+    """One decimal; "∞" is infinite."""
+    if value is None:
+        return MISSING
+    return "∞" if value == float("inf") else f"{value:.1f}"
 
 
 def p_text(p: float | None) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 from rich.table import Table
 
 from harness.plan import Plan
-from harness.report.evidence import Evidence, gather
-from harness.report.figures import colours_of, draw_published, save_figure
+from harness.report.content import Content, draw_figures, gather_content
+from harness.report.distances import DistanceRow
+from harness.report.figures import save_figure
 from harness.report.page import render_page
+from harness.report.pair import Pair
 from harness.report.pooled import PANELS, Cell, Row, collect_cells, collect_rows
-from harness.report.record import read_records
 from harness.report.tables import (
     DifferenceRow,
     IntervalRow,
@@ -32,7 +33,7 @@ from storage.errors import StudyError
 
 
 def write_report(plan: Plan) -> list[Path]:
-    """Write figure, page and tables into the report folder; returns the files, figure first.
+    """Write figures, page and tables into the report folder; returns the files, figure first.
 
     Raises `StudyError` if no run has a test result yet.
     """
@@ -44,30 +45,35 @@ def write_report(plan: Plan) -> list[Path]:
             expected="at least one finished fine-tuning or unsupervised run",
             remedy="`fewscan sweep` runs the study, `fewscan status` shows where it stands",
         )
-    folder = plan.folder.report
+    folder = report_folder(plan)
     folder.mkdir(parents=True, exist_ok=True)
-    cells, evidence = collect_cells(plan, rows), gather(plan)
-    colours = colours_of(list(dict.fromkeys(cell.arm for cell in cells if cell.label_count)))
-    figure = draw_published(cells, plan.study.name, colours)
-    for name in ("figure.png", "figure.pdf"):
-        save_figure(figure, folder / name)
-    page = render_page(plan, cells, evidence, read_records(plan), colours)
-    contents = {"report.html": page.encode()} | _tables(plan.study.name, rows, cells, evidence)
-    for name, content in contents.items():
-        write_bytes(folder / name, content)
-    return [folder / name for name in ("figure.png", "figure.pdf", *contents)]
+    content = gather_content(plan, rows)
+    figures = draw_figures(content)
+    files = [folder / f"{name}.{kind}" for name in figures for kind in ("png", "pdf")]
+    for file in files:
+        save_figure(figures[file.stem], file)
+    pages = {"report.html": render_page(content, figures).encode()}
+    for name, text in (pages | _tables(content)).items():
+        write_bytes(folder / name, text)
+        files.append(folder / name)
+    return files
 
 
-def _tables(
-    study: str, rows: Sequence[Row], cells: Sequence[Cell], evidence: Sequence[Evidence]
-) -> dict[str, bytes]:
+def report_folder(plan: Plan) -> Path:
+    """Where the report of a study, or of a pair of studies, goes."""
+    return plan.report_folder if isinstance(plan, Pair) else plan.folder.report
+
+
+def _tables(content: Content) -> dict[str, bytes]:
+    evidence = content.evidence
     return {
-        "figure.csv": _csv(Cell, cells),
-        "numbers.csv": _csv(Row, rows),
+        "figure.csv": _csv(Cell, content.cells),
+        "numbers.csv": _csv(Row, content.rows),
         "intervals.csv": _csv(IntervalRow, [r for it in evidence for r in interval_rows(it)]),
         "differences.csv": _csv(DifferenceRow, [r for it in evidence for r in difference_rows(it)]),
         "labels_saved.csv": _csv(SavedRow, [r for it in evidence for r in saved_rows(it)]),
-        "tables.tex": to_latex(study, evidence),
+        "distances.csv": _csv(DistanceRow, content.distances),
+        "tables.tex": to_latex(content.plan.study.name, evidence),
     }
 
 

@@ -1,0 +1,102 @@
+"""Example slices: chosen by the rule, computed once, true to the scored masks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_runs import finish_all
+
+from experiments.devices import Devices
+from experiments.examples import segmented
+from experiments.metrics import class_dice
+from experiments.stages import run_stage
+from harness.plan import Plan, make_plan
+from harness.report.cases import read_cases
+from harness.report.content import gather_content
+from harness.report.examples import Choice, choose, read_examples
+from harness.report.gallery import draw_examples
+from harness.study import Study
+
+
+@pytest.fixture
+def plan(tiny_study: Callable[..., Study], tiny_document: dict[str, Any]) -> Plan:
+    grid = {"label_counts": [1, 4, "all"], "seeds": [0, 1]}
+    return make_plan(tiny_study(finetune=tiny_document["finetune"] | grid))
+
+
+def test_the_middle_count_the_first_seed_and_three_patients(plan: Plan) -> None:
+    """In ascending order of Dice: P3, P4, P5, who have no core, then P0, P1, P2."""
+    finish_all(plan)
+    choice = choose(plan, read_cases(plan))
+    assert choice is not None
+    assert (choice.target, choice.label_count, choice.seed) == ("multiclass", 4, 0)
+    assert list(choice.runs) == ["scratch", "denoise"]
+    assert choice.patients == {"lower quartile": "P4", "median": "P5", "upper quartile": "P0"}
+
+
+def test_a_count_that_one_arm_lacks_is_not_shown(plan: Plan) -> None:
+    finish_all(plan, lambda r: not (r.arm == "denoise" and "4 scans" in r.name))
+    choice = choose(plan, read_cases(plan))
+    assert choice is not None
+    assert choice.label_count == 1
+
+
+def test_without_a_finished_pair_there_are_none(plan: Plan) -> None:
+    finish_all(plan, lambda run: run.arm == "scratch")
+    assert choose(plan, read_cases(plan)) is None
+
+
+def test_a_model_that_is_gone_is_said_and_stops_nothing(plan: Plan) -> None:
+    finish_all(plan)
+    content = gather_content(plan, [])
+    assert content.examples is None
+    assert content.no_examples
+
+
+def scored_again(plan: Plan, choice: Choice, patient: str) -> list[float]:
+    """Dice of a whole scan, an arm after the other, from the function that makes the masks."""
+    slices = plan.store.read_subject(patient)
+    found = []
+    for run_id in choice.runs.values():
+        folder = plan.folder.run(run_id)
+        threshold = folder.read_result()["validation"]["threshold"]
+        labels_NHW = segmented(folder, choice.target, threshold, slices.images_NCHW)
+        if choice.target == "binary":
+            found.append(class_dice(labels_NHW, (slices.labels_NHW > 0).view(np.uint8), [1])[0])
+        else:
+            found.append(np.nanmean(class_dice(labels_NHW, slices.labels_NHW, [1, 2, 3])))
+    return found
+
+
+@pytest.mark.parametrize("target", ["binary", "multiclass"])
+def test_the_masks_are_those_that_were_scored(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any], target: str
+) -> None:
+    """Trained for real; the slice shown is the patient's, and a second look computes nothing."""
+    finetune = tiny_document["finetune"] | {"label_counts": [2], "targets": [target]}
+    plan = make_plan(tiny_study(finetune=finetune, baselines=["unsupervised"]))
+    for run in plan.runs:
+        plan.folder_of(run).create(plan.record(run))
+        run_stage(plan.folder_of(run), Devices())
+    cases = read_cases(plan)
+    found = read_examples(plan, cases)
+    assert found is not None
+    assert found.anomaly_NHW is not None
+    shown = list(found.choice.patients.values())
+    for n, patient in enumerate(shown):
+        slices = plan.store.read_subject(patient)
+        at = int(np.flatnonzero(slices.positions_N == found.positions[n])[0])
+        sizes_N = (slices.labels_NHW > 0).sum(axis=(1, 2))
+        assert sizes_N[at] == sizes_N.max()
+        assert np.array_equal(found.truth_NHW[n], slices.labels_NHW[at])
+        assert scored_again(plan, found.choice, patient) == pytest.approx(
+            found.choice.dice[list(found.choice.patients)[n]], nan_ok=True
+        )
+    draw_examples(found, "flair", plan.store.classes).canvas.draw()
+    for run in plan.runs:
+        plan.folder_of(run).model.unlink(missing_ok=True)
+    again = read_examples(plan, cases)
+    assert again is not None
+    assert np.array_equal(again.labels_ANHW, found.labels_ANHW)
+    assert again.choice == found.choice
