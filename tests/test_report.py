@@ -160,7 +160,7 @@ def test_published_figures_are_drawn_and_cited(
     finish_all(plan)
     write_report(plan)
     assert "A &amp; B (2001)" in page(plan)
-    assert "1: 0.1; 4: 0.4" in page(plan)
+    assert "0.1 with 1 labelled scan; 0.4 with 4 labelled scans" in page(plan)
     figure = draw_published([], {}, plan.study.published)
     drawn = {line.get_label(): line.get_xydata() for line in figure.axes[0].get_lines()}
     assert np.array_equal(drawn["published: dots"], [[1, 0.1], [4, 0.4]])

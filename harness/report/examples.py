@@ -1,9 +1,10 @@
 """Example slices, chosen by a rule, never by hand.
 
-The rule. The target is multi-class where the study has it, else binary. Of the label counts that
-every arm has finished with a common seed the middle one (the smaller of two), with the first such
-seed. The test patients are ordered by their Dice, averaged over the arms; shown are those at the
-lower quartile, the median and the upper quartile, each by the slice with the most lesion.
+The rule. The target is multi-class where all arms have finished something of it, else binary. Of
+the label counts that all arms have finished with a common seed the middle one (the smaller of two),
+with the first such seed. The test patients are ordered by their Dice, averaged over the arms; shown
+are those at the lower quartile, the median and the upper quartile, each by the slice with the most
+lesion.
 
 The predictions are computed on the CPU from the kept models and cached, so that a later report with
 the same runs is quick.
@@ -75,9 +76,13 @@ def read_examples(plan: Plan, cases: dict[str, Cases]) -> Examples | None:
 
 
 def choose(plan: Plan, cases: dict[str, Cases]) -> Choice | None:
-    """Apply the rule of this module."""
-    targets = plan.study.finetune.targets
-    target: Target = "multiclass" if "multiclass" in targets else "binary"
+    """Apply the rule of this module; None where nothing is finished that it could choose."""
+    targets: tuple[Target, ...] = ("multiclass", "binary")
+    choices = (_choose(plan, cases, it) for it in targets if it in plan.study.finetune.targets)
+    return next(filter(None, choices), None)
+
+
+def _choose(plan: Plan, cases: dict[str, Cases], target: Target) -> Choice | None:
     cells: dict[tuple[int, int], dict[str, PlannedRun]] = {}
     for run in plan.runs:
         spec = run.spec
@@ -91,15 +96,16 @@ def choose(plan: Plan, cases: dict[str, Cases]) -> Choice | None:
     place = next(it for it in complete if it[0] == counts[(len(counts) - 1) // 2])
     runs = cells[place]
     columns = leading_metric(plan, target).columns
+    shared = set.intersection(*({*cases[run.run_id]} for run in runs.values()))
     dice = {
         patient: [score(cases[run.run_id][patient], columns) for run in runs.values()]
-        for patient in cases[next(iter(runs.values())).run_id]
+        for patient in shared
     }
     ranked = sorted((np.nanmean(v), p) for p, v in dice.items() if not np.isnan(v).all())
-    at = {name: math.floor((len(ranked) - 1) * q) for name, q in QUARTILES.items()}
-    patients = {name: ranked[k][1] for name, k in at.items()}
     if not ranked:
         return None
+    at = {name: math.floor((len(ranked) - 1) * q) for name, q in QUARTILES.items()}
+    patients = {name: ranked[k][1] for name, k in at.items()}
     return Choice(
         target,
         *place,

@@ -28,6 +28,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SUPERVISED = "supervised"
 """The baseline: scratch on all labels."""
 
+UNIT = (-0.02, 1.02)
+"""Limits of an axis from 0 to 1 that cut no marker."""
 UNSUPERVISED_STYLES = (":", "-.")
 REFERENCE_STYLES = ((0, (1, 2)), (0, (6, 2)), (0, (6, 2, 1, 2)))
 
@@ -85,7 +87,7 @@ def _draw_panel(axes: Axes, cells: Sequence[Cell], colours: Colours) -> None:
     for label, value, style in _baselines(cells, counts):
         axes.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=_plain(label))
     _label_counts_on(axes, counts)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(*UNIT)
 
 
 def _draw_references(axes: Axes, published: Sequence[Published]) -> None:
@@ -139,7 +141,7 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     ):
         axes.set_title(_plain(title), fontsize=10)
         _label_counts_on(axes, counts)
-    means.set_ylim(0, 1)
+    means.set_ylim(*UNIT)
     saved.set_yscale("log")
     saved.set_yticks(_apart(counts))
     saved.yaxis.set_major_formatter(ScalarFormatter())

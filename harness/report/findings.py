@@ -97,6 +97,7 @@ def _nothing_shown(
     ]
     if seeds < 5:
         sentences.append(f"With {seeds} seeds intervals are wide; five or more are worth running.")
+    sentences.append("So nothing can be said of labels saved either.")
     return tuple(sentences)
 
 

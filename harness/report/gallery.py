@@ -23,7 +23,7 @@ def draw_examples(examples: Examples, channel: str, classes: Sequence[str]) -> F
     names = classes if choice.target == "multiclass" else ["lesion"]
     heads = [f"input ({channel})", "truth"]
     heads += [cell_name(arm, choice.label_count) for arm in choice.runs]
-    heads += [f"anomaly map ({choice.anomaly[0]},\nno label)"] if choice.anomaly else []
+    heads += [f"anomaly map ({choice.anomaly[0]})"] if choice.anomaly else []
     rows = len(choice.patients)
     figure = new_figure(min(13.0, 2.3 * len(heads)), 2.3 * rows + 0.8)
     grid = figure.subplots(rows, len(heads), squeeze=False)

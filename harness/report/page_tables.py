@@ -18,6 +18,7 @@ from harness.report.words import (
     needed_interval,
     number,
     p_text,
+    scans,
 )
 from harness.study import Published
 
@@ -187,7 +188,7 @@ def published_table(published: Sequence[Published]) -> Table:
         (
             it.label,
             titles[it.metric],
-            "; ".join(f"{n}: {v:g}" for n, v in it.points) or f"{it.value:g}",
+            "; ".join(f"{v:g} with {scans(n)}" for n, v in sorted(it.points)) or f"{it.value:g}",
             it.citation,
         )
         for it in published
