@@ -16,7 +16,7 @@ from benchmarks import arithmetic, results
 from benchmarks.setting import SUBJECTS, Setting
 from storage.phantom import write_phantoms
 
-NAMES = ("preparation", "reading", "metrics", "anomaly")
+NAMES = ("preparation", "reading", "metrics", "anomaly", "training")
 """Modules of this package with a `measure(setting: Setting) -> list[Finding]`."""
 CACHE = Path(tempfile.gettempdir()) / f"fewscan-benchmarks-{os.getuid()}"
 

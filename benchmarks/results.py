@@ -60,8 +60,14 @@ class Finding:
         return "" if self.at_most is None else f"≤ {in_unit(self.at_most, self.unit)}"
 
 
-def write(subject: str, findings: Sequence[Finding], device: str | None = None) -> Path:
-    """Write the findings of a subject with date, machine, versions and commit.
+def write(
+    subject: str,
+    findings: Sequence[Finding],
+    device: str | None = None,
+    path: Path | None = None,
+    **more: Any,
+) -> Path:
+    """Write the findings of a subject with date, machine, versions and commit, and `more`.
 
     `device` names what computed, if it was not this machine's CPU.
     """
@@ -72,9 +78,10 @@ def write(subject: str, findings: Sequence[Finding], device: str | None = None) 
             {**asdict(f), "result": f.result, "reached": f.reached, "target": f.target}
             for f in findings
         ],
+        **more,
     }
-    FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / f"{subject}.json"
+    path = path or FOLDER / f"{subject}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
