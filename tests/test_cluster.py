@@ -34,7 +34,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield folder
 
 
-def until(what: Callable[[], Any], wait_s: float = 60) -> Any:
+def until(what: Callable[[], Any], wait_s: float = 150) -> Any:
     deadline = time.monotonic() + wait_s
     while not (value := what()):
         assert time.monotonic() < deadline
@@ -72,12 +72,12 @@ def test_a_worker_whose_time_is_nearly_over_takes_nothing_new(slurm: Path, tmp_p
     until(lambda: trace.exists())
     begun = [json.loads(line) for line in trace.open()]
     closed = Path(f"/tmp/{Folder(folder).key}-{begun[0]['job']}/closed")
-    until(closed.exists, wait_s=120)
+    until(closed.exists)
     before = len(trace.read_text().splitlines())
     until(lambda: worker_phase(folder) == "requeued")
     assert len(trace.read_text().splitlines()) <= before + 1  # it may have been on its way
     fake_slurm.set_time_limit(slurm, begun[0]["job"], limit_min=10)
-    until(lambda: status(folder).state not in ("starting", "running"), wait_s=120)
+    until(lambda: status(folder).state not in ("starting", "running"))
     assert status(folder).state == "done", status(folder)
     begun = [json.loads(line) for line in trace.open()]
     assert sorted(line["trial"] for line in begun) == list(range(6)), "none was begun in vain"
@@ -179,6 +179,7 @@ def test_a_lost_head_is_replaced_but_not_for_ever(slurm: Path, tmp_path: Path) -
 
 def test_many_workers_look_after_the_head_with_one_query(slurm: Path, tmp_path: Path) -> None:
     folder = prepared(tmp_path)
+    folder.write_launch(launch_record(Settings(**{**QUICK, "setup": ["false"], "poll_s": 600})))
     caretaker.submit_head(folder, folder.launch())
     for _ in range(5):
         caretaker.look_after_head(folder)

@@ -41,7 +41,7 @@ def plan(slurm_lab: None, tiny_document: dict[str, Any], tmp_path: Path) -> Iter
     shared = lab.SHARED / tmp_path.name
     shutil.rmtree(shared, ignore_errors=True)
     shutil.copytree(tiny_document["store"], shared / "tiny.zarr")
-    training = {"iterations": 120, "validate_every": 50}
+    training = {"iterations": 80, "validate_every": 20}
     tiny_document["pretrain"]["denoise"]["training"] |= training
     tiny_document["finetune"] |= {"label_counts": [1], "inits": ["denoise"], "targets": ["binary"]}
     tiny_document |= {"store": str(shared / "tiny.zarr"), "folder": str(shared / "study")}
