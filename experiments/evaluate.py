@@ -7,9 +7,10 @@ Letters in names: N slices, C channels, P patients, K classes, H and W rows and 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,10 @@ from experiments.spec import Anomaly, Evaluation
 from experiments.surfaces import require_surfaces
 from storage.atomic import write_bytes
 from storage.runs import RunFolder
-from storage.slices import SliceStore
+from storage.slices import Slices, SliceStore
 
 EVALUATION_BATCH = 64
+"""Fixed: a convolution's last bits depend on how many slices it is given at once."""
 PATIENTS_WAITING = 8
 """Whose masks are in memory at most, until a thread has compared them."""
 
@@ -101,7 +103,7 @@ def evaluate(
     """
     require_surfaces(evaluation)
     scan = _Scan(predict, store, devices)
-    chosen = _pooled(scan.scored(subject).pixels for subject in store.split.validation)
+    chosen = _pooled(scored.pixels for scored in scan.each(store.split.validation))
     dice, threshold = chosen.best_dice()
     pooled, rows = _score_test_split(scan, evaluation, threshold)
     best_dice, best_threshold = pooled.best_dice()
@@ -114,8 +116,8 @@ def evaluate(
     }
     if evaluation.min_component_voxels:
         sums = [
-            scan.without_specks(s, best_threshold, evaluation.min_component_voxels)
-            for s in store.split.test
+            without_specks(scored, best_threshold, evaluation.min_component_voxels)
+            for scored in scan.each(store.split.test)
         ]
         test["pooled_best_dice_without_specks"] = float(np.divide(*np.sum(sums, axis=0)))
     write_bytes(folder.cases, to_csv(rows))
@@ -134,8 +136,7 @@ def _score_test_split(
     pooled = PixelScores()
     rows: list[Future[Row]] = []
     with ThreadPoolExecutor(scan.devices.threads) as threads:
-        for subject in scan.store.split.test:
-            scored = scan.scored(subject)
+        for scored in scan.each(scan.store.split.test):
             pooled += scored.pixels
             rows.append(threads.submit(_row, scored, scan.store, evaluation, threshold))
             if len(rows) > PATIENTS_WAITING:
@@ -163,9 +164,18 @@ class _Scan:
     store: SliceStore
     devices: Devices
 
-    def scored(self, subject: str) -> Scored:
+    def each(self, subjects: Sequence[str]) -> Iterator[Scored]:
+        """One patient after the other; the next one is read while this one is scored."""
+        with ThreadPoolExecutor(1) as reader:
+            coming: list[Future[Slices]] = []
+            for subject, following in zip_longest(subjects, subjects[1:]):
+                slices = coming.pop().result() if coming else self.store.read_subject(subject)
+                if following is not None:
+                    coming.append(reader.submit(self.store.read_subject, following))
+                yield self._scored(subject, slices)
+
+    def _scored(self, subject: str, slices: Slices) -> Scored:
         """All slices of a patient, a batch at a time."""
-        slices = self.store.read_subject(subject)
         pixels, scores, labels = PixelScores(), [], []
         for start in range(0, len(slices.images_NCHW), EVALUATION_BATCH):
             part = slice(start, start + EVALUATION_BATCH)
@@ -184,13 +194,13 @@ class _Scan:
             slices.labels_NHW,
         )
 
-    def without_specks(self, subject: str, threshold: float, max_voxels: int) -> tuple[int, int]:
-        """Twice the hits, and predicted plus true pixels, without small components."""
-        scored = self.scored(subject)
-        mask_ZHW = scored.scores_ZHW > np.float16(threshold)
-        mask_ZHW = remove_small_components(mask_ZHW, max_voxels)
-        truth_ZHW = scored.truth_ZHW > 0
-        return 2 * int((mask_ZHW & truth_ZHW).sum()), int(mask_ZHW.sum() + truth_ZHW.sum())
+
+def without_specks(scored: Scored, threshold: float, max_voxels: int) -> tuple[int, int]:
+    """Twice the hits, and predicted plus true pixels, without small components."""
+    mask_ZHW = scored.scores_ZHW > np.float16(threshold)
+    mask_ZHW = remove_small_components(mask_ZHW, max_voxels)
+    truth_ZHW = scored.truth_ZHW > 0
+    return 2 * int((mask_ZHW & truth_ZHW).sum()), int(mask_ZHW.sum() + truth_ZHW.sum())
 
 
 def dice_at(scores: PixelScores, threshold: float) -> float:
