@@ -25,7 +25,8 @@ START_UP_S = 30
 def launch_sweep(plan: Plan) -> str:
     """Submit the head's job, which sweeps the study; returns its id at once.
 
-    Raises `StudyError` if the study says nothing about Slurm, `ClusterError` if Slurm refuses.
+    Raises `StudyError` if the study says nothing about Slurm, `ClusterError` if Slurm refuses,
+    `NotWritableError` or `DiskFullError` if the study's folder cannot be written.
     """
     settings = plan.study.slurm
     if settings is None:
@@ -38,7 +39,7 @@ def launch_sweep(plan: Plan) -> str:
     require_fit(plan.study, settings)
     settings = with_room_to_start(plan.study, settings)
     folder = plan.folder
-    folder.runs.mkdir(parents=True, exist_ok=True)
+    folder.prepare()
     write_bytes(folder.study, dump_study(plan.study).encode())
     driver = [sys.executable, "-m", "harness.cli", "sweep", str(folder.study)]
     return launch(driver, folder.cluster, settings)

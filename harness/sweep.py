@@ -41,7 +41,7 @@ def sweep(plan: Plan, console: Console, stage: "Stage | None" = None) -> StudySt
     another sweep of this study is under way.
     """
     folder = plan.folder
-    folder.runs.mkdir(parents=True, exist_ok=True)
+    folder.prepare()
     busy = StudyError(
         f"the study {plan.study.name} is being swept by another process",
         where=folder.path,

@@ -102,6 +102,13 @@ def temporary_folder() -> Path:
     return folder
 
 
+def remove_temporary_folder() -> None:
+    """Remove the job's private folder, and the one of its name that tasks may make in memory."""
+    folder = Path(os.environ[TEMPORARY])
+    for each in (folder, Path("/dev/shm") / folder.name):
+        shutil.rmtree(each, ignore_errors=True)
+
+
 def _cpus(env: Mapping[str, str]) -> int:
     given = env.get("SLURM_CPUS_PER_TASK") or env.get("SLURM_CPUS_ON_NODE")
     usable = len(os.sched_getaffinity(0))

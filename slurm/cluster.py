@@ -72,6 +72,7 @@ def ray_environment(folder: Folder) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(LOSE_HEAD_S),
         "RAY_grpc_enable_http_proxy": "0",
+        "RAY_worker_niceness": "0",  # Ray's 15 would leave a shared node's CPUs to the neighbours
     }
 
 
@@ -200,6 +201,7 @@ def _task_environment(folder: Folder, share: Allocation, temporary: Path) -> dic
     """What tasks on this node see; `slurm.inside` reads it."""
     return {
         **ray_environment(folder),
+        "TMPDIR": str(temporary),  # what a killed task leaves behind goes with the job
         "ELASTIC_JOB": share.job,
         "ELASTIC_STOP_FILE": str(temporary / "stop"),
     }

@@ -4,7 +4,6 @@ Whatever the jobs tell each other goes through here, in JSON files that are repl
 killed job leaves the last whole state behind; a job that Slurm runs again starts from it.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from typing import Any
 
 from slurm.settings import Settings
 from storage.atomic import replacing, write_json
-from storage.errors import ClusterError
+from storage.errors import disk_full_explained, not_writable_explained
 
 JOINED = ("joined", "closing")
 """Phases of a worker that is in the cluster."""
@@ -113,22 +112,13 @@ class Folder:
     def prepare(self) -> None:
         """Make the folder, and the token that keeps others out.
 
-        Raises `ClusterError` if it may not, `DiskFullError` if it cannot.
+        Raises `NotWritableError` if it may not, `DiskFullError` if it cannot.
         """
-        try:
+        with not_writable_explained(self.root), disk_full_explained(self.root):
             for folder in (self.root, self.workers, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
             if not self.token_file.exists():
                 _write_secret(self.token_file, secrets.token_hex(32))
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            raise ClusterError(
-                "cannot write here",
-                where=error.filename or self.root,
-                expected="a folder on the shared disk that you may write to",
-                remedy="choose another folder, or ask its owner for write permission",
-            ) from error
 
     def write_launch(self, launch: Launch) -> None:
         value = {**vars(launch), "settings": launch.settings.as_json()}

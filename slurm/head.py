@@ -109,6 +109,7 @@ class Head:
     def _start_driver(self, node: RayNode, here: Rendezvous) -> subprocess.Popen[bytes]:
         environment = {
             **cluster.ray_environment(self.folder),
+            "TMPDIR": str(node.temporary),
             "RAY_ADDRESS": node.address,
             "ELASTIC_FOLDER": str(self.folder.root),
             "ELASTIC_DEMAND_FILE": str(self.folder.demand_file),

@@ -6,7 +6,7 @@ has happened meanwhile is in the folder.
 
 from pathlib import Path
 
-from slurm import processes
+from slurm import allocation, processes
 from slurm.folder import Folder
 
 
@@ -21,7 +21,7 @@ def run_worker(root: str) -> None:
         try:
             Worker(folder, launch).run()
         finally:
-            processes.end_descendants()
+            leave_nothing()
 
 
 def run_head(root: str, launch_id: str) -> None:
@@ -35,4 +35,10 @@ def run_head(root: str, launch_id: str) -> None:
         try:
             Head(folder, launch).run()
         finally:
-            processes.end_descendants()
+            leave_nothing()
+
+
+def leave_nothing() -> None:
+    """No process and no file of the job stays on the node, however it ends."""
+    processes.end_descendants()
+    allocation.remove_temporary_folder()

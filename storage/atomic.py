@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from storage.errors import disk_full_explained
+from storage.errors import disk_full_explained, not_writable_explained
 
 TEMPORARY_SUFFIX = ".partial"
 
@@ -20,10 +20,11 @@ TEMPORARY_SUFFIX = ".partial"
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; put it in place when the block ends without an error.
 
-    Raises `DiskFullError` if there is no room; then `path` is as it was and the temporary is gone.
+    Raises `NotWritableError` or, if there is no room, `DiskFullError`; then `path` is as it was and
+    the temporary is gone.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    with disk_full_explained(path):
+    with not_writable_explained(path.parent), disk_full_explained(path):
         try:
             yield temporary
             with temporary.open("rb+") as file:

@@ -84,6 +84,26 @@ class DiskFullError(FewscanError):
     """There is no room, or no quota, left for what has to be written."""
 
 
+class NotWritableError(FewscanError):
+    """A folder belongs to somebody else, or its disk is read-only."""
+
+
+@contextmanager
+def not_writable_explained(folder: Path) -> Iterator[None]:
+    """Turn a missing permission to write into a `NotWritableError`; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise NotWritableError(
+            f"cannot write here ({error.strerror})",
+            where=error.filename or folder,
+            expected="a folder on the shared disk that you may write to",
+            remedy="choose another folder, or ask its owner for write permission",
+        ) from error
+
+
 @contextmanager
 def disk_full_explained(path: Path) -> Iterator[None]:
     """Turn "no space left" while writing `path` into a `DiskFullError`; other errors pass."""

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from storage.atomic import remove_leftovers, write_json
-from storage.errors import RunError, disk_full_explained
+from storage.errors import RunError, disk_full_explained, not_writable_explained
 from storage.locks import exclusive
 
 State = Literal["missing", "interrupted", "running", "failed", "finished"]
@@ -227,6 +227,11 @@ class StudyFolder:
     """Every file of one study."""
 
     path: Path
+
+    def prepare(self) -> None:
+        """Make the folder. Raises `NotWritableError`, `DiskFullError`."""
+        with not_writable_explained(self.path), disk_full_explained(self.path):
+            self.runs.mkdir(parents=True, exist_ok=True)
 
     @property
     def study(self) -> Path:

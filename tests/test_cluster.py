@@ -60,7 +60,7 @@ def test_a_preempted_worker_returns_and_nothing_is_left(slurm: Path, tmp_path: P
     until(lambda: {job["state"] for job in fake_slurm.jobs(slurm).values()} == {"COMPLETED"})
     asked = fake_slurm.commands_given(slurm)
     assert f"scontrol update JobId={worker} StartTime=now" in asked
-    assert not list(Path("/tmp").glob(f"{Folder(folder).key}-*"))
+    assert not [*Path("/tmp").glob(f"{Folder(folder).key}-*"), *Path("/tmp").glob("toy-*")]
 
 
 def test_a_worker_whose_time_is_nearly_over_takes_nothing_new(slurm: Path, tmp_path: Path) -> None:

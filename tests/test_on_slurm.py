@@ -33,6 +33,7 @@ def finish(plan: Plan, *indices: int) -> None:
     [
         ({"cpus": 1, "max_workers": 50}, {}, 5),
         ({"cpus": 4, "max_workers": 50}, {}, 2),
+        ({"cpus": 3, "max_workers": 50}, {"finetune": {"cpus": 2}, "pretrain": {"cpus": 2}}, 5),
         ({"cpus": 4, "gpus": 1, "max_workers": 50}, {"finetune": {"gpu_share": 0.5}}, 3),
         ({"cpus": 4, "gpus": 1, "max_workers": 50}, {"pretrain": {"devices": 2}}, 6),
         ({"cpus": 4, "gpus": 1, "max_workers": 50}, {"finetune": {"gpu_share": 0.4}}, 3),

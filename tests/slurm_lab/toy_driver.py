@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ CHECKPOINT_EVERY = 5
 
 def run_unit(out: Path, unit: int, steps: int, step_s: float) -> str:
     """Go on with `unit` from its checkpoint; "done", or "interrupted" if the node is leaving."""
+    tempfile.mkdtemp(prefix="toy-")  # left behind on purpose
     result, checkpoint = out / f"result_{unit}.json", out / f"checkpoint_{unit}.json"
     state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "value": 1}
     while state["step"] < steps:
@@ -72,6 +74,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--step-s", type=float, default=0.2)
     options = parser.parse_args()
+    tempfile.mkdtemp(prefix="toy-")
     options.out.mkdir(parents=True, exist_ok=True)
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
     work = ray.remote(num_cpus=1, max_retries=0)(run_unit)
