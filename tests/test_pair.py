@@ -92,6 +92,7 @@ def test_the_same_run_in_both_studies_is_no_difference(
     assert len(both.runs) == 2 * len(first.runs)
     write_report(both)
     assert {float(row["difference"]) for row in differences(both)} == {0.0}
+    assert "Their settings are the" in (both.report_folder / "report.html").read_text()
 
 
 def test_studies_of_one_name_are_told_apart_by_their_folders(first: Plan, second: Plan) -> None:

@@ -116,7 +116,9 @@ def _section(it: Evidence, content: Content, figure: str) -> Section:
         differences=difference_table(it),
         saved=saved_table(it),
         others=mean_table(others),
-        distances=distance_table([row for row in content.distances if row.target == target]),
+        distances=distance_table(
+            [row for row in content.distances if row.target == target], it.planned
+        ),
         objections=list(dict.fromkeys(it.objections.values())),
     )
 

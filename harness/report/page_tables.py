@@ -165,12 +165,13 @@ def run_table(records: Sequence[RunRecord]) -> Table:
     return Table(head, rows, labels=5)
 
 
-def distance_table(rows: Sequence[DistanceRow]) -> Table:
+def distance_table(rows: Sequence[DistanceRow], planned: Mapping[str, Mapping[int, int]]) -> Table:
     """HD95: quartiles over patients and seeds, and how often it is infinite."""
-    arms = _columns(row.arm for row in rows)
+    arms = _columns(planned)
     lines: list[tuple[str, ...]] = []
     for name in dict.fromkeys(row.name for row in rows):
-        texts = {
+        missing = {(n, arm): MISSING for arm, counts in planned.items() for n in counts}
+        texts = missing | {
             (row.label_count, row.arm): f"{millimetres(row.median_mm)}\n"
             f"{millimetres(row.lower_mm)} to {millimetres(row.upper_mm)}; "
             f"{row.infinite_share or 0:.0%} ∞"
