@@ -14,11 +14,15 @@ import click
 
 from benchmarks import arithmetic, results
 from benchmarks.setting import SUBJECTS, Setting
-from storage.phantom import write_phantoms
+from storage.manifest import STORE_PROTOCOL
+from storage.phantom import GENERATOR, write_phantoms
 
 NAMES = ("preparation", "reading", "metrics", "anomaly", "training")
 """Modules of this package with a `measure(setting: Setting) -> list[Finding]`."""
-CACHE = Path(tempfile.gettempdir()) / f"fewscan-benchmarks-{os.getuid()}"
+CACHE = (
+    Path(tempfile.gettempdir()) / f"fewscan-benchmarks-{os.getuid()}-{GENERATOR}.{STORE_PROTOCOL}"
+)
+"""Scans and stores of these versions, made once."""
 
 
 @click.command()

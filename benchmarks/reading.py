@@ -109,4 +109,5 @@ def _ratio(what: str, costs: SideBySide, workers: int, at_least: float | None = 
         at_least=at_least,
         published=f"{plain:,.0f} slices/s",
         here=f"{fast:,.0f} slices/s",
+        core_ratios=costs.ratios("core_s"),
     )

@@ -38,6 +38,8 @@ class Finding:
     """what the published way takes, with its unit"""
     here: str = ""
     """what the fast way takes"""
+    core_ratios: tuple[float, ...] = ()
+    """the ratio in core-seconds, if `values` are in wall time: less true, and less shaken"""
     note: str = ""
 
     @property
@@ -104,8 +106,8 @@ def table() -> str:
     """All results as a table in Markdown, and under it what each was measured on."""
     results = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
     lines = [
-        "| what | target | measured (range) | published way | here | reached |",
-        "|---|---|---|---|---|---|",
+        "| what | target | measured (range) | in core-seconds | published way | here | reached |",
+        "|---|---|---|---|---|---|---|",
         *(_line(f) for result in results for f in result["findings"]),
     ]
     notes = [f"- *{f['what']}*: {f['note']}" for r in results for f in r["findings"] if f["note"]]
@@ -130,7 +132,9 @@ def _line(finding: dict[str, Any]) -> str:
     if len(values) > 1:
         measured += f" ({in_unit(min(values), '').strip()}–{in_unit(max(values), '').strip()})"
     reached = {True: "yes", False: "**no**", None: ""}[finding["reached"]]
-    cells = [finding["what"], finding["target"], measured, finding["published"], finding["here"]]
+    core = in_unit(median(cores), "×") if (cores := finding.get("core_ratios")) else ""
+    ways = finding["published"], finding["here"]
+    cells = [finding["what"], finding["target"], measured, core, *ways]
     return "| " + " | ".join([*cells, reached]) + " |"
 
 

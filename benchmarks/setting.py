@@ -25,5 +25,6 @@ class Setting:
     def store(self) -> SliceStore:
         """The scans as a store, made if it is not there."""
         path = self.folder / f"slices{self.size}.zarr"
-        prepare(self.scans, path, self.size, workers=1)
+        if not path.exists():
+            prepare(self.scans, path, self.size, workers=1)
         return SliceStore.open(path)

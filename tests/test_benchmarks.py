@@ -66,7 +66,10 @@ def test_results_say_what_they_were_measured_on_and_by_nobody(
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{results.BEGIN}old\n{results.END}after\n")
-    path = results.write("speed", [Finding("a thing", (12345.0, 0.25), "slices/s", note="why")])
+    path = results.write(
+        "speed",
+        [Finding("a thing", (12345.0, 0.25), "slices/s", core_ratios=(2.0, 3.0), note="why")],
+    )
     measured = json.loads(path.read_text())["measured"]
     assert set(measured) == {
         *("date", "device", "cpu", "cores", "load_before", "python", "versions", "commit")
@@ -76,5 +79,5 @@ def test_results_say_what_they_were_measured_on_and_by_nobody(
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "| a thing |  | 6,173 slices/s (0.25–12,345) |  |  |  |" in text
+    assert "| a thing |  | 6,173 slices/s (0.25–12,345) | 2.5× |  |  |  |" in text
     assert "- *a thing*: why" in text
