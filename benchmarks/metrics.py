@@ -77,7 +77,10 @@ def _counted(scores_NHW: np.ndarray, mask_NHW: np.ndarray) -> PixelScores:
 
 
 def _memory(store: SliceStore) -> Finding:
-    """How much higher the peak is for all patients than for one; the largest one comes first."""
+    """How much the peak grows with the patients, in that of keeping their scores.
+
+    The largest patient comes first. What grows when scores are counted is the allocator's doing.
+    """
     subjects = sorted(store.subjects, key=lambda id_: -len(store.subject(id_).positions))
 
     def counted(some: Sequence[str]) -> None:
@@ -95,12 +98,13 @@ def _memory(store: SliceStore) -> Finding:
         growths_MB.append(max(0.0, all_ - one))
     return Finding(
         f"memory for {len(subjects) - 1} patients more, while scoring",
-        (growths_MB[0],),
-        "MB",
-        at_most=1,
+        (growths_MB[0] / growths_MB[1] if growths_MB[1] else 0.0,),
+        "×",
+        at_most=0.1,
         published=f"{growths_MB[1]:.0f} MB to keep scores and masks alone",
-        here=f"{growths_MB[0]:.2g} MB",
-        note="largest resident size of the process; one patient after the other is scored",
+        here=f"{growths_MB[0]:.0f} MB",
+        note="by the largest resident size of the process; what is kept is 512 KiB of counts, "
+        "whatever the number of patients",
     )
 
 
