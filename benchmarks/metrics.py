@@ -79,7 +79,7 @@ def _counted(scores_NHW: np.ndarray, mask_NHW: np.ndarray) -> PixelScores:
 def _memory(store: SliceStore) -> Finding:
     """How much the peak grows with the patients, in that of keeping their scores.
 
-    The largest patient comes first. What grows when scores are counted is the allocator's doing.
+    From two patients on, by when the allocator has what it asks for; the largest come first.
     """
     subjects = sorted(store.subjects, key=lambda id_: -len(store.subject(id_).positions))
 
@@ -94,10 +94,10 @@ def _memory(store: SliceStore) -> Finding:
 
     growths_MB = []
     for work in (counted, pooled):
-        one, all_ = (_peak_MB(partial(work, some)) for some in (subjects[:1], subjects))
-        growths_MB.append(max(0.0, all_ - one))
+        two, all_ = (_peak_MB(partial(work, some)) for some in (subjects[:2], subjects))
+        growths_MB.append(max(0.0, all_ - two))
     return Finding(
-        f"memory for {len(subjects) - 1} patients more, while scoring",
+        f"memory for {len(subjects) - 2} patients more, while scoring",
         (growths_MB[0] / growths_MB[1] if growths_MB[1] else 0.0,),
         "×",
         at_most=0.1,
