@@ -4,6 +4,7 @@ Whatever the jobs tell each other goes through here, in JSON files that are repl
 killed job leaves the last whole state behind; a job that Slurm runs again starts from it.
 """
 
+import errno
 import hashlib
 import json
 import os
