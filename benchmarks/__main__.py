@@ -17,7 +17,7 @@ from benchmarks.setting import SUBJECTS, Setting
 from storage.manifest import STORE_PROTOCOL
 from storage.phantom import GENERATOR, write_phantoms
 
-NAMES = ("preparation", "reading", "metrics", "anomaly", "training")
+NAMES = ("preparation", "reading", "metrics", "anomaly", "training", "sweep", "makespan")
 """Modules of this package with a `measure(setting: Setting) -> list[Finding]`."""
 CACHE = (
     Path(tempfile.gettempdir()) / f"fewscan-benchmarks-{os.getuid()}-{GENERATOR}.{STORE_PROTOCOL}"
@@ -28,16 +28,17 @@ CACHE = (
 @click.command()
 @click.option("--only", type=click.Choice(NAMES), help="One subject, in this process.")
 @click.option("--rounds", default=5, show_default=True, help="Pairs of measurements.")
+@click.option("--runs", default=60, show_default=True, help="Runs of the sweep of nothing.")
 @click.option("--folder", default=CACHE, show_default=True, type=click.Path(path_type=Path))
 @click.option("--table", is_flag=True, help="Measure nothing; write the table from the results.")
-def main(only: str | None, rounds: int, folder: Path, table: bool) -> None:
+def main(only: str | None, rounds: int, runs: int, folder: Path, table: bool) -> None:
     """Measure the fast paths against the published way, side by side.
 
     Example: python -m benchmarks --only anomaly
     """
     failed = []
     if only:
-        run(only, Setting(folder / "scans", folder, rounds=rounds))
+        run(only, Setting(folder / "scans", folder, rounds=rounds, noop_runs=runs))
     elif not table:
         write_phantoms(folder / "scans", SUBJECTS)
         failed = [name for name in NAMES if not _run_apart(name, sys.argv[1:])]

@@ -21,6 +21,15 @@ class Setting:
     """rows and columns of a slice"""
     rounds: int = 5
     """of a measurement that takes seconds; longer ones take fewer"""
+    noop_runs: int = 60
+    """of the sweep that computes nothing"""
+    planned_runs: int = 10_000
+    """of the study that is planned and looked at"""
+    demo_overrides: tuple[str, ...] = (
+        "pretrain.denoise.training.iterations=400",
+        "finetune.training.iterations=120",
+    )
+    """of experiments/demo.yaml, for a sweep of a few minutes"""
 
     def store(self) -> SliceStore:
         """The scans as a store, made if it is not there."""

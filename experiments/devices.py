@@ -12,16 +12,15 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from experiments.spec import Precision
+from experiments.spec import Precision, Residency
 from storage.errors import DeviceError
 
-Residency = Literal["auto", "device", "shared", "stream"]
 RANKS_MEET_WITHIN = timedelta(minutes=10)
 
 

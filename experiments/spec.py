@@ -16,6 +16,8 @@ PROTOCOL = 1
 
 Target = Literal["binary", "multiclass"]
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
+Residency = Literal["auto", "device", "shared", "stream"]
+"""Where slices are kept while a run needs them: in no spec, but named where no torch is loaded."""
 
 
 def _require_at_least(spec: Any, minimum: float, *names: str) -> None:

@@ -199,7 +199,6 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
     """
     from harness.on_slurm import launch_sweep
     from harness.plan import load_plan
-    from harness.report.write import render_report
     from harness.sweep import sweep as run_sweep
     from slurm import inside
 
@@ -215,6 +214,8 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
     for run in status.blocked():
         click.echo(f"blocked by a failed parent: {run.run_id} {run.name}", err=True)
     if status.count()["finished"]:
+        from harness.report.write import render_report
+
         console.print(render_report(loaded), highlight=False)
         _say_where(loaded, loaded.folder.report)
     if not status.is_finished:

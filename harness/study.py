@@ -13,8 +13,15 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from experiments.devices import Residency
-from experiments.spec import Augmentation, Evaluation, Network, Noise, Target, Training
+from experiments.spec import (
+    Augmentation,
+    Evaluation,
+    Network,
+    Noise,
+    Residency,
+    Target,
+    Training,
+)
 from slurm import Settings
 from storage.errors import StudyError
 

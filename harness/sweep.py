@@ -16,7 +16,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from harness.on_slurm import workers_wanted
 from harness.plan import Plan
 from harness.ray_environment import prepare_environment, set_defaults
-from harness.report.write import collect_rows, write_report
 from harness.status import SYMBOLS, StudyStatus, read_status
 from harness.study import dump_study
 from slurm import inside
@@ -56,6 +55,8 @@ def sweep(plan: Plan, console: Console, stage: "Stage | None" = None) -> StudySt
             if not status.is_finished:
                 with watched(status, console, view) as on_offer:
                     _run_on_ray(plan, on_offer, stage)
+            from harness.report.write import collect_rows, write_report
+
             if collect_rows(plan):
                 view.log_report(write_report(plan))
         finally:
@@ -114,7 +115,9 @@ class View:
         self._try(lambda tracker: tracker.close(finished=finished))
 
     def _try(self, action: Callable[["Tracker"], None]) -> None:
-        from harness.tracking.tracker import Tracker  # seconds, in which Ray can start
+        # Seconds, in which Ray can start and the first runs train; the report is for the end.
+        import harness.report.write  # noqa: F401
+        from harness.tracking.tracker import Tracker
 
         try:
             if self._tracker is None:

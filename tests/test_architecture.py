@@ -74,11 +74,19 @@ def test_experiments_import_with_torch_numpy_and_zarr_alone(path: Path) -> None:
     assert at_top <= {*sys.stdlib_module_names, "torch", "numpy", "storage", "experiments"}
 
 
+def loaded_by(code: str) -> set[str]:
+    """The modules that a bare process has loaded after `code`."""
+    code = f"import sys, {code}; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
 def test_a_stage_needs_neither_cluster_nor_view() -> None:
-    """In a bare process: what running a stage has loaded."""
-    code = "import sys, experiments.stages; print(' '.join(sys.modules))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
     absent = {"ray", "mlflow", "submitit", "nibabel", "zarr", "isal", "scipy", "pydantic", "yaml"}
-    assert not absent & set(loaded.stdout.split())
+    assert not absent & loaded_by("experiments.stages")
+
+
+def test_plan_and_status_are_quick_to_load() -> None:
+    """The seconds that torch, ray and mlflow take to load are for commands that need them."""
+    slow = {"torch", "ray", "mlflow", "scipy", "matplotlib", "zarr", "nibabel"}
+    assert not slow & loaded_by("harness.cli, harness.listing, harness.on_slurm")

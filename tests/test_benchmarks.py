@@ -8,17 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import arithmetic, results
+from benchmarks import arithmetic, makespan, results
 from benchmarks.__main__ import NAMES
 from benchmarks.measure import Cost, SideBySide, side_by_side
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
+from harness.plan import make_plan
+from harness.study import Study
+from storage.slices import usable_cpus
+
+TINY = (
+    "network={width: 2, depth: 2}",
+    "pretrain.denoise.training.iterations=2",
+    "finetune.training.iterations=2",
+    "finetune.seeds=[0]",
+    "finetune.label_counts=[1]",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_subject_compares_and_measures(name: str, scans: Path, tmp_path: Path) -> None:
     """The published way and ours agree (each subject asserts it), and every number is a number."""
-    setting = Setting(scans, tmp_path, size=16, rounds=2)
+    setting = Setting(scans, tmp_path, 16, 2, noop_runs=8, planned_runs=60, demo_overrides=TINY)
     findings = import_module(f"benchmarks.{name}").measure(setting)
     assert findings
     for finding in findings:
@@ -81,3 +92,21 @@ def test_results_say_what_they_were_measured_on_and_by_nobody(
     assert "old" not in text
     assert "| a thing |  | 6,173 slices/s (0.25–12,345) | 2.5× |  |  |  |" in text
     assert "- *a thing*: why" in text
+
+
+def test_the_bound_of_a_makespan(tiny_study: Callable[..., Study]) -> None:
+    """A pre-training of 5 s, its children of 2 s, others of 1 s."""
+    plan = make_plan(tiny_study())
+    seconds = {run.run_id: 2.0 if run.parents else 1.0 for run in plan.runs}
+    seconds[plan.runs[0].run_id] = 5.0
+    assert makespan.longest_chain(plan, seconds) == 7.0
+    for run in plan.runs:
+        folder = plan.folder_of(run)
+        folder.create(plan.record(run))
+        begun = 5.0 if run.parents else 0.0
+        end = 100 + begun + seconds[run.run_id]
+        folder.append_event("finished", time=end, step=1, seconds=seconds[run.run_id])
+    work = sum(seconds.values()) / usable_cpus()
+    schedule, whole = makespan.findings(plan, (98.0, 109.0))
+    assert schedule.result == pytest.approx(7 / max(7.0, work))
+    assert whole.result == pytest.approx(11 / max(7.0, work))
