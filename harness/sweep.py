@@ -102,9 +102,14 @@ class View:
         self._offered.put(run_id)
 
     def update(self) -> None:
-        """Bring MLflow up to date with the folders of the runs that may have changed."""
+        """Bring MLflow up to date with the folders of the runs that may have changed.
+
+        Nothing before the first run is offered: until then the main thread loads Ray and torch, and
+        torch cannot be loaded by two threads at once.
+        """
         begun = drain(self._offered)
-        self._try(lambda tracker: tracker.update(begun))
+        if begun or self._tracker is not None:
+            self._try(lambda tracker: tracker.update(begun))
 
     def log_report(self, files: Sequence[Path]) -> None:
         """Put the report on the study's run."""
@@ -115,7 +120,7 @@ class View:
         self._try(lambda tracker: tracker.close(finished=finished))
 
     def _try(self, action: Callable[["Tracker"], None]) -> None:
-        # Seconds, in which Ray can start and the first runs train; the report is for the end.
+        # Seconds, in which the first runs start; the report is for the end.
         import harness.report.write  # noqa: F401
         from harness.tracking.tracker import Tracker
 

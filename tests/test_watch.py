@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
 from rich.console import Console
 
 from harness.plan import Plan, make_plan
@@ -55,7 +56,7 @@ def change(folder: RunFolder, numbers: random.Random) -> bool:
 
 
 def test_only_runs_that_may_have_changed_are_looked_at(
-    tiny_study: Callable[..., Study], monkeypatch
+    tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(tiny_study())
     watch = Watch(read_status(plan))
@@ -82,7 +83,7 @@ def made(plan: Plan, run_id: str) -> RunFolder:
 
 
 def test_a_slow_server_holds_up_neither_bar_nor_cluster(
-    tiny_study: Callable[..., Study], monkeypatch
+    tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(tiny_study())
     monkeypatch.setattr("harness.sweep.LOOK_EVERY_S", 0.01)
@@ -101,3 +102,17 @@ def test_a_slow_server_holds_up_neither_bar_nor_cluster(
         looks_meanwhile = len(asked)
         hung.set()
     assert looks_meanwhile >= 3
+
+
+def test_mlflow_is_not_loaded_before_a_run_is_offered(
+    tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then another thread loads torch, which two threads cannot load at once."""
+    view = View(make_plan(tiny_study()), Console(quiet=True))
+    tried: list[object] = []
+    monkeypatch.setattr(view, "_try", tried.append)
+    view.update()
+    assert not tried
+    view.on_offer("a run")
+    view.update()
+    assert len(tried) == 1
