@@ -1,32 +1,24 @@
-"""The lab, once per session, and a toy study on it.
+"""The lab, once per session, real studies on it, and what they have shown.
 
 Tests marked `slurm` run only with `-m slurm`, as `make test` does after the fast tests. Where the
 lab cannot come up they are skipped and say why; with CI=true that is a failure.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import debian
 import lab
 import pytest
-from toy_study import Study
+from lab_study import LabStudy, design, run_alone
 
-from slurm import Settings
-
-COMMON = {
-    "partition": "main",
-    "cpus": 3,  # with a head of 1 CPU, three workers need three nodes
-    "max_workers": 3,
-    "time_limit_min": 10,
-    "signal_delay_s": 20,
-    "grace_s": lab.GRACE_S,
-    "poll_s": 3,
-    "idle_s": 5,
-    "wait_for_head_min": 3,
-}
+MakeStudy = Callable[..., LabStudy]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -50,19 +42,25 @@ def slurm_lab() -> Iterator[None]:
     lab.down()
 
 
+@pytest.fixture(scope="session")
+def shared_store(slurm_lab: None, store_path: Path) -> Path:
+    """The tiny store on the lab's shared disk."""
+    path = lab.SHARED / "tiny.zarr"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(store_path, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def alone() -> dict[str, bytes]:
+    """Filled by the first test that needs it: the results of the undisturbed study."""
+    return {}
+
+
 @pytest.fixture
-def study(slurm_lab: None, tmp_path: Path) -> Iterator[Callable[..., Study]]:
-    """Make toy studies on the lab's shared disk; all are cancelled, and nothing may be left."""
-    made: list[Study] = []
-
-    def make(units: int = 6, steps: int = 20, step_s: float = 0.2, **settings: object) -> Study:
-        folder = lab.SHARED / f"{tmp_path.name}{len(made)}"
-        made.append(Study(folder, units, steps, step_s, Settings(**{**COMMON, **settings})))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.end()
+def clean_nodes(slurm_lab: None) -> Iterator[None]:
+    """The nodes as they were: afterwards no job, process, port or file is left on any of them."""
+    yield
     lab.cancel_everything()
     for node in lab.NODES:
         lab.start_node(node)
@@ -71,3 +69,42 @@ def study(slurm_lab: None, tmp_path: Path) -> Iterator[Callable[..., Study]]:
     if left:
         print("left behind:", *left, sep="\n  ", file=sys.stderr)
     assert not left
+
+
+@pytest.fixture
+def make_study(
+    clean_nodes: None,
+    tiny_document: dict[str, Any],
+    shared_store: Path,
+    alone: dict[str, bytes],
+    tmp_path: Path,
+) -> MakeStudy:
+    """Make copies of one study, each in a folder of its own, with these settings for Slurm."""
+    document = design(tiny_document, shared_store)
+    if not alone:
+        # In a process of its own, for jobs inherit our environment, and torch writes into it.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            alone |= pool.submit(run_alone, document, tmp_path / "alone").result()
+    made: list[LabStudy] = []
+
+    def make(disk: Path = lab.SHARED, **settings: Any) -> LabStudy:
+        folder = disk / f"{tmp_path.name}{len(made)}"
+        shutil.rmtree(folder, ignore_errors=True)
+        made.append(LabStudy(document, folder, alone, settings))
+        return made[-1]
+
+    return make
+
+
+FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> list[str]:
+    """Lines for the end of the output: what the lab has measured."""
+    return request.config.stash.setdefault(FIGURES, [])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for line in config.stash.get(FIGURES, []):
+        terminalreporter.write_line(f"measured: {line}")

@@ -10,6 +10,7 @@ namespace when they are called from outside, and so stand for the cluster's logi
 """
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -29,8 +30,8 @@ ROOT = Path(
 BIN = ROOT / "bin"
 CONF = ROOT / "etc" / "slurm.conf"
 SHARED = ROOT / "shared"
-SMALL = ROOT / "small"  # a shared disk of 3 MB, for filling it up
-SMALL_MB = 3
+SMALL = ROOT / "small"  # a small shared disk, for filling it up
+SMALL_MB = 24
 NODES = ("n1", "n2", "n3")
 CONTROLLER = "ctl"
 ADDRESS = {CONTROLLER: "10.77.0.1", "n1": "10.77.0.11", "n2": "10.77.0.12", "n3": "10.77.0.13"}
@@ -58,7 +59,8 @@ TaskPlugin=task/none
 SlurmdParameters=config_overrides
 MpiDefault=none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU,CR_LLN
+SelectTypeParameters=CR_CPU_Memory,CR_LLN
+DefMemPerCPU=1000
 SchedulerParameters=sched_interval=2,bf_interval=2,requeue_setup_env_fail
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -123,6 +125,8 @@ def up() -> None:
     if reason:
         raise LabError(reason)
     _install()
+    if CONF.exists() and CONF.read_text() != SLURM_CONF:
+        down()  # its daemons would go on with what they have read
     _write_files()
     _make_network()
     _start_accounting()
@@ -182,18 +186,25 @@ def on_node(node: str, command: Sequence[str]) -> list[str]:
 
 def slurm(*command: str) -> str:
     """Run one of Slurm's commands on the login node; its output."""
-    done = subprocess.run(
-        [str(BIN / command[0]), *command[1:]], capture_output=True, text=True, timeout=60
-    )
-    if done.returncode:
-        raise LabError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout
+    return _output([str(BIN / command[0]), *command[1:]])
 
 
 def take(node: str, seconds: int) -> str:
     """A job of the high partition takes `node` whole for some seconds; its id."""
     options = ["--parsable", "--partition=high", f"--nodelist={node}", "--exclusive"]
     return slurm("sbatch", *options, "--output=/dev/null", "--wrap", f"sleep {seconds}").strip()
+
+
+def states() -> dict[str, str]:
+    """Slurm's word for every job, by id."""
+    lines = slurm("squeue", "--noheader", "--format=%i %T").splitlines()
+    return dict(line.split() for line in lines)
+
+
+def restarts(job: str) -> int:
+    """How often Slurm has run `job` again."""
+    found = re.search(r"Restarts=(\d+)", slurm("scontrol", "show", "job", job))
+    return int(found[1]) if found else 0
 
 
 def kill_supervisor(node: str, job: str) -> None:
@@ -226,7 +237,7 @@ def await_idle() -> None:
 
 
 def leftovers() -> list[str]:
-    """Processes, temporary files and shared memory that jobs have left on the nodes."""
+    """Processes, ports, temporary files and shared memory that jobs have left on the nodes."""
     found = []
     for node in NODES:
         found += [
@@ -234,11 +245,11 @@ def leftovers() -> list[str]:
             for pid, line in processes_of(node).items()
             if not line.startswith(("slurmd", "slurmstepd"))
         ]
+        listeners = _output(on_node(node, ["ss", "-Htlnp"])).splitlines()
+        found += [f"{node}: port {line}" for line in listeners if '"slurmd"' not in line]
         for folder in ("/tmp", "/dev/shm"):
-            listed = subprocess.run(
-                on_node(node, ["ls", "-A", folder]), capture_output=True, text=True
-            )
-            found += [f"{node}: {folder}/{name}" for name in listed.stdout.split()]
+            names = _output(on_node(node, ["ls", "-A", folder])).split()
+            found += [f"{node}: {folder}/{name}" for name in names]
     return found
 
 
@@ -364,9 +375,14 @@ def _netns(node: str) -> str:
 
 
 def _do(*command: str) -> None:
+    _output(command)
+
+
+def _output(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise LabError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
 
 
 def _succeeds(*command: str) -> bool:

@@ -1,83 +1,132 @@
-"""A real study on a real Slurm: disturbed, its results are those of an undisturbed run."""
+"""A real study on a real Slurm, disturbed in every way: its results are those of one left alone."""
 
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import time
 
 import lab
 import pytest
-from toy_study import ENDED, until
+from conftest import MakeStudy
+from lab_study import CHECKPOINT_EVERY_S, SLOW_S, LabStudy, events, until
 
-from experiments.devices import Devices
-from experiments.stages import run_stage
-from harness.on_slurm import launch_sweep
-from harness.plan import Plan, make_plan
-from harness.status import read_status
-from harness.study import parse_study
-from slurm import cancel, status
+from slurm.folder import read_json
+from storage.runs import RunFolder
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
-SLURM = {
-    "partition": "main",
-    "cpus": 2,
-    "max_workers": 3,
-    "time_limit_min": 10,
-    "signal_delay_s": 20,
-    "grace_s": lab.GRACE_S,
-    "poll_s": 3,
-    "idle_s": 5,
-    "wait_for_head_min": 3,
-}
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
+UNSEEN_STEPS = 4 / SLOW_S
+"""A heartbeat is at most so many steps old."""
 
 
-@pytest.fixture
-def document(slurm_lab: None, tiny_document: dict[str, Any], tmp_path: Path) -> Iterator[Any]:
-    """The tiny study on the lab's shared disk, long enough to be disturbed."""
-    shared = lab.SHARED / tmp_path.name
-    shutil.rmtree(shared, ignore_errors=True)
-    shutil.copytree(tiny_document["store"], shared / "tiny.zarr")
-    for part in (tiny_document["pretrain"]["denoise"], tiny_document["finetune"]):
-        part["training"] |= {"iterations": 1500, "validate_every": 500}
-    tiny_document["finetune"]["targets"] = ["multiclass"]
-    tiny_document["resources"]["checkpoint_every_s"] = 5.0
-    tiny_document |= {"store": str(shared / "tiny.zarr"), "folder": str(shared / "study")}
-    yield tiny_document | {"slurm": SLURM}
-    lab.cancel_everything()
-    lab.await_idle()
-
-
-def results_alone(document: dict[str, Any], folder: Path) -> dict[str, bytes]:
-    plan = make_plan(parse_study(document | {"folder": str(folder)}, "alone"))
-    for run in plan.runs:
-        plan.folder_of(run).create(plan.record(run))
-        run_stage(plan.folder_of(run), Devices())
-    return results(plan)
-
-
-def results(plan: Plan) -> dict[str, bytes]:
-    return {run.name: plan.folder_of(run).result.read_bytes() for run in plan.runs}
-
-
-def test_a_preempted_and_cancelled_study_ends_with_the_same_bits(
-    document: dict[str, Any], tmp_path: Path
-) -> None:
-    plan = make_plan(parse_study(document, "lab"))
-    cluster = plan.folder.cluster
-
-    def joined() -> dict[str, str]:
-        return {w.job: w.node for w in status(cluster).workers if w.phase == "joined" and w.node}
-
-    launch_sweep(plan)
-    until(lambda: read_status(plan).count()["running"] >= 2, 120)
-    head = status(cluster).head
+def node_without_head(study: LabStudy, nodes: dict[str, str]) -> tuple[str, str]:
+    """A worker's job and node that the head is not on."""
+    head = study.status().head
     assert head is not None
-    lab.take(next(node for node in joined().values() if node != head.node), 10)
-    until(lambda: read_status(plan).count()["finished"] >= 1, 180)
-    cancel(cluster)
-    until(lambda: not lab.slurm("squeue", "--noheader"), 60)
-    launch_sweep(plan)
-    until(lambda: status(cluster).state in ENDED, 300)
-    assert status(cluster).state == "done", status(cluster)
-    assert read_status(plan).is_finished
-    assert results(plan) == results_alone(document, tmp_path / "alone")
+    return next((job, node) for job, node in nodes.items() if node != head.node)
+
+
+def run_on(node: str, runs: dict[RunFolder, str]) -> RunFolder:
+    """The run that trains on `node`."""
+    return next(run for run, place in runs.items() if place == node)
+
+
+def start_s(study: LabStudy) -> float:
+    """From sbatch to the first step of the first run."""
+    submitted = read_json(study.cluster / "head_job.json")["submitted_unix"]
+    started = [e["time"] for run in study.runs() for e in events(run, "started")]
+    return float(min(started)) - float(submitted)
+
+
+def commands(study: LabStudy) -> int:
+    """How many Slurm commands this generation's head has given."""
+    return int(read_json(study.cluster / "elastic.json")["slurm_commands"])
+
+
+def test_workers_join_are_preempted_and_the_study_is_cancelled_and_launched_again(
+    make_study: MakeStudy, figures: list[str]
+) -> None:
+    blockers = [lab.take(node, 3600) for node in ("n2", "n3")]
+    until(lambda: lab.states() == dict.fromkeys(blockers, "RUNNING"))
+    study = make_study()
+    head = study.launch()
+    assert study.launch() == head  # the same on a running study changes nothing
+    assert list(study.until_training(1).values()) == ["n1"]  # work starts with the first
+    figures.append(f"from sbatch to the first training step: {start_s(study):.1f} s")
+    for count, blocker in enumerate(blockers, start=2):
+        assert len(study.joined()) == count - 1
+        lab.slurm("scancel", blocker)
+        study.until_training(count)
+    runs = study.until_training(3)
+
+    job, node = node_without_head(study, study.joined())
+    run, before = run_on(node, runs), (time.time(), commands(study))
+    seen_step = run.read_progress()["step"]
+    lab.take(node, 5)
+    study.until(lambda s: job not in s.joined())
+    study.until(lambda s: job in s.joined())
+    back_s = time.time() - before[0]
+    again = study.until(lambda s: len(e := events(run, "started")) > 1 and e[-1])
+    assert again["step"] >= seen_step  # it saw the end coming, and checkpointed
+    per_min = 60 * (commands(study) - before[1]) / (time.time() - before[0])
+    figures.append(
+        f"a preemption: {max(0, seen_step - again['step'])} steps lost, the run trains again after "
+        f"{again['time'] - before[0]:.1f} s, the worker is back after {back_s:.1f} s"
+    )
+    figures.append(f"Slurm commands of the head: {per_min:.0f} a minute at a poll_s of 3 s")
+
+    study.until_training(3)
+    study.command("cancel")
+    study.until_ended("cancelled")
+    left_at = {run: events(run, "checkpoint")[-1]["step"] for run in runs}
+    assert study.command("sweep", "--on", "slurm")
+    study.finish()
+    for run, step in left_at.items():
+        assert events(run, "started")[-1]["step"] >= step  # it went on, it did not begin again
+
+
+def test_a_node_dies_without_warning_and_returns(make_study: MakeStudy) -> None:
+    study = make_study()
+    study.launch()
+    runs = study.until_training(3)
+    _, node = node_without_head(study, study.joined())
+    run = run_on(node, runs)
+    study.until(lambda s: events(run, "checkpoint"))
+    seen_step = run.read_progress()["step"]
+    lab.kill_node(node)
+    study.until(lambda s: "DOWN" in lab.slurm("scontrol", "show", "node", node))
+    lab.start_node(node)
+    study.until_training(3)
+    study.finish()
+    began_again = events(run, "started")[1]["step"]
+    assert seen_step - began_again <= CHECKPOINT_EVERY_S / SLOW_S + UNSEEN_STEPS
+
+
+def test_the_head_is_preempted_then_killed_then_requeued(make_study: MakeStudy) -> None:
+    study = make_study()
+    study.launch()
+    study.until_training(3)
+    for generation, lose in enumerate((preempt, kill, requeue), start=2):
+        head = study.status().head
+        assert head is not None
+        lose(head.node, head.id)
+        study.until(lambda s, g=generation: s.status().generation == g)
+        study.until_training(3)
+    study.finish()
+
+
+def preempt(node: str, job: str) -> None:
+    lab.take(node, 5)
+
+
+def kill(node: str, job: str) -> None:
+    lab.kill_supervisor(node, job)
+
+
+def requeue(node: str, job: str) -> None:
+    lab.slurm("scontrol", "requeue", job)
+
+
+def test_every_job_runs_into_its_time_limit_more_than_once(make_study: MakeStudy) -> None:
+    study = make_study(time_limit_min=2, max_workers=2, signal_delay_s=20, closing_s=35)
+    study.launch()
+    study.until_training(2)
+    jobs = study.jobs()
+    study.until(lambda s: min(lab.restarts(job) for job in jobs) >= 2, wait_s=900)
+    study.finish()
