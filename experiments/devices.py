@@ -56,6 +56,8 @@ class Devices:
     removes them."""
     checkpoint_every_s: float = 60.0
     """Seconds of work that a kill may cost."""
+    sample_every_s: float | None = None
+    """Seconds between two samples of what the run takes of its machine; None: none are taken."""
     should_stop: Callable[[], bool] = never
     """Asked every few seconds; if it says yes to any rank, all write a checkpoint together (the
     first does) and raise `Preempted`."""

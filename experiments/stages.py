@@ -13,6 +13,7 @@ from experiments.devices import Devices
 from experiments.evaluate import score_anomalies
 from experiments.segment import finetune
 from experiments.spec import Anomaly, Denoise, Segment, from_json
+from experiments.usage import sampled
 from storage.atomic import write_json
 from storage.runs import RunFolder
 
@@ -36,7 +37,8 @@ def run_stage(folder: RunFolder, devices: Devices) -> None:
         devices.set_up()
         devices.wait_for_all()  # nobody reads a checkpoint before the first rank owns the folder
         spec = from_json(folder.read_spec()["spec"])
-        result = STAGES[spec.kind](spec, folder, devices)
+        with sampled(folder, devices):
+            result = STAGES[spec.kind](spec, folder, devices)
         if devices.is_first:
             _finish(folder, result, seconds=time.monotonic() - begun)
 

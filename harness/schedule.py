@@ -182,6 +182,7 @@ def config_of(plan: Plan, run: PlannedRun, use_gpu: bool, scratch: Path) -> dict
         "use_gpu": use_gpu,
         "residency": plan.study.resources.residency,
         "checkpoint_every_s": plan.study.resources.checkpoint_every_s,
+        "sample_every_s": plan.study.resources.system_metrics_every_s,
         "scratch": str(scratch),
     }
 
@@ -281,6 +282,7 @@ def _place(config: dict[str, Any]) -> Devices:
         residency=config["residency"],
         node_folders=node_folder.beside(inside.temporary() or Path(config["scratch"])),
         checkpoint_every_s=config["checkpoint_every_s"],
+        sample_every_s=config["sample_every_s"],
         should_stop=inside.stop_requested,
     )
 

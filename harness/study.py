@@ -98,6 +98,12 @@ class Resources:
     node, or its disk, one copy for all runs), stream (the store). auto: the first that has room."""
     checkpoint_every_s: float = 60.0
     """Seconds of work that a kill may cost."""
+    system_metrics_every_s: float | None = None
+    """Seconds between two samples of cores, memory and GPU, for MLflow. None: none are taken."""
+
+    def __post_init__(self) -> None:
+        if self.system_metrics_every_s is not None and self.system_metrics_every_s <= 0:
+            raise ValueError("system_metrics_every_s is above 0, or null for no samples")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ The events of a run are JSON lines. A line of metrics counts only once a later l
 last checkpoint and says the rest again. `RunFolder.committed_events` returns the lines that count.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -65,6 +66,11 @@ class RunFolder:
     def events(self) -> Path:
         """JSON lines: attempts, metrics by step, checkpoints."""
         return self.path / "events.jsonl"
+
+    @property
+    def usage(self) -> Path:
+        """JSON lines: what the run took of its machine, if that was asked for."""
+        return self.path / "usage.jsonl"
 
     @property
     def progress(self) -> Path:
@@ -206,6 +212,22 @@ class RunFolder:
         while events and events[-1]["kind"] not in COMMITTING:
             events.pop()
         return events
+
+    def append_usage(self, sample: dict[str, float]) -> None:
+        """Add one sample with the current time; not worth an fsync."""
+        line = json.dumps({"time": round(time.time(), 3), **sample}, allow_nan=False)
+        with self.usage.open("a") as file:
+            file.write(line + "\n")
+
+    def usage_samples(self) -> list[dict[str, float]]:
+        """All samples, oldest first. Half a line that a kill left is no sample."""
+        if not self.usage.exists():
+            return []
+        samples = []
+        for line in self.usage.read_bytes().split(b"\n")[:-1]:
+            with contextlib.suppress(ValueError):  # an attempt wrote on after half a line
+                samples.append(json.loads(line))
+        return samples
 
     def last_attempt_s(self) -> float:
         """How long the attempt that finished the run took; 0 if none has.
