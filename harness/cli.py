@@ -327,12 +327,23 @@ def ui(study: Path, overrides: tuple[str, ...], port: int | None) -> None:
 @study_argument
 @set_option
 @click.option("--to", "uri", help="Default: where the sweep tracks to.")
-def sync(study: Path, overrides: tuple[str, ...], uri: str | None) -> None:
-    """Rebuild the MLflow view from the run folders, here or elsewhere."""
+@click.option(
+    "--register",
+    metavar="NAME",
+    help="Also register the best model of each target as NAME-TARGET, chosen by validation loss.",
+)
+def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str | None) -> None:
+    """Rebuild the MLflow view from the run folders, here or elsewhere.
+
+    Giving it again changes nothing, and completes what was interrupted.
+    """
     from harness.plan import load_plan
     from harness.tracking.tracker import sync as sync_view
 
-    sync_view(load_plan(study, overrides), uri)
+    with _bar("runs") as step:
+        registered = sync_view(load_plan(study, overrides), uri, register, step)
+    for target, model in registered.items():
+        console.print(f"the best {target} model  {model}", soft_wrap=True)
 
 
 @main.command(

@@ -4,9 +4,9 @@ Rerunning is resuming: what is finished is skipped, what was interrupted goes on
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at the run folders, for MLflow and the progress bar."""
+TRY_AGAIN_AFTER_S = 20.0
+"""An MLflow that has failed is left alone for so long."""
 
 
 def sweep(plan: Plan, console: Console, stage: "Stage | None" = None) -> StudyStatus:
@@ -58,7 +60,8 @@ def sweep(plan: Plan, console: Console, stage: "Stage | None" = None) -> StudySt
             from harness.report.write import collect_rows, write_report
 
             if collect_rows(plan):
-                view.log_report(write_report(plan))
+                write_report(plan)
+                view.log_report()
         finally:
             view.close(finished=read_status(plan).is_finished)
     return read_status(plan)
@@ -95,6 +98,7 @@ class View:
         self._console = console
         self._tracker: Tracker | None = None
         self._complaint = ""
+        self._leave_alone_until = 0.0
         self._offered: SimpleQueue[str] = SimpleQueue()
 
     def on_offer(self, run_id: str) -> None:
@@ -105,15 +109,18 @@ class View:
         """Bring MLflow up to date with the folders of the runs that may have changed.
 
         Nothing before the first run is offered: until then the main thread loads Ray and torch, and
-        torch cannot be loaded by two threads at once.
+        torch cannot be loaded by two threads at once. And one that has just failed is left alone
+        for a while.
         """
+        if time.monotonic() < self._leave_alone_until:
+            return
         begun = drain(self._offered)
         if begun or self._tracker is not None:
             self._try(lambda tracker: tracker.update(begun))
 
-    def log_report(self, files: Sequence[Path]) -> None:
+    def log_report(self) -> None:
         """Put the report on the study's run."""
-        self._try(lambda tracker: tracker.log_report(files))
+        self._try(lambda tracker: tracker.log_report())
 
     def close(self, finished: bool) -> None:
         """The last update, with final statuses."""
@@ -130,6 +137,7 @@ class View:
             action(self._tracker)
             self._complaint = ""
         except TrackingError as error:
+            self._leave_alone_until = time.monotonic() + TRY_AGAIN_AFTER_S
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 self._console.print(f"[yellow]MLflow lags behind:[/] {error}", highlight=False)

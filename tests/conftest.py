@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import tiny_values
 
 from harness.study import Study, parse_study
 from storage.nifti import write_nifti
@@ -56,27 +57,7 @@ def store_path(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_document(store_path: Path, tmp_path: Path) -> dict[str, Any]:
     """A study file as plain values: 1 pre-training, 1 unsupervised, 8 fine-tunings, in seconds."""
-    training = {
-        "iterations": 4,
-        "validate_every": 2,
-        "batch_size": 4,
-        "lr": 0.01,
-        "precision": "fp32",
-    }
-    return {
-        "name": "tiny",
-        "store": str(store_path),
-        "folder": str(tmp_path / "study"),
-        "network": {"width": 4, "depth": 2},
-        "pretrain": {"denoise": {"noise": {"resolution": 4}, "training": dict(training)}},
-        "finetune": {
-            "label_counts": [1, "all"],
-            "seeds": [0],
-            "inits": ["scratch", "denoise"],
-            "training": dict(training),
-        },
-        "resources": {"device": "cpu", "checkpoint_every_s": 0.0},
-    }
+    return tiny_values(store_path, tmp_path / "study")
 
 
 @pytest.fixture

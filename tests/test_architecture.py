@@ -21,15 +21,12 @@ FORBIDDEN = {
     "slurm": {"torch", "mlflow", "nibabel", "zarr"},
     "harness": {"nibabel", "zarr", "submitit"},
 }
+MLFLOW_ROOMS = ("dataset", "models", "registry", "stores", "tracker", "trouble", "view")
 ONE_ROOM = {
     "nibabel": {"storage/nifti.py"},
     "zarr": {"storage/slices.py"},
     "ray": {"harness/schedule.py"},
-    "mlflow": {
-        "harness/tracking/tracker.py",
-        "harness/tracking/models.py",
-        "harness/tracking/view.py",
-    },
+    "mlflow": {f"harness/tracking/{name}.py" for name in MLFLOW_ROOMS},
 }
 
 

@@ -1,12 +1,15 @@
 """The kept model of a run as an MLflow model that loads where this repository is not.
 
 `mlflow.pytorch.load_model("runs:/RUN/model")` gives the network back: its weights lie in the model
-together with the code of `experiments` and `storage`. What must be known to use it on a new scan
+together with the code of its class alone: a study has hundreds of models, and files are what a
+cluster's disk runs out of. What must be known to use it on a new scan
 (channels, classes, slice size, target, threshold, protocols) is its metadata:
 `mlflow.models.get_model_info(uri).metadata`. The requirements are stated, because finding them out,
 as MLflow would, takes a process and many seconds a model.
 """
 
+import shutil
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +18,7 @@ from typing import Any
 import mlflow.pytorch
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.entities import Dataset, LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -29,7 +32,8 @@ from storage.errors import TrackingError
 
 NAME = "model"
 MODEL_TYPE = "U-Net"
-CODE = [str(Path(package.__path__[0])) for package in (experiments, storage)]
+PACKAGES = {experiments: ("__init__.py", "unet.py"), storage: ("__init__.py", "errors.py")}
+"""The modules that the network's class needs: `experiments.unet`, and what that imports."""
 REQUIREMENTS = [
     f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "numpy", "torch")
 ]
@@ -37,10 +41,12 @@ GREY = 0.5
 """The value of the input example's pixels; a real slice would be a patient's."""
 
 
-def log_model(client: MlflowClient, experiment_id: str, mlflow_id: str, view: RunView) -> None:
+def log_model(
+    client: MlflowClient, experiment_id: str, mlflow_id: str, view: RunView, dataset: Dataset
+) -> None:
     """Log the view's model once: if it is there and complete, nothing happens.
 
-    Raises `RunError` if the weights cannot be read.
+    Its results are shown as those on `dataset`. Raises `RunError` if the weights cannot be read.
     """
     assert view.model is not None
     found = logged_models(client, experiment_id, mlflow_id)
@@ -50,9 +56,10 @@ def log_model(client: MlflowClient, experiment_id: str, mlflow_id: str, view: Ru
     logged = found[0] if found else _create(client, experiment_id, mlflow_id, view)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / NAME
-        _save(folder, network, logged, mlflow_id, view.model_facts)
+        code = list(_copy_code(Path(temporary)))
+        _save(folder, network, logged, mlflow_id, view.model_facts, code)
         client.log_model_artifacts(logged.model_id, str(folder))
-    _link(client, mlflow_id, logged, view)
+    _link(client, mlflow_id, logged, view, dataset)
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
 
@@ -91,8 +98,22 @@ def _create(client: MlflowClient, experiment_id: str, mlflow_id: str, view: RunV
     )
 
 
+def _copy_code(folder: Path) -> Iterator[str]:
+    for package, modules in PACKAGES.items():
+        copy = folder / package.__name__
+        copy.mkdir()
+        for module in modules:
+            shutil.copy(Path(package.__path__[0]) / module, copy)
+        yield str(copy)
+
+
 def _save(
-    folder: Path, network: UNet, logged: LoggedModel, mlflow_id: str, facts: dict[str, Any]
+    folder: Path,
+    network: UNet,
+    logged: LoggedModel,
+    mlflow_id: str,
+    facts: dict[str, Any],
+    code: list[str],
 ) -> None:
     shape, size = network.shape, facts["slice_size"]
     mlflow.pytorch.save_model(
@@ -110,18 +131,23 @@ def _save(
             Schema([TensorSpec(np.dtype(np.float32), (-1, shape.out_channels, size, size))]),
         ),
         input_example=np.full((1, shape.in_channels, size, size), GREY, np.float32),
-        code_paths=CODE,
+        code_paths=code,
         pip_requirements=REQUIREMENTS,
         serialization_format="pickle",  # a traced graph could not be trained further, nor moved
     )
 
 
-def _link(client: MlflowClient, mlflow_id: str, logged: LoggedModel, view: RunView) -> None:
+def _link(
+    client: MlflowClient, mlflow_id: str, logged: LoggedModel, view: RunView, dataset: Dataset
+) -> None:
     """Show the model on the run's page, and the run's results on the model's."""
     outputs = client.get_run(mlflow_id).outputs
     if logged.model_id not in [o.model_id for o in (outputs.model_outputs if outputs else [])]:
-        step = view.results[0].step if view.results else 0
+        step = view.model_facts.get("best_step") or 0
         client.log_outputs(mlflow_id, [LoggedModelOutput(logged.model_id, step)])
-    client.log_batch(
-        mlflow_id, metrics=[Metric(*point, model_id=logged.model_id) for point in view.results]
-    )
+    about = {
+        "model_id": logged.model_id,
+        "dataset_name": dataset.name,
+        "dataset_digest": dataset.digest,
+    }
+    client.log_batch(mlflow_id, metrics=[Metric(*point, **about) for point in view.results])

@@ -2,21 +2,27 @@
 
 Plain values, no MLflow in here: the same folder gives the same view, on any machine, at any time.
 `harness.tracking.view` makes MLflow look like it.
-
-Every number keeps the time at which its event was written, so sending it again changes nothing: in
-MLflow a point is its key, step, time and value together.
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from experiments.spec import Anomaly, Imported
+from experiments.spec import Anomaly, Imported, Segment
 from harness.plan import Plan, PlannedRun
+from harness.tracking.metrics import (
+    LABEL_COUNT,
+    SECONDS,
+    Point,
+    final_numbers,
+    flat,
+    learning_curves,
+    milliseconds,
+    usage_curves,
+)
 from storage.errors import RunError
 from storage.runs import RunFolder, State
 
@@ -27,6 +33,8 @@ that went on."""
 ERROR = "error"
 TAG_LENGTH = 500
 """Characters; servers refuse tags of a few thousand."""
+LISTED = 4
+"""Items of a list that a tag names."""
 
 Statuses = Mapping[State, str]
 """The MLflow status of each state of a run folder."""
@@ -41,15 +49,6 @@ AFTER_THE_SWEEP: Statuses = {**WHILE_SWEEPING, "running": "KILLED", "interrupted
 FROM_OUTSIDE: Statuses = {**WHILE_SWEEPING, "interrupted": "KILLED"}
 """For a process that only looks: a sweep may be running the study somewhere."""
 LIVE = ("RUNNING", "SCHEDULED")
-
-
-class Point(NamedTuple):
-    """One value of one metric."""
-
-    key: str
-    value: float
-    time_ms: int
-    step: int
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,14 @@ class RunView:
     """What decides the numbers: never changes in the life of a run."""
     tags: dict[str, str]
     """Names, places and versions."""
-    series: tuple[Point, ...]
-    """Metrics by step, as far as a checkpoint covers them, oldest first."""
+    learning: tuple[Point, ...]
+    """Losses by step, as far as a checkpoint covers them, oldest first."""
+    usage: tuple[Point, ...]
+    """What it took of its machine, oldest first; empty if that was not asked for."""
     results: tuple[Point, ...]
-    """The final numbers, at the step of the model that was kept."""
+    """The final numbers, at the label counts that they stand for."""
+    files: tuple[Path, ...]
+    """What a finished run left for people to read."""
     model: Path | None
     """The weights that validation chose, once the run is finished."""
     model_facts: dict[str, Any]
@@ -90,14 +93,15 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> RunView:
     Raises `RunError` if a file of the folder is damaged.
     """
     folder = plan.folder_of(run)
-    events = _events(folder)
+    events = _lines(folder.events, folder.committed_events)
     begun_ms = _begun_ms(folder, events)
     result = folder.read_result() if state == "finished" else {}
     error = _error(folder) if state == "failed" else {}
-    ended_ms = _ms(error["time"]) if error else _last_ms(events, begun_ms)
+    last_ms = milliseconds(events[-1]["time"]) if events else begun_ms
+    ended_ms = milliseconds(error["time"]) if error else last_ms
     return RunView(
         run_id=run.run_id,
-        name=run.name,
+        name=_name(run),
         status=status,
         begun_ms=begun_ms,
         ended_ms=None if status in LIVE else ended_ms,
@@ -106,39 +110,42 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> RunView:
             **_identity(plan, run, folder),
             **_attempts(events),
             **_first_line(error),
-            BEGUN: str(_ms(events[0]["time"]) if events else begun_ms),
+            BEGUN: str(milliseconds(events[0]["time"]) if events else begun_ms),
         },
-        series=tuple(_series(events)),
-        results=tuple(_results(result, events, _last_ms(events, begun_ms))),
+        learning=tuple(learning_curves(events)),
+        usage=tuple(usage_curves(_lines(folder.usage, folder.usage_samples))),
+        results=tuple(_results(plan, run, result, events, last_ms)),
+        files=tuple(f for f in (folder.result, folder.cases) if result and f.exists()),
         model=_model(run, folder) if state == "finished" else None,
         model_facts=_model_facts(plan, run, result),
     )
 
 
-def _events(folder: RunFolder) -> list[dict[str, Any]]:
+def _name(run: PlannedRun) -> str:
+    """What tells the runs of an arm apart comes first: the UI's list has room for little more."""
+    if not isinstance(run.spec, Segment):
+        return run.name
+    scans = "scan" if run.spec.label_count == 1 else "scans"
+    return f"{run.spec.label_count} {scans} · seed {run.spec.seed} · {run.init} · {run.spec.target}"
+
+
+def _lines(file: Path, read: Any) -> list[dict[str, Any]]:
     try:
-        return folder.committed_events()
+        lines: list[dict[str, Any]] = read()
     except (ValueError, KeyError) as error:
         raise RunError(
-            f"a line is not an event ({error})",
-            where=folder.events,
+            f"a line is not what it should be ({error})",
+            where=file,
             expected="one JSON object a line, as fewscan writes them",
-            remedy=f"disk or hand has changed it: delete the folder {folder.path} and sweep again",
+            remedy=f"disk or hand has changed it: delete the folder {file.parent} and sweep again",
         ) from error
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
+    return lines
 
 
 def _begun_ms(folder: RunFolder, events: list[dict[str, Any]]) -> int:
     """A run that does not say when it started, or failed before that, began with its spec."""
     starts = [event["time"] for event in events if event["kind"] == "started"]
-    return _ms(starts[0] if starts else folder.spec.stat().st_mtime)
-
-
-def _last_ms(events: list[dict[str, Any]], begun_ms: int) -> int:
-    return _ms(events[-1]["time"]) if events else begun_ms
+    return milliseconds(starts[0] if starts else folder.spec.stat().st_mtime)
 
 
 def _params(plan: Plan, run: PlannedRun) -> dict[str, str]:
@@ -147,7 +154,9 @@ def _params(plan: Plan, run: PlannedRun) -> dict[str, str]:
     for key in ("protocol", "data", "init"):  # tags
         spec.pop(key, None)
     named = {"stage": spec.pop("kind"), "arm": run.arm, "init": run.init}
-    return {k: str(v) for k, v in _flat({**named, **spec}) if v is not None}
+    if isinstance(run.spec, Anomaly):  # it tells lesion from not, without any label
+        named |= {"target": "binary", "label_count": _label_count(run)}
+    return {k: str(v) for k, v in flat({**named, **spec}) if v is not None}
 
 
 def _identity(plan: Plan, run: PlannedRun, folder: RunFolder) -> dict[str, str]:
@@ -167,8 +176,14 @@ def _attempts(events: list[dict[str, Any]]) -> dict[str, str]:
     attempts = [event for event in events if event["kind"] == "started"]
     if not attempts:
         return {}
-    place = {k: v for k, v in attempts[-1].items() if k not in ("kind", "time", "step")}
-    return {"attempts": str(len(attempts))} | {k: str(v)[:TAG_LENGTH] for k, v in _flat(place)}
+    place = {k: v for k, v in attempts[-1].items() if k not in ("kind", "time", "step", "init")}
+    return {"attempts": str(len(attempts))} | {k: _short(v) for k, v in flat(place)}
+
+
+def _short(value: Any) -> str:
+    """A list of all a network's tensors says no more than their number."""
+    long_list = isinstance(value, list) and len(value) > LISTED
+    return str(len(value)) if long_list else str(value)[:TAG_LENGTH]
 
 
 def _error(folder: RunFolder) -> dict[str, Any]:
@@ -185,31 +200,31 @@ def _first_line(error: dict[str, Any]) -> dict[str, str]:
     return {ERROR: f"{error['kind']}: {line}"[:TAG_LENGTH]}
 
 
-def _series(events: list[dict[str, Any]]) -> Iterator[Point]:
-    for event in events:
-        if event["kind"] == "metrics":
-            yield from _points(event["values"], _ms(event["time"]), event["step"])
-
-
 def _results(
-    result: dict[str, Any], events: list[dict[str, Any]], ended_ms: int
+    plan: Plan,
+    run: PlannedRun,
+    result: dict[str, Any],
+    events: list[dict[str, Any]],
+    ended_ms: int,
 ) -> Iterator[Point]:
-    """The result, and how long the last attempt took: what no further attempt can change."""
     if result:
         seconds = events[-1].get("seconds") if events else None
-        yield from _points({**result, "seconds": seconds}, ended_ms, result.get("best_step") or 0)
+        more = {SECONDS: seconds, LABEL_COUNT: _label_count(run)}
+        yield from final_numbers(result, more, _stands_for(plan, run), ended_ms)
 
 
-def _points(values: dict[str, Any], time_ms: int, step: int) -> Iterator[Point]:
-    """The numbers among the values; a null is a number that is not defined."""
-    for key, value in _flat(values):
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield Point(_metric_key(key), float(value), time_ms, step)
+def _label_count(run: PlannedRun) -> int | None:
+    if isinstance(run.spec, Segment):
+        return run.spec.label_count
+    return 0 if isinstance(run.spec, Anomaly) else None
 
 
-def _metric_key(key: str) -> str:
-    """MLflow refuses other characters, which a data set's class names may have."""
-    return re.sub(r"[^\w\-. :/]", "_", key)
+def _stands_for(plan: Plan, run: PlannedRun) -> list[int]:
+    """The label counts at which a chart shows the result: all of them if it uses no label."""
+    if isinstance(run.spec, Segment):
+        return [run.spec.label_count]
+    counts = {r.spec.label_count for r in plan.runs if isinstance(r.spec, Segment)}
+    return sorted(counts) if isinstance(run.spec, Anomaly) and counts else [0]
 
 
 def _model(run: PlannedRun, folder: RunFolder) -> Path | None:
@@ -228,14 +243,7 @@ def _model_facts(plan: Plan, run: PlannedRun, result: dict[str, Any]) -> dict[st
         "data": spec.get("data"),
         "store_protocol": plan.store.protocol,
         **plan.slices,
+        "best_step": result.get("best_step"),
         "threshold": result.get("validation", {}).get("threshold"),
     }
     return {key: value for key, value in facts.items() if value is not None}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value

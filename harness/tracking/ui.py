@@ -1,5 +1,6 @@
 """MLflow's own server on a study's store, as a child of this process."""
 
+import hashlib
 import os
 import signal
 import socket
@@ -8,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from tempfile import TemporaryFile
 from typing import IO
@@ -17,20 +18,18 @@ from storage.errors import TrackingError
 
 START_WITHIN_S = 120.0
 END_WITHIN_S = 10.0
+PORTS = range(20_000, 30_000)
+"""Below those that the system hands out by itself."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def runs_page(experiment_id: str) -> str:
-    """The page of an experiment's runs, below a server's address."""
-    return f"/#/experiments/{experiment_id}/runs"
+def serve(uri: str, pages: Mapping[str, str], host: str, port: int | None) -> None:
+    """Serve the store at `uri` and print the address of each page, until Ctrl-C or SIGTERM.
 
-
-def serve(uri: str, page: str, host: str, port: int | None) -> None:
-    """Serve the store at `uri` and print the address of `page`, until Ctrl-C or SIGTERM.
-
-    Raises `TrackingError` if the server does not start, or ends by itself.
+    `pages` go from a name to what follows the server's address. Raises `TrackingError` if the
+    server does not start, or ends by itself.
     """
-    port = free_port(host, port)
+    port = free_port(host, port) if port else usual_port(host, uri)
     with (
         TemporaryFile("w+") as log,
         _sigterm_is_ctrl_c(),
@@ -38,9 +37,20 @@ def serve(uri: str, page: str, host: str, port: int | None) -> None:
         _server(uri, host, port, log) as child,
     ):
         _wait_until_up(child, host, port, log)
-        print(f"http://{_reachable(host)}:{port}{page}  (Ctrl-C ends it)", flush=True)
+        for name, page in pages.items():
+            print(f"{name}\n    http://{_reachable(host)}:{port}{page}")
+        print("Ctrl-C ends it", flush=True)
         child.wait()
         raise _ended(child, log)
+
+
+def usual_port(host: str, uri: str) -> int:
+    """The same port for the same store if it is free: a browser keeps its settings by address."""
+    usual = PORTS.start + int(hashlib.sha256(uri.encode()).hexdigest(), 16) % len(PORTS)
+    try:
+        return free_port(host, usual)
+    except TrackingError:
+        return free_port(host)
 
 
 def free_port(host: str, wanted: int | None = None) -> int:

@@ -4,19 +4,23 @@ Runs are found by their tags, with one search, and made with their tags in one r
 kill between two requests can leave a run that is not found again.
 """
 
+import hashlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from experiments.spec import PROTOCOL
 from harness.plan import Plan
+from harness.tracking.dataset import dataset_of
 from harness.tracking.models import log_model, logged_models
 from harness.tracking.run_view import BEGUN, ERROR, LIVE, RUN_ID, RunView
+from harness.tracking.saved_views import STUDY, saved_views
 from storage.atomic import write_bytes
 
 STUDY_ID = "fewscan.study_id"
@@ -24,6 +28,8 @@ PARENT = ""
 """Stands for the id of a spec where the run is the study's own."""
 DIGEST = "fewscan.digest"
 """Tag of a run: the digest of the view that was sent last, set when all of it had arrived."""
+REPORT = "fewscan.report"
+"""Tag of the study's run: a hash of the report's files that lie there."""
 
 
 @dataclass
@@ -35,8 +41,10 @@ class Sent:
     params: dict[str, str]
     tags: dict[str, str]
     has_metrics: bool
-    points: int = 0
-    """How many points of its series this process has sent."""
+    learning: int = 0
+    """How many points of its learning curves this process has sent."""
+    usage: int = 0
+    """How many points of its usage this process has sent."""
     stamp: tuple[object, ...] = ()
     """Status and files of the folder when it was last sent; empty if not by this process."""
 
@@ -49,13 +57,17 @@ class Sent:
 class StudyView:
     """What MLflow has of a study, and the means to make it like the views of the run folders."""
 
-    def __init__(self, client: MlflowClient, experiment_id: str, plan: Plan) -> None:
+    def __init__(self, client: MlflowClient, experiment: Experiment, plan: Plan) -> None:
         self.client = client
-        self.experiment_id = experiment_id
-        self.study_id, begun_ms = _study_id(plan)
+        self.experiment_id = str(experiment.experiment_id)
+        self.dataset = dataset_of(plan.store)
+        self.study_id, begun_ms = study_identity(plan)
         found = self._find()
         self.parent = found.get(PARENT) or self._create(plan.study.name, _tags(plan), begun_ms)
         self.children = {run_id: sent for run_id, sent in found.items() if run_id != PARENT}
+        for key, value in (view.tag for view in saved_views(plan, self.study_id)):
+            if experiment.tags.get(key) != value:
+                client.set_experiment_tag(self.experiment_id, key, value)
 
     def send(self, view: RunView) -> Sent:
         """Make the run of `view` look like it; sends what is missing or has changed."""
@@ -84,7 +96,7 @@ class StudyView:
         sent.status = status
 
     def _send_content(self, sent: Sent, view: RunView, new_tags: dict[str, str]) -> None:
-        points = (*view.series[sent.points :], *view.results)
+        points = (*view.learning[sent.learning :], *view.usage[sent.usage :], *view.results)
         self.client.log_batch(  # which splits it into requests of the size that servers take
             sent.mlflow_id,
             metrics=[Metric(*point) for point in points],
@@ -94,12 +106,30 @@ class StudyView:
         if ERROR in sent.tags and ERROR not in view.tags:
             self.client.delete_tag(sent.mlflow_id, ERROR)
             del sent.tags[ERROR]
+        if "data" in view.tags and DIGEST not in sent.tags:
+            self.client.log_inputs(sent.mlflow_id, [self.dataset])
+        for file in view.files:
+            self.client.log_artifact(sent.mlflow_id, str(file))
         if view.model is not None:
-            log_model(self.client, self.experiment_id, sent.mlflow_id, view)
+            log_model(self.client, self.experiment_id, sent.mlflow_id, view, self.dataset.dataset)
         self.client.set_tag(sent.mlflow_id, DIGEST, view.digest)
-        sent.points, sent.has_metrics = len(view.series), bool(points) or sent.has_metrics
+        sent.learning, sent.usage = len(view.learning), len(view.usage)
+        sent.has_metrics = bool(points) or sent.has_metrics
         sent.params = view.params
         sent.tags |= {**new_tags, DIGEST: view.digest}
+
+    def log_report(self, folder: Path, files: Sequence[Path]) -> None:
+        """Put files of `folder` under "report/" on the study's run, unless they are there."""
+        content = hashlib.sha256()
+        for file in files:
+            content.update(str(file.relative_to(folder)).encode() + file.read_bytes())
+        if self.parent.tags.get(REPORT) == content.hexdigest():
+            return
+        for file in files:
+            place = Path("report") / file.relative_to(folder).parent
+            self.client.log_artifact(self.parent.mlflow_id, str(file), str(place))
+        self.client.set_tag(self.parent.mlflow_id, REPORT, content.hexdigest())
+        self.parent.tags[REPORT] = content.hexdigest()
 
     def _find(self) -> dict[str, Sent]:
         """The runs of this study, by the id of their spec."""
@@ -129,7 +159,10 @@ class StudyView:
 
     def _create(self, name: str, tags: dict[str, str], begun_ms: int) -> Sent:
         run = self.client.create_run(
-            self.experiment_id, begun_ms, {**tags, STUDY_ID: self.study_id}, run_name=name
+            self.experiment_id,
+            begun_ms,
+            {**tags, STUDY_ID: self.study_id, STUDY: self.study_id[:8]},
+            run_name=name,
         )
         return _as_sent(run)
 
@@ -143,6 +176,13 @@ class StudyView:
         for run_id, sent in self.children.items():
             if run_id not in run_ids and sent.status in LIVE:
                 self.set_status(sent, "KILLED", now_ms())
+
+
+def reported_run(client: MlflowClient, experiment: Experiment, study_id: str) -> str | None:
+    """The MLflow id of the study's run, if the report lies there."""
+    wanted = f"tags.`{STUDY_ID}` = '{study_id}' and tags.`{REPORT}` LIKE '%'"
+    found = client.search_runs([experiment.experiment_id], wanted, max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
 def now_ms() -> int:
@@ -159,6 +199,8 @@ def _as_sent(run: Run) -> Sent:
 def _tags(plan: Plan) -> dict[str, str]:
     """What the parent run says of the study."""
     return {
+        "mlflow.note.content": "A study, with its runs below it. What can be concluded: "
+        "*Artifacts*, `report/report.html`. Comparisons: *Views*, on the page of the experiment.",
         "fewscan.study_folder": str(plan.folder.path),
         "store": str(plan.store.path),
         "data": plan.store.fingerprint,
@@ -166,7 +208,7 @@ def _tags(plan: Plan) -> dict[str, str]:
     }
 
 
-def _study_id(plan: Plan) -> tuple[str, int]:
+def study_identity(plan: Plan) -> tuple[str, int]:
     """What tells this study's runs from those of others in the same experiment; when it was made.
 
     It lies in the study's folder, so a copy of the folder, or another path to it, is the same

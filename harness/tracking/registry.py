@@ -1,0 +1,90 @@
+"""The best models of a study in MLflow's model registry.
+
+"Best" is the lowest validation loss among the finished fine-tunings of one target: the number that
+chose each checkpoint, on the same validation slices for all of them. The test split has no say.
+"""
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from experiments.spec import Segment
+from harness.plan import Plan, PlannedRun
+from harness.tracking.models import logged_models
+from harness.tracking.run_view import RUN_ID
+from harness.tracking.view import StudyView
+from storage.errors import TrackingError
+
+ALIAS = "best"
+
+
+def register_best(view: StudyView, plan: Plan, name: str) -> dict[str, str]:
+    """Give the best model of each target a version of NAME-TARGET, and that version the alias.
+
+    A model that is registered already gets no second version. Returns target → model URI. Raises
+    `TrackingError` if no fine-tuning is finished.
+    """
+    best = best_runs(plan)
+    if not best:
+        raise TrackingError(
+            "there is no model to register",
+            where=plan.folder.path,
+            expected="at least one finished fine-tuning",
+            remedy="sweep the study first",
+        )
+    return {target: _register(view, f"{name}-{target}", run, plan) for target, run in best.items()}
+
+
+def best_runs(plan: Plan) -> dict[str, PlannedRun]:
+    """Target → the finished fine-tuning with the lowest validation loss."""
+    finished = [
+        (plan.folder_of(run).read_result()["validation_loss"], run)
+        for run in plan.runs
+        if isinstance(run.spec, Segment) and plan.folder_of(run).result.exists()
+    ]
+    best: dict[str, PlannedRun] = {}
+    for _, run in sorted(finished, key=lambda pair: pair[0]):
+        assert isinstance(run.spec, Segment)
+        best.setdefault(run.spec.target, run)
+    return best
+
+
+def _register(view: StudyView, name: str, run: PlannedRun, plan: Plan) -> str:
+    client = view.client
+    _ensure_name(client, name, plan)
+    versions = client.search_model_versions(f"name = '{name}'")
+    known = [version for version in versions if version.tags.get(RUN_ID) == run.run_id]
+    version = known[0] if known else _create_version(view, name, run, plan)
+    client.set_registered_model_alias(name, ALIAS, version.version)
+    return f"models:/{name}@{ALIAS}"
+
+
+def _ensure_name(client: MlflowClient, name: str, plan: Plan) -> None:
+    try:
+        client.create_registered_model(
+            name,
+            description=f"The best models of the fewscan study {plan.study.name!r}, chosen by "
+            f"their loss on the validation split; the alias `{ALIAS}` is the last choice.",
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _create_version(view: StudyView, name: str, run: PlannedRun, plan: Plan) -> ModelVersion:
+    sent = view.children[run.run_id]
+    (model,) = [
+        m
+        for m in logged_models(view.client, view.experiment_id, sent.mlflow_id)
+        if m.status == LoggedModelStatus.READY
+    ]
+    loss = plan.folder_of(run).read_result()["validation_loss"]
+    return view.client.create_model_version(
+        name,
+        source=model.artifact_location,
+        run_id=sent.mlflow_id,
+        tags={RUN_ID: run.run_id, "validation_loss": f"{loss:.6g}"},
+        description=f"{run.name}: validation loss {loss:.6g}, the lowest of its target",
+        model_id=model.model_id,
+    )

@@ -1,0 +1,116 @@
+"""Where MLflow keeps things: the address, the client, the database in a study's folder."""
+
+import logging
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+from harness.plan import Plan
+from harness.tracking.trouble import without_password
+from storage.atomic import TEMPORARY_SUFFIX, replacing
+from storage.errors import TrackingError
+
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # else the UI asks, or guesses
+    "mlflow.note.content": "Written by fewscan from the run folders; `fewscan sync` rebuilds it. "
+    "Open a comparison under *Views*. The step of `test/…` and `validation/…` is the number of "
+    "labelled scans, that of `learning/…` the optimiser's.",
+}
+DEFAULTS = {
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
+}
+"""Unless set otherwise: a server that hangs holds up an update for 20 s, not for 20 minutes."""
+SQLITE = "sqlite:///"
+DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
+
+
+def tracking_uri(plan: Plan, uri: str | None = None) -> str:
+    """The argument, else MLFLOW_TRACKING_URI, else a SQLite file in the study's folder."""
+    default = f"{SQLITE}{plan.folder.mlflow_database.absolute()}"
+    return (uri or os.environ.get("MLFLOW_TRACKING_URI") or default).rstrip("/")
+
+
+def make_client(uri: str) -> MlflowClient:
+    """A client that gives up soon; makes the database if it is a SQLite file that is not there."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    if uri.startswith(SQLITE):
+        create_database(_sqlite_file(uri))
+    return MlflowClient(uri)
+
+
+def study_experiment(client: MlflowClient, plan: Plan, uri: str) -> Experiment:
+    """The study's experiment, made if there is none. Raises `TrackingError` if it is in the bin."""
+    found = find_experiment(client, plan)
+    if found is None:
+        location = _artifact_location(plan, uri)
+        made = client.create_experiment(plan.study.name, location, EXPERIMENT_TAGS)
+        found = client.get_experiment(made)
+    return found
+
+
+def tracked_experiment(plan: Plan, uri: str) -> Experiment:
+    """The study's experiment. Raises `TrackingError` if there is none."""
+    missing = uri.startswith(SQLITE) and not _sqlite_file(uri).exists()
+    found = None if missing else find_experiment(make_client(uri), plan)
+    if found is None:
+        raise TrackingError(
+            f"nothing of the study {plan.study.name!r} is in MLflow",
+            where=without_password(uri),
+            expected="the experiment that a sweep makes",
+            remedy="sweep the study, or run `fewscan sync STUDY` if that is done",
+        )
+    return found
+
+
+def find_experiment(client: MlflowClient, plan: Plan) -> Experiment | None:
+    """Raises `TrackingError` if the experiment is in MLflow's bin."""
+    experiment = client.get_experiment_by_name(plan.study.name)
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            "the experiment of this study has been deleted in MLflow",
+            where=f"experiment {plan.study.name!r} (id {experiment.experiment_id})",
+            expected="an experiment in use, or none",
+            remedy=f"`mlflow experiments restore -x {experiment.experiment_id}`, or give the study "
+            "another name",
+        )
+    return experiment
+
+
+def _artifact_location(plan: Plan, uri: str) -> str | None:
+    """A server knows where its artifacts go; beside a database they need an absolute place."""
+    if not uri.startswith(DATABASES):
+        return None
+    artifacts = plan.folder.mlflow_artifacts
+    if uri.startswith(SQLITE):
+        artifacts = _sqlite_file(uri).with_name(artifacts.name)
+    return artifacts.as_uri()
+
+
+def _sqlite_file(uri: str) -> Path:
+    return Path(uri.removeprefix(SQLITE)).absolute()
+
+
+def create_database(path: Path) -> None:
+    """Make and migrate a SQLite file in one go: killed halfway, migrations could never go on."""
+    if path.exists():
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA schema_version")  # MLflow would try for 100 s to open it
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*{TEMPORARY_SUFFIX}*"):
+        leftover.unlink()
+    with replacing(path) as temporary:
+        store = SqlAlchemyStore(f"{SQLITE}{temporary}", path.parent.as_uri())
+        store.engine.dispose()

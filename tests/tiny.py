@@ -1,0 +1,43 @@
+"""The tiny study, and its runs without Ray."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.devices import Devices
+from experiments.stages import run_stage
+from harness.plan import Plan, PlannedRun
+
+
+def tiny_values(store_path: Path, folder: Path) -> dict[str, Any]:
+    """Its study file as plain values, for a folder of its own."""
+    training = {
+        "iterations": 4,
+        "validate_every": 2,
+        "batch_size": 4,
+        "lr": 0.01,
+        "precision": "fp32",
+    }
+    return {
+        "name": "tiny",
+        "store": str(store_path),
+        "folder": str(folder),
+        "network": {"width": 4, "depth": 2},
+        "pretrain": {"denoise": {"noise": {"resolution": 4}, "training": dict(training)}},
+        "finetune": {
+            "label_counts": [1, "all"],
+            "seeds": [0],
+            "inits": ["scratch", "denoise"],
+            "training": dict(training),
+        },
+        "resources": {"device": "cpu", "checkpoint_every_s": 0.0},
+    }
+
+
+def run_in_process(plan: Plan, runs: Sequence[PlannedRun]) -> None:
+    """Run these, in this order, as a sweep would on one core."""
+    every_s = plan.study.resources.system_metrics_every_s
+    for run in runs:
+        folder = plan.folder_of(run)
+        folder.create(plan.record(run))
+        run_stage(folder, Devices(checkpoint_every_s=0.0, sample_every_s=every_s))

@@ -1,0 +1,53 @@
+"""What the tests of the MLflow view share: an empty database, a study that has not started."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from fake_folders import make_plan
+from tiny import run_in_process, tiny_values
+
+from harness.plan import Plan, load_plan
+from harness.report.write import write_report
+from harness.tracking import stores
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in stores.DEFAULTS:
+        monkeypatch.setenv(name, stores.DEFAULTS[name])
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database, to copy: making one takes seconds. An earlier try was killed."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    path.with_name(".mlflow.db.1.partial").write_bytes(b"half a database")
+    stores.create_database(path)
+    return path
+
+
+@pytest.fixture
+def plan(tmp_path: Path, empty_database: Path) -> Plan:
+    """A pre-training, two fine-tunings of it, its unsupervised score; nothing has started."""
+    folder = tmp_path / "my study ü"
+    folder.mkdir()
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return make_plan(folder)
+
+
+@pytest.fixture(scope="session")
+def finished_study(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a study of 14 runs that are all finished, with their report, made without Ray."""
+    folder = tmp_path_factory.mktemp("finished")
+    values = tiny_values(store_path, folder / "study")
+    values["finetune"] |= {"label_counts": [1, 4, "all"], "seeds": [0, 1], "targets": ["binary"]}
+    values["resources"]["system_metrics_every_s"] = 0.05
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(values))
+    plan = load_plan(file)
+    run_in_process(plan, plan.runs)
+    write_report(plan)
+    return file
