@@ -17,6 +17,7 @@ NOTES = {
     "docs/cluster.md": "for users of a Slurm cluster: study files, what happens when, troubles",
     "docs/performance.md": "where the time goes, and how to read the numbers",
     "docs/demo.png": "the figure of the demo",
+    "docs/mlflow.png": "a study in MLflow",
     "experiments/demo.yaml": "the study in small, on synthetic scans",
     "experiments/paper.yaml": "the published study, each number with its source",
     "harness/report/report.html": "the template of the report's page",

@@ -1,0 +1,48 @@
+"""The picture of MLflow in the README: `python tests/tracking/screenshot.py STUDY docs/mlflow.png`.
+
+STUDY is the file of a study that has been swept.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from fake_folders import mlflow_server
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from harness.plan import load_plan
+from harness.tracking import ui
+from harness.tracking.saved_views import saved_views
+from harness.tracking.stores import tracked_experiment, tracking_uri
+from harness.tracking.view import study_identity
+
+SEEN_BEFORE = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
+"""Else MLflow's assistant covers a third of the page, as it does on a first visit."""
+COLOURS = 64
+DRAWN = "() => document.querySelectorAll('.js-plotly-plot .scatterlayer .trace').length >= 3"
+
+
+def take(study: Path, out: Path) -> None:
+    """The chart of the study's first target."""
+    plan = load_plan(study)
+    uri = tracking_uri(plan)
+    view = saved_views(plan, study_identity(plan)[0])[0]
+    page_path = view.page(str(tracked_experiment(plan, uri).experiment_id))
+    port = ui.free_port("127.0.0.1")
+    with mlflow_server(uri, port), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 1500, "height": 800})
+        page.add_init_script(SEEN_BEFORE)
+        page.goto(f"http://127.0.0.1:{port}{page_path}")
+        page.wait_for_function(DRAWN, timeout=120_000)
+        page.wait_for_timeout(2000)  # the charts fade in
+        page.screenshot(path=out)
+        browser.close()
+    Image.open(out).convert("RGB").quantize(COLOURS).save(out, optimize=True)
+
+
+if __name__ == "__main__":
+    take(Path(sys.argv[1]), Path(sys.argv[2]))
