@@ -32,7 +32,6 @@ from storage.slices import SliceStore
 
 VALIDATIONS = 20
 """Lines of metrics in a run's events, as many as the paper's study writes."""
-TINY = UNet(4, 4, width=2, depth=2)
 
 
 def noop_stage(folder: RunFolder, devices: Devices) -> None:
@@ -42,14 +41,22 @@ def noop_stage(folder: RunFolder, devices: Devices) -> None:
         record = folder.read_spec()
         spec = from_json(record["spec"])
         numbers = random.Random(folder.run_id)
-        save_model(folder.model, TINY, TINY.state_dict())
+        store = SliceStore.open(Path(record["store"]))
+        network = network_of(spec, store)
+        save_model(folder.model, network, network.state_dict())
         scores: dict[str, Any] = {}
         if not isinstance(spec, Denoise):
-            store = SliceStore.open(Path(record["store"]))
             write_bytes(folder.cases, cases(spec, store, numbers))
             scores = scores_of(spec, store, numbers)
         write_bytes(folder.events, events(begun, numbers))
         write_json(folder.result, {**result(spec, numbers), **scores})
+
+
+def network_of(spec: RunSpec, store: SliceStore) -> UNet:
+    """The smallest network that the run could have left: the report draws with it."""
+    channels, classes = len(store.channels), len(store.classes) if is_multiclass(spec) else 1
+    outputs = 1 + classes if isinstance(spec, Segment) else channels
+    return UNet(channels, outputs, width=2, depth=2)
 
 
 def events(begun: float, numbers: random.Random) -> bytes:
@@ -75,7 +82,8 @@ def scores_of(spec: RunSpec, store: SliceStore, numbers: random.Random) -> dict[
     """What the result of a run has that was scored on the test split."""
     names = ["pooled_ap", "pooled_best_dice", *(["class_dice_mean"] if is_multiclass(spec) else [])]
     labelled = list(store.split.train[: spec.label_count]) if isinstance(spec, Segment) else []
-    return {"labelled": labelled, "test": {name: numbers.random() for name in names}}
+    test = {name: numbers.random() for name in names}
+    return {"labelled": labelled, "validation": {"threshold": 0.5}, "test": test}
 
 
 def cases(spec: RunSpec, store: SliceStore, numbers: random.Random) -> bytes:
