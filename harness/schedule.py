@@ -1,40 +1,30 @@
-"""All of a study's runs under one Ray Tune run: the only module that knows Ray.
+"""All of a study's runs under one Ray Tune run: which of them starts when there is room.
 
 A searcher offers the runs whose parents are finished, longest first, so there are no barriers. What
 Ray remembers is never needed: which runs are finished, interrupted or failed is read from the run
 folders, and starting again is the same as going on.
 """
 
-import contextlib
-import hashlib
-import logging
 import math
-import os
-import shutil
-import tempfile
 import time
-import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train.torch
-from ray import train, tune
+from ray import tune
 from ray.tune.search import Searcher
 
-from experiments.devices import Devices, Preempted, require_cuda
+from experiments.devices import require_cuda
 from experiments.stages import run_stage
-from harness.plan import Plan, PlannedRun
+from harness.plan import Plan
 from harness.queue import RunQueue
-from harness.study import Share
+from harness.trial import Stage, config_of, needs_of, placement, run_trial
 from slurm import inside
-from storage import node_folder
 from storage.errors import RunError
-from storage.runs import RunFolder, StudyFolder
+from storage.runs import RunFolder
 
 INFRASTRUCTURE_RETRIES = 3
 """How often Tune starts a run again whose process died (memory, hardware); each goes on from its
@@ -44,12 +34,6 @@ RESOURCES_EVERY_S = 1.0
 """Between two questions to Ray about what the cluster has: each is a request to its head."""
 ROUNDING = 1e-6
 """Of a sum of shares of GPUs."""
-
-Stage = Callable[[RunFolder, Devices], None]
-"""Runs what a folder's spec says; see `run_stage`."""
-
-HEAD = {"node:__internal_head__": 0.001}
-"""A sliver of what Ray gives to the head node alone."""
 
 
 class ReadyRuns(Searcher):
@@ -174,19 +158,6 @@ def cluster_resources() -> Callable[[], Mapping[str, float]]:
     return resources
 
 
-def config_of(plan: Plan, run: PlannedRun, use_gpu: bool, scratch: Path) -> dict[str, Any]:
-    """What a trial is told of its run."""
-    return {
-        "folder": str(plan.folder_of(run).path),
-        "share": asdict(plan.share_of(run)),
-        "use_gpu": use_gpu,
-        "residency": plan.study.resources.residency,
-        "checkpoint_every_s": plan.study.resources.checkpoint_every_s,
-        "sample_every_s": plan.study.resources.system_metrics_every_s,
-        "scratch": str(scratch),
-    }
-
-
 def run_all(
     plan: Plan,
     scratch: Path,
@@ -230,163 +201,3 @@ def wants_gpu(plan: Plan) -> bool:
     if wish == "cuda" and not has_gpu:
         require_cuda()
     return has_gpu and wish != "cpu"
-
-
-def placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """The resources of a run."""
-    share = Share(**config["share"])
-    if share.devices > 1:
-        # The ranks get their own places from Ray Train. What waits for them takes no core, and
-        # stays on the head, which is not taken away as workers are.
-        return tune.PlacementGroupFactory([HEAD])
-    return tune.PlacementGroupFactory([needs_of(share, config["use_gpu"])])
-
-
-def needs_of(share: Share, use_gpu: bool) -> dict[str, float]:
-    """What each device of a run takes of a node."""
-    return {"CPU": share.cpus, **({"GPU": share.gpu_share} if use_gpu else {})}
-
-
-def run_trial(config: dict[str, Any], stage: Stage = run_stage) -> dict[str, float]:
-    """One run in a Tune actor.
-
-    What the run itself raises stays in its folder, and to Tune the trial has ended. If a rank was
-    lost instead, Tune is told, and starts the trial again. A preempted run has ended too,
-    for now: the searcher offers it again.
-    """
-    folder = RunFolder(Path(config["folder"]))
-    folder.error.unlink(missing_ok=True)
-    share = Share(**config["share"])
-    try:
-        if share.devices > 1:
-            _run_on_several_devices(config, share)
-        else:
-            device = "cuda:0" if config["use_gpu"] else "cpu"
-            stage(folder, replace(_place(config), device=device))
-    except Preempted:
-        return {"finished": 0.0, "preempted": 1.0}
-    except train.TrainingFailedError:
-        raise
-    except Exception as error:
-        if not folder.error.exists():
-            folder.fail(error)
-    return {"finished": float(folder.result.exists())}
-
-
-def _place(config: dict[str, Any]) -> Devices:
-    """What the places of all ranks of a run have in common, on this node."""
-    share = Share(**config["share"])
-    return Devices(
-        threads=share.cpus,
-        gpu_share=share.gpu_share,
-        residency=config["residency"],
-        node_folders=node_folder.beside(inside.temporary() or Path(config["scratch"])),
-        checkpoint_every_s=config["checkpoint_every_s"],
-        sample_every_s=config["sample_every_s"],
-        should_stop=inside.stop_requested,
-    )
-
-
-def _run_on_several_devices(config: dict[str, Any], share: Share) -> None:
-    """Train on ranks that Ray Train starts, on as many nodes as it takes.
-
-    Raises `Preempted` if the ranks stopped together, what a rank itself raised, or
-    `TrainingFailedError` if ranks were lost: then the run goes on from its checkpoint.
-    """
-    # Train would resume from its own state if it found one under this name; ours is better.
-    name = f"{Path(config['folder']).name}-{uuid.uuid4().hex}"
-    trainer = ray.train.torch.TorchTrainer(
-        _rank_main,
-        train_loop_config=config,
-        scaling_config=train.ScalingConfig(
-            num_workers=share.devices,
-            use_gpu=config["use_gpu"],
-            resources_per_worker=needs_of(share, config["use_gpu"]),
-        ),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if config["use_gpu"] else "gloo"),
-        run_config=train.RunConfig(
-            name=name,
-            storage_path=config["scratch"],
-            # Of an unannounced loss Tune keeps count. An announced one is no failure: the ranks
-            # stop together, and if they are too slow Train starts them again, as often as needed.
-            failure_config=train.FailureConfig(max_failures=0, max_preemption_failures=-1),
-        ),
-    )
-    try:
-        trainer.fit()
-    except train.WorkerGroupError as error:
-        for own in errors_of_ranks(error):
-            raise own from error
-        raise
-    if not RunFolder(Path(config["folder"])).result.exists():
-        raise Preempted
-
-
-def errors_of_ranks(error: train.WorkerGroupError) -> Iterator[Exception]:
-    """What ranks raised themselves; neither that they were lost nor that they lost another.
-
-    Train wraps what a rank raised, and nothing else.
-    """
-    for failure in error.worker_failures.values():
-        raised = getattr(failure, "_base_exc", None)
-        if isinstance(raised, Exception):  # `PeerLost` is none
-            yield raised
-
-
-def _rank_main(config: dict[str, Any]) -> None:
-    context = train.get_context()
-    devices = replace(
-        _place(config),
-        device=str(ray.train.torch.get_device()),
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-    )
-    with contextlib.suppress(Preempted):  # every rank leaves at the same step
-        run_stage(RunFolder(Path(config["folder"])), devices)
-
-
-@contextlib.contextmanager
-def local_ray(folder: StudyFolder) -> Iterator[Path]:
-    """A Ray of our own on this machine, for the block; yields its scratch folder.
-
-    Its address is its own (a bare `ray.init()` would join any cluster it finds), its folder is
-    short (sockets allow 107 bytes), and only holders of the study's token may use it
-    (`harness.ray_environment`). The caller holds the study's lock, so folders that a killed sweep
-    of this study has left are nobody's, and are removed.
-    """
-    digest = hashlib.sha256(str(folder.path).encode()).hexdigest()[:8]
-    prefix = f"fewscan-{os.getuid()}-{digest}-"
-    for leftover in Path("/tmp").glob(f"{prefix}*"):
-        _remove(leftover)
-    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
-    try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(scratch),
-        )
-        yield scratch
-    finally:
-        ray.shutdown()
-        _remove(scratch)
-
-
-def _remove(scratch: Path) -> None:
-    for folder in node_folder.beside(scratch):
-        node_folder.remove(folder)
-    shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def cluster_ray() -> Iterator[Path]:
-    """The Ray cluster that Slurm's jobs make, as its driver; yields a scratch folder."""
-    with tempfile.TemporaryDirectory(prefix="fewscan-") as scratch:
-        ray.init(
-            address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR
-        )
-        try:
-            yield Path(scratch)
-        finally:
-            ray.shutdown()

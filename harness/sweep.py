@@ -25,8 +25,8 @@ from storage.locks import exclusive
 from storage.runs import OVER
 
 if TYPE_CHECKING:
-    from harness.schedule import Stage
     from harness.tracking.tracker import Tracker
+    from harness.trial import Stage
 
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at the run folders, for MLflow and the progress bar."""
@@ -78,13 +78,15 @@ def without_failures(status: StudyStatus) -> StudyStatus:
 def _run_on_ray(plan: Plan, on_offer: Callable[[str], None], stage: "Stage | None") -> None:
     if inside.is_on_slurm():
         set_defaults()  # the token is in the environment already
-        from harness.schedule import cluster_ray, run_all
+        from harness.ray_clusters import cluster_ray
+        from harness.schedule import run_all
 
         with cluster_ray() as scratch:
             run_all(plan, scratch, on_offer, stage)
     else:
         prepare_environment(plan.folder.ray_token)
-        from harness.schedule import local_ray, run_all
+        from harness.ray_clusters import local_ray
+        from harness.schedule import run_all
 
         with local_ray(plan.folder) as scratch:
             run_all(plan, scratch, on_offer, stage)

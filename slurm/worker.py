@@ -101,8 +101,8 @@ class Worker:
     def _close(self, node: RayNode, head: Rendezvous) -> None:
         """Have Ray place nothing new here; what runs goes on until the warning.
 
-        A process that is kept for one task after another has to be told not to be: see
-        `harness.schedule`.
+        A driver that keeps a process for one task after another would go on to use it here: on
+        such a cluster it must not.
         """
         self._report("closing", head.generation)
         left_s = max(1.0, self.share.ends_unix - time.time())

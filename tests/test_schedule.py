@@ -15,8 +15,9 @@ from ray.tune.search import Searcher
 from experiments.devices import PeerLost
 from experiments.spec import Anomaly, Denoise, Segment
 from harness.plan import Plan, PlannedRun, make_plan
-from harness.schedule import HEAD, ReadyRuns, config_of, errors_of_ranks, placement
+from harness.schedule import ReadyRuns
 from harness.study import Study
+from harness.trial import HEAD, config_of, errors_of_ranks, placement
 from slurm import inside
 from storage.runs import RunFolder
 

@@ -1,0 +1,154 @@
+"""One run as a trial of Ray Tune: what it is told, what it takes, and what becomes of its end.
+
+A run on one device trains in Tune's actor itself; one on several devices asks Ray Train for ranks.
+"""
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import ray.train.torch
+from ray import train, tune
+
+from experiments.devices import Devices, Preempted
+from experiments.stages import run_stage
+from harness.plan import Plan, PlannedRun
+from harness.study import Share
+from slurm import inside
+from storage import node_folder
+from storage.runs import RunFolder
+
+Stage = Callable[[RunFolder, Devices], None]
+"""Runs what a folder's spec says; see `run_stage`."""
+
+HEAD = {"node:__internal_head__": 0.001}
+"""A sliver of what Ray gives to the head node alone."""
+
+
+def config_of(plan: Plan, run: PlannedRun, use_gpu: bool, scratch: Path) -> dict[str, Any]:
+    """What a trial is told of its run."""
+    return {
+        "folder": str(plan.folder_of(run).path),
+        "share": asdict(plan.share_of(run)),
+        "use_gpu": use_gpu,
+        "residency": plan.study.resources.residency,
+        "checkpoint_every_s": plan.study.resources.checkpoint_every_s,
+        "sample_every_s": plan.study.resources.system_metrics_every_s,
+        "scratch": str(scratch),
+    }
+
+
+def placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """The resources of a run."""
+    share = Share(**config["share"])
+    if share.devices > 1:
+        # The ranks get their own places from Ray Train. What waits for them takes no core, and
+        # stays on the head, which is not taken away as workers are.
+        return tune.PlacementGroupFactory([HEAD])
+    return tune.PlacementGroupFactory([needs_of(share, config["use_gpu"])])
+
+
+def needs_of(share: Share, use_gpu: bool) -> dict[str, float]:
+    """What each device of a run takes of a node."""
+    return {"CPU": share.cpus, **({"GPU": share.gpu_share} if use_gpu else {})}
+
+
+def run_trial(config: dict[str, Any], stage: Stage = run_stage) -> dict[str, float]:
+    """One run in a Tune actor.
+
+    What the run itself raises stays in its folder, and to Tune the trial has ended. If a rank was
+    lost instead, Tune is told, and starts the trial again. A preempted run has ended too,
+    for now: the searcher offers it again.
+    """
+    folder = RunFolder(Path(config["folder"]))
+    folder.error.unlink(missing_ok=True)
+    share = Share(**config["share"])
+    try:
+        if share.devices > 1:
+            _run_on_several_devices(config, share)
+        else:
+            device = "cuda:0" if config["use_gpu"] else "cpu"
+            stage(folder, replace(_place(config), device=device))
+    except Preempted:
+        return {"finished": 0.0, "preempted": 1.0}
+    except train.TrainingFailedError:
+        raise
+    except Exception as error:
+        if not folder.error.exists():
+            folder.fail(error)
+    return {"finished": float(folder.result.exists())}
+
+
+def _place(config: dict[str, Any]) -> Devices:
+    """What the places of all ranks of a run have in common, on this node."""
+    share = Share(**config["share"])
+    return Devices(
+        threads=share.cpus,
+        gpu_share=share.gpu_share,
+        residency=config["residency"],
+        node_folders=node_folder.beside(inside.temporary() or Path(config["scratch"])),
+        checkpoint_every_s=config["checkpoint_every_s"],
+        sample_every_s=config["sample_every_s"],
+        should_stop=inside.stop_requested,
+    )
+
+
+def _run_on_several_devices(config: dict[str, Any], share: Share) -> None:
+    """Train on ranks that Ray Train starts, on as many nodes as it takes.
+
+    Raises `Preempted` if the ranks stopped together, what a rank itself raised, or
+    `TrainingFailedError` if ranks were lost: then the run goes on from its checkpoint.
+    """
+    # Train would resume from its own state if it found one under this name; ours is better.
+    name = f"{Path(config['folder']).name}-{uuid.uuid4().hex}"
+    trainer = ray.train.torch.TorchTrainer(
+        _rank_main,
+        train_loop_config=config,
+        scaling_config=train.ScalingConfig(
+            num_workers=share.devices,
+            use_gpu=config["use_gpu"],
+            resources_per_worker=needs_of(share, config["use_gpu"]),
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if config["use_gpu"] else "gloo"),
+        run_config=train.RunConfig(
+            name=name,
+            storage_path=config["scratch"],
+            # Of an unannounced loss Tune keeps count. An announced one is no failure: the ranks
+            # stop together, and if they are too slow Train starts them again, as often as needed.
+            failure_config=train.FailureConfig(max_failures=0, max_preemption_failures=-1),
+        ),
+    )
+    try:
+        trainer.fit()
+    except train.WorkerGroupError as error:
+        for own in errors_of_ranks(error):
+            raise own from error
+        raise
+    if not RunFolder(Path(config["folder"])).result.exists():
+        raise Preempted
+
+
+def errors_of_ranks(error: train.WorkerGroupError) -> Iterator[Exception]:
+    """What ranks raised themselves; neither that they were lost nor that they lost another.
+
+    Train wraps what a rank raised, and nothing else.
+    """
+    for failure in error.worker_failures.values():
+        raised = getattr(failure, "_base_exc", None)
+        if isinstance(raised, Exception):  # `PeerLost` is none
+            yield raised
+
+
+def _rank_main(config: dict[str, Any]) -> None:
+    context = train.get_context()
+    devices = replace(
+        _place(config),
+        device=str(ray.train.torch.get_device()),
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+    )
+    with contextlib.suppress(Preempted):  # every rank leaves at the same step
+        run_stage(RunFolder(Path(config["folder"])), devices)
