@@ -2,25 +2,27 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from harness.cli import main
 from harness.plan import load_plan
 from storage.nifti import read_nifti
 
 SPLIT = {"train": ["phantom_00000"], "validation": ["phantom_00001"], "test": ["phantom_00002"]}
 
 
-def fewscan(*arguments: str | Path) -> str:
-    done = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert done.exit_code == 0, done.output
-    return done.output
+def fewscan(*arguments: str | int | Path) -> str:
+    """What a command prints, in a process of its own as a person gives it."""
+    command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture

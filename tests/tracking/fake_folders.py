@@ -117,10 +117,11 @@ def database(plan: Plan) -> str:
 
 
 def shown(plan: Plan, uri: str | None = None) -> dict[str, dict[str, Any]]:
-    """All that MLflow shows of a study: by spec id, the parent under ""."""
+    """What MLflow shows of a study, if it knows it: by spec id, the parent under ""."""
     client = MlflowClient(uri or database(plan))
     experiment = client.get_experiment_by_name(plan.study.name)
-    assert experiment is not None
+    if experiment is None:
+        return {}
     runs = client.search_runs([experiment.experiment_id])
     models = client.search_logged_models([experiment.experiment_id])
     names = {run.info.run_id: run.data.tags.get("fewscan.run_id", "") for run in runs}
