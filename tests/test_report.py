@@ -18,7 +18,7 @@ from harness.report.comparison import compare
 from harness.report.distances import quartiles
 from harness.report.figures import draw_published
 from harness.report.pairing import Scores
-from harness.report.record import read_records
+from harness.report.record import energy, read_records
 from harness.report.tables import escape_latex
 from harness.report.write import write_report
 from harness.study import Study, parse_study
@@ -313,6 +313,18 @@ def test_seconds_of_interrupted_attempts_count(plan: Plan) -> None:
     record = read_records(plan)[0]
     assert (record.attempts, record.hosts, record.seconds) == (2, ("a", "b"), 41.0)
     assert record.device_hours == pytest.approx(82 / 3600)
+
+
+def test_energy_is_what_was_sampled_and_no_more(plan: Plan) -> None:
+    for run in (plan.runs[0], plan.runs[-1]):
+        finish(plan, run)
+    assert energy(read_records(plan)) == "not known"
+    for watts in (200.0, 400.0):
+        plan.folder_of(plan.runs[0]).append_usage({"gpu_power_watts": watts})
+    records = read_records(plan)
+    assert records[0].gpu_kwh == pytest.approx(0.3 * 36 / 3600)
+    assert energy(records[:1]) == "0.003 kWh"
+    assert energy(records) == "0.003 kWh in 1 of 2 runs"
 
 
 def test_the_same_folders_give_the_same_bytes(finished: Plan) -> None:

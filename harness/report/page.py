@@ -29,6 +29,7 @@ from harness.report.page_tables import (
     settings_table,
 )
 from harness.report.pair import Pair
+from harness.report.record import energy
 from harness.report.words import scans
 
 
@@ -93,7 +94,7 @@ def _facts(content: Content) -> list[tuple[str, str]]:
                   f"{len(split.test)} test"),
         ("seeds", f"{len(finetune.seeds)}"),
         ("device-hours", f"{hours:.2f}"),
-        ("energy", "not known"),
+        ("GPU energy", energy(records)),
         ("protocol", f"{PROTOCOL}"),
         ("data", plan.store.fingerprint[:12]),
     ]  # fmt: skip

@@ -36,12 +36,19 @@ class RunRecord:
     """Of all attempts, up to their last event."""
     device_share: float = 1.0
     """Of a device, for runs that share one."""
+    gpu_watts: float | None = None
+    """What the first rank's GPU drew, for all that ran on it, in the mean; None: not sampled."""
     train: Points = field(default_factory=list)
     validation: Points = field(default_factory=list)
 
     @property
     def device_hours(self) -> float:
         return self.seconds * self.ranks * self.device_share / 3600
+
+    @property
+    def gpu_kwh(self) -> float | None:
+        """The run's share of what its GPUs drew; None if that was not sampled."""
+        return None if self.gpu_watts is None else self.gpu_watts * self.device_hours / 1000
 
 
 @dataclass(frozen=True)
@@ -103,9 +110,25 @@ def _record(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunRecor
         versions=_different(versions),
         seconds=_seconds(events),
         device_share=_share(status.plan, run, starts),
+        gpu_watts=_mean_watts(folder.usage_samples()),
         train=_points(metrics, "train/loss"),
         validation=_points(metrics, "validation/loss"),
     )
+
+
+def energy(records: Sequence[RunRecord]) -> str:
+    """What the GPUs drew, in words, as far as it was sampled; nobody samples a CPU."""
+    begun = [it for it in records if it.devices]
+    known = [it.gpu_kwh for it in begun if it.gpu_kwh is not None]
+    if not known:
+        return "not known"
+    part = "" if len(known) == len(begun) else f" in {len(known)} of {len(begun)} runs"
+    return f"{sum(known):.3g} kWh{part}"
+
+
+def _mean_watts(samples: Sequence[dict[str, float]]) -> float | None:
+    watts = [sample["gpu_power_watts"] for sample in samples if "gpu_power_watts" in sample]
+    return sum(watts) / len(watts) if watts else None
 
 
 def _share(plan: Plan, run: PlannedRun, starts: Sequence[dict[str, Any]]) -> float:
