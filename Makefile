@@ -19,7 +19,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-lint: $(VENV)/installed
+# mypy does not see through an editable install: the package as a folder of links.
+$(VENV)/links: Makefile
+	mkdir -p $@/fewscan
+	ln -sfn $(foreach it,experiments harness slurm storage package/__init__.py package/py.typed,$(CURDIR)/$(it)) $@/fewscan/
+	touch $@
+
+lint: $(VENV)/installed $(VENV)/links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

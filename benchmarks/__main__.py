@@ -14,8 +14,8 @@ import click
 
 from benchmarks import arithmetic, results
 from benchmarks.setting import SUBJECTS, Setting
-from storage.manifest import STORE_PROTOCOL
-from storage.phantom import GENERATOR, write_phantoms
+from fewscan.storage.manifest import STORE_PROTOCOL
+from fewscan.storage.phantom import GENERATOR, write_phantoms
 
 NAMES = ("preparation", "reading", "metrics", "anomaly", "training", "sweep", "makespan")
 """Modules of this package with a `measure(setting: Setting) -> list[Finding]`."""

@@ -6,8 +6,8 @@ from benchmarks import published
 from benchmarks.measure import side_by_side, typical
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
-from experiments.evaluate import EVALUATION_BATCH
-from experiments.scoring import anomaly_score
+from fewscan.experiments.evaluate import EVALUATION_BATCH
+from fewscan.experiments.scoring import anomaly_score
 
 
 def measure(setting: Setting) -> list[Finding]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.cost import flops_by_part
-from harness.plan import make_plan
-from harness.study import load_study
-from storage.brats import CHANNELS, CLASSES
-from storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
+from fewscan.experiments.cost import flops_by_part
+from fewscan.harness.plan import make_plan
+from fewscan.harness.study import load_study
+from fewscan.storage.brats import CHANNELS, CLASSES
+from fewscan.storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
 
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "experiments" / "paper.yaml"

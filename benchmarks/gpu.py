@@ -24,12 +24,12 @@ from benchmarks.gpu_bench import Bench
 from benchmarks.gpu_findings import findings
 from benchmarks.gpu_steps import Variant, variants
 from benchmarks.loops import Work, loop, made_up_slices
-from experiments.cost import forward_flops
-from experiments.data import SliceData
-from experiments.residency import InMemory
-from experiments.scoring import anomaly_score
-from experiments.spec import Network
-from experiments.unet import UNet
+from fewscan.experiments.cost import forward_flops
+from fewscan.experiments.data import SliceData
+from fewscan.experiments.residency import InMemory
+from fewscan.experiments.scoring import anomaly_score
+from fewscan.experiments.spec import Network
+from fewscan.experiments.unet import UNet
 
 BUDGET_S = 330.0
 """After this no further part is begun; those left out are named in the results."""

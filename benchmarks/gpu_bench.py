@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.loops import Work
-from experiments.devices import Devices
+from fewscan.experiments.devices import Devices
 
 
 class Bench:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.loops import Work, loop, made_up_slices
-from experiments.devices import Devices
-from experiments.losses import reconstruction_loss
-from experiments.scoring import foreground
-from experiments.unet import ReflectionPad, UNet
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.losses import reconstruction_loss
+from fewscan.experiments.scoring import foreground
+from fewscan.experiments.unet import ReflectionPad, UNet
 
 
 def measure(work: Work, device: str, counts: Sequence[int], seconds: float) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.loops import Work, loop
-from experiments.devices import Devices
-from experiments.train import Loop
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.train import Loop
 
 
 @dataclass

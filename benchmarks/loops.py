@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.checkpoint import CheckpointWriter
-from experiments.data import SliceData
-from experiments.denoise import DenoiseTask
-from experiments.devices import Devices
-from experiments.residency import InMemory
-from experiments.segment import SegmentTask
-from experiments.spec import (
+from fewscan.experiments.checkpoint import CheckpointWriter
+from fewscan.experiments.data import SliceData
+from fewscan.experiments.denoise import DenoiseTask
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.residency import InMemory
+from fewscan.experiments.segment import SegmentTask
+from fewscan.experiments.spec import (
     Augmentation,
     Denoise,
     Evaluation,
@@ -25,9 +25,9 @@ from experiments.spec import (
     Segment,
     Training,
 )
-from experiments.start import initial_network
-from experiments.train import Loop
-from storage.runs import RunFolder
+from fewscan.experiments.start import initial_network
+from fewscan.experiments.train import Loop
+from fewscan.storage.runs import RunFolder
 
 CHANNELS, CLASSES = 4, 3
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
 from benchmarks.study import ROOT, study_store, unused
-from harness.plan import Plan, load_plan
-from storage.slices import usable_cpus
+from fewscan.harness.plan import Plan, load_plan
+from fewscan.storage.slices import usable_cpus
 
 Span = tuple[float, float]
 """Start and end, in seconds since 1970."""
@@ -28,7 +28,7 @@ def measure(setting: Setting) -> list[Finding]:
     study = ROOT / "experiments" / "demo.yaml"
     begun = time.time()
     arguments = [argument for value in values for argument in ("--set", value)]
-    command = [sys.executable, "-m", "harness.cli", "sweep", str(study), *arguments]
+    command = [sys.executable, "-m", "fewscan.harness.cli", "sweep", str(study), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     return findings(load_plan(study, tuple(values)), (begun, time.time()))

@@ -11,9 +11,9 @@ from benchmarks import published
 from benchmarks.measure import side_by_side, typical
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
-from experiments.evaluate import EVALUATION_BATCH
-from experiments.metrics import THRESHOLDS, PixelScores
-from storage.slices import SliceStore
+from fewscan.experiments.evaluate import EVALUATION_BATCH
+from fewscan.experiments.metrics import THRESHOLDS, PixelScores
+from fewscan.storage.slices import SliceStore
 
 _FALSE_SHARE = 0.02
 """of the tissue that scores as high as a lesion"""

@@ -21,14 +21,14 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.checkpoint import save_model
-from experiments.devices import Devices
-from experiments.spec import Denoise, RunSpec, Segment, from_json
-from experiments.unet import UNet
-from harness.plan import Plan, PlannedRun, load_plan
-from storage.atomic import write_bytes, write_json
-from storage.runs import RunFolder
-from storage.slices import SliceStore
+from fewscan.experiments.checkpoint import save_model
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.spec import Denoise, RunSpec, Segment, from_json
+from fewscan.experiments.unet import UNet
+from fewscan.harness.plan import Plan, PlannedRun, load_plan
+from fewscan.storage.atomic import write_bytes, write_json
+from fewscan.storage.runs import RunFolder
+from fewscan.storage.slices import SliceStore
 
 VALIDATIONS = 20
 """Lines of metrics in a run's events, as many as the paper's study writes."""
@@ -123,7 +123,7 @@ def spans_by_process(plan: Plan) -> dict[int, list[tuple[float, float]]]:
 
 def main(study: Path) -> dict[str, Any]:
     """Sweep a study with `noop_stage`; seconds of each part, and the memory of this process."""
-    from harness.sweep import sweep
+    from fewscan.harness.sweep import sweep
 
     begun = time.time()
     plan = load_plan(study)

@@ -10,8 +10,8 @@ from benchmarks import published
 from benchmarks.measure import side_by_side, typical
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
-from storage.prepare import prepare
-from storage.slices import SliceStore
+from fewscan.storage.prepare import prepare
+from fewscan.storage.slices import SliceStore
 
 SUBJECTS = 2
 """prepared in each round, in one process"""

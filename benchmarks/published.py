@@ -18,8 +18,8 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from storage.catalog import ScanFiles
-from storage.scans import find_scans
+from fewscan.storage.catalog import ScanFiles
+from fewscan.storage.scans import find_scans
 
 
 def prepare_all(scans: Path, folder: Path, size: int) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments import unet
+from fewscan.experiments import unet
 
 STD, RESOLUTION, CLIP_NORM = 0.2, 16, 0.5
 

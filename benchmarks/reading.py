@@ -14,7 +14,7 @@ from benchmarks import published
 from benchmarks.measure import SideBySide, cost_of, side_by_side, typical
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
-from storage.stream import SliceStream
+from fewscan.storage.stream import SliceStream
 
 BATCH = 16
 WORKERS = 2

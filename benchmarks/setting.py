@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.prepare import prepare
-from storage.slices import SliceStore
+from fewscan.storage.prepare import prepare
+from fewscan.storage.slices import SliceStore
 
 SUBJECTS = 10
 

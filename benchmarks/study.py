@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from benchmarks.setting import Setting
-from storage.phantom import write_phantoms
-from storage.prepare import prepare
-from storage.splits import FEWEST_SUBJECTS
+from fewscan.storage.phantom import write_phantoms
+from fewscan.storage.prepare import prepare
+from fewscan.storage.splits import FEWEST_SUBJECTS
 
 ROOT = Path(__file__).parents[1]
 

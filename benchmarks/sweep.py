@@ -22,7 +22,7 @@ from benchmarks.noop import leave_finished
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
 from benchmarks.study import ROOT, study_store, unused
-from harness.plan import load_plan
+from fewscan.harness.plan import load_plan
 
 TRAINING = {"iterations": 1, "validate_every": 1, "batch_size": 1}
 ARMS = 2
@@ -107,7 +107,7 @@ def memory(swept: dict[str, Any]) -> Finding:
 def command(name: str, study: Path, runs: int, rounds: int) -> Finding:
     """Core seconds of a command with all that it loads; it has one thread, and a busy machine
     lengthens its wall time alone."""
-    arguments = [sys.executable, "-m", "harness.cli", name, str(study)]
+    arguments = [sys.executable, "-m", "fewscan.harness.cli", name, str(study)]
     costs = [cost_of(lambda: _quietly(arguments)) for _ in range(1 + rounds)][1:]
     return Finding(
         f"`{name}` on {runs:,} finished runs, core seconds",

@@ -17,15 +17,15 @@ from benchmarks.loops import CHANNELS, CLASSES, Work, loop, made_up_slices, on_c
 from benchmarks.measure import side_by_side, typical
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
-from experiments.data import SliceData
-from experiments.devices import has_native_bf16
-from experiments.residency import InMemory
-from experiments.segment import SegmentTask
-from experiments.spec import Augmentation, Evaluation, Network, Precision, Segment, Training
-from experiments.start import initial_network
-from experiments.train import Loop, train
-from storage.runs import RunFolder
-from storage.slices import usable_cpus
+from fewscan.experiments.data import SliceData
+from fewscan.experiments.devices import has_native_bf16
+from fewscan.experiments.residency import InMemory
+from fewscan.experiments.segment import SegmentTask
+from fewscan.experiments.spec import Augmentation, Evaluation, Network, Precision, Segment, Training
+from fewscan.experiments.start import initial_network
+from fewscan.experiments.train import Loop, train
+from fewscan.storage.runs import RunFolder
+from fewscan.storage.slices import usable_cpus
 
 WORK = Work(batch_size=4, slices=16)
 """A small batch, so that a round takes seconds; what a step costs beside its slices weighs more."""

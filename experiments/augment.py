@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from experiments import transforms
-from experiments.scoring import foreground
-from experiments.transfer import sent
+from fewscan.experiments import transforms
+from fewscan.experiments.scoring import foreground
+from fewscan.experiments.transfer import sent
 
 Range = tuple[float, float]
 

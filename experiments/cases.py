@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.metrics import PixelScores, class_dice
-from experiments.surfaces import surface_scores
+from fewscan.experiments.metrics import PixelScores, class_dice
+from fewscan.experiments.surfaces import surface_scores
 
 LESION = "lesion"
 """All classes together, in the names of columns: of the mask at the validation threshold."""

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.unet import UNet
-from storage.atomic import write_bytes
-from storage.errors import RunError
+from fewscan.experiments.unet import UNet
+from fewscan.storage.atomic import write_bytes
+from fewscan.storage.errors import RunError
 
 Weights = dict[str, Tensor]
 

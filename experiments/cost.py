@@ -3,8 +3,8 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from experiments.spec import Evaluation, Network, RunSpec, Training
-from storage.slices import SliceStore
+from fewscan.experiments.spec import Evaluation, Network, RunSpec, Training
+from fewscan.storage.slices import SliceStore
 
 BACKWARD = 2
 """A backward pass costs about two forward passes."""

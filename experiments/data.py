@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.devices import Devices
-from experiments.residency import InMemory, Kept, Selection, keep
-from experiments.transfer import sent
-from storage.errors import RunError
-from storage.runs import RunFolder
-from storage.slices import SliceStore
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.residency import InMemory, Kept, Selection, keep
+from fewscan.experiments.transfer import sent
+from fewscan.storage.errors import RunError
+from fewscan.storage.runs import RunFolder
+from fewscan.storage.slices import SliceStore
 
 VALIDATION_BATCH = 32
 """Slices a validation batch; fixed, because the validation noise is drawn batch by batch."""

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.checkpoint import save_model
-from experiments.data import SliceData, open_store
-from experiments.devices import Devices
-from experiments.losses import reconstruction_loss
-from experiments.noise import NoiseDraw, draw_noise, masked_noise
-from experiments.scoring import foreground
-from experiments.spec import Denoise, run_id, seed_for
-from experiments.start import initial_network
-from experiments.train import BatchOrder, train
-from storage.runs import RunFolder
+from fewscan.experiments.checkpoint import save_model
+from fewscan.experiments.data import SliceData, open_store
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.losses import reconstruction_loss
+from fewscan.experiments.noise import NoiseDraw, draw_noise, masked_noise
+from fewscan.experiments.scoring import foreground
+from fewscan.experiments.spec import Denoise, run_id, seed_for
+from fewscan.experiments.start import initial_network
+from fewscan.experiments.train import BatchOrder, train
+from fewscan.storage.runs import RunFolder
 
 
 def pretrain(spec: Denoise, folder: RunFolder, devices: Devices) -> dict[str, Any]:

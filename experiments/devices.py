@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from experiments.spec import Precision, Residency
-from storage.errors import DeviceError
+from fewscan.experiments.spec import Precision, Residency
+from fewscan.storage.errors import DeviceError
 
 RANKS_MEET_WITHIN = timedelta(minutes=10)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.cases import (
+from fewscan.experiments.cases import (
     DICE_AT_THRESHOLD,
     LESION,
     Row,
@@ -27,16 +27,16 @@ from experiments.cases import (
     mean_defined,
     to_csv,
 )
-from experiments.checkpoint import load_model
-from experiments.data import open_store
-from experiments.devices import Devices
-from experiments.metrics import PixelScores, mean_class_dice
-from experiments.scoring import anomaly_score, remove_small_components
-from experiments.spec import Anomaly, Evaluation
-from experiments.surfaces import require_surfaces
-from storage.atomic import write_bytes
-from storage.runs import RunFolder
-from storage.slices import Slices, SliceStore
+from fewscan.experiments.checkpoint import load_model
+from fewscan.experiments.data import open_store
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.metrics import PixelScores, mean_class_dice
+from fewscan.experiments.scoring import anomaly_score, remove_small_components
+from fewscan.experiments.spec import Anomaly, Evaluation
+from fewscan.experiments.surfaces import require_surfaces
+from fewscan.storage.atomic import write_bytes
+from fewscan.storage.runs import RunFolder
+from fewscan.storage.slices import Slices, SliceStore
 
 EVALUATION_BATCH = 64
 """Fixed: a convolution's last bits depend on how many slices it is given at once."""

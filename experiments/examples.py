@@ -6,10 +6,10 @@ Letters in names: N slices, C channels, H and W rows and columns.
 import numpy as np
 import torch
 
-from experiments.checkpoint import load_model
-from experiments.scoring import anomaly_score
-from experiments.spec import Target
-from storage.runs import RunFolder
+from fewscan.experiments.checkpoint import load_model
+from fewscan.experiments.scoring import anomaly_score
+from fewscan.experiments.spec import Target
+from fewscan.storage.runs import RunFolder
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from experiments.evaluate import EVALUATION_BATCH
-from experiments.scoring import anomaly_score
-from experiments.unet import UNet
+from fewscan.experiments.evaluate import EVALUATION_BATCH
+from fewscan.experiments.scoring import anomaly_score
+from fewscan.experiments.unet import UNet
 
 Maps = Callable[[Tensor], Tensor]
 """From float32 images_NCHW to maps_NKHW that say something of each pixel."""

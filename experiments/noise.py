@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from experiments.scoring import foreground
-from experiments.transfer import sent
+from fewscan.experiments.scoring import foreground
+from fewscan.experiments.transfer import sent
 
 
 @dataclass(frozen=True)

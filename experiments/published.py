@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.unet import UNet, require_same_tensors
-from storage.errors import RunError
+from fewscan.experiments.unet import UNet, require_same_tensors
+from fewscan.storage.errors import RunError
 
 _STATE = "model_state_dict"
 _EXPECTED = f"a file that torch.save wrote, of a dict whose {_STATE} holds the weights of a U-Net"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from experiments.median import median_filter
+from fewscan.experiments.median import median_filter
 
 FOREGROUND_ABOVE = 0.01
 """A pixel is foreground where its channels sum to more than this."""

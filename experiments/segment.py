@@ -10,23 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments import augment
-from experiments.checkpoint import load_model, save_model
-from experiments.data import SliceData, open_store
-from experiments.devices import Devices
-from experiments.evaluate import Prediction, evaluate
-from experiments.losses import (
+from fewscan.experiments import augment
+from fewscan.experiments.checkpoint import load_model, save_model
+from fewscan.experiments.data import SliceData, open_store
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.evaluate import Prediction, evaluate
+from fewscan.experiments.losses import (
     SegmentationSums,
     segmentation_loss,
     segmentation_sums,
     sums_over_ranks,
 )
-from experiments.spec import Segment, Target, run_id, seed_for
-from experiments.start import initial_network
-from experiments.surfaces import require_surfaces
-from experiments.train import BatchOrder, train
-from storage.runs import RunFolder
-from storage.splits import label_subset
+from fewscan.experiments.spec import Segment, Target, run_id, seed_for
+from fewscan.experiments.start import initial_network
+from fewscan.experiments.surfaces import require_surfaces
+from fewscan.experiments.train import BatchOrder, train
+from fewscan.storage.runs import RunFolder
+from fewscan.storage.splits import label_subset
 
 
 def finetune(spec: Segment, folder: RunFolder, devices: Devices) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal, get_type_hints
 
-from storage.errors import RunError
+from fewscan.storage.errors import RunError
 
 PROTOCOL = 1
 """Results of different protocol versions may not be compared; raised when the numbers change."""

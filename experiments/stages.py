@@ -8,14 +8,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from experiments.denoise import pretrain
-from experiments.devices import Devices
-from experiments.evaluate import score_anomalies
-from experiments.segment import finetune
-from experiments.spec import Anomaly, Denoise, Segment, from_json
-from experiments.usage import sampled
-from storage.atomic import write_json
-from storage.runs import RunFolder
+from fewscan.experiments.denoise import pretrain
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.evaluate import score_anomalies
+from fewscan.experiments.segment import finetune
+from fewscan.experiments.spec import Anomaly, Denoise, Segment, from_json
+from fewscan.experiments.usage import sampled
+from fewscan.storage.atomic import write_json
+from fewscan.storage.runs import RunFolder
 
 STAGES: dict[str, Callable[[Any, RunFolder, Devices], dict[str, Any]]] = {
     Denoise.kind: pretrain,

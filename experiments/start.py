@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from experiments.checkpoint import load_model
-from experiments.devices import Devices
-from experiments.spec import Denoise, Segment, run_id, seed_for
-from experiments.unet import UNet, load_for_transfer, require_same_tensors
-from storage.runs import RunFolder
+from fewscan.experiments.checkpoint import load_model
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.spec import Denoise, Segment, run_id, seed_for
+from fewscan.experiments.unet import UNet, load_for_transfer, require_same_tensors
+from fewscan.storage.runs import RunFolder
 
 
 def initial_network(

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.spec import Evaluation
-from storage.errors import RunError
+from fewscan.experiments.spec import Evaluation
+from fewscan.storage.errors import RunError
 
 
 def require_surfaces(evaluation: Evaluation) -> None:

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from experiments.checkpoint import CheckpointWriter, TrainingState, load_state
-from experiments.devices import Devices, Preempted
-from experiments.spec import Training, seed_for
-from storage.errors import RunError
-from storage.runs import HEARTBEAT_EVERY_S, RunFolder
+from fewscan.experiments.checkpoint import CheckpointWriter, TrainingState, load_state
+from fewscan.experiments.devices import Devices, Preempted
+from fewscan.experiments.spec import Training, seed_for
+from fewscan.storage.errors import RunError
+from fewscan.storage.runs import HEARTBEAT_EVERY_S, RunFolder
 
 
 class Task(Protocol):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from storage.errors import RunError
+from fewscan.storage.errors import RunError
 
 WEIGHT_STD_EPSILON = 1e-5
 """Added to the standard deviation of a filter before dividing by it."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from experiments.devices import Devices
-from storage.runs import RunFolder
+from fewscan.experiments.devices import Devices
+from fewscan.storage.runs import RunFolder
 
 STATM = Path("/proc/self/statm")
 MEGABYTE = 1e6

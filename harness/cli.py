@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from storage.errors import FewscanError
+from fewscan.storage.errors import FewscanError
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 
@@ -75,7 +75,7 @@ def main() -> None:
 )
 def phantom(out: Path, subjects: int, seed: int, workers: int | None, form: Any) -> None:
     """Write synthetic scans into OUT, to try everything without data."""
-    from storage.phantom import write_phantoms
+    from fewscan.storage.phantom import write_phantoms
 
     with _bar("phantoms") as step:
         write_phantoms(out, subjects, seed, workers, lambda done: step(done, subjects), form)
@@ -121,7 +121,7 @@ def prepare(
     A scan that cannot be used is listed with its reason and does not stop the others; mend it and
     give the command again. Exits with 1 if there is such a scan.
     """
-    from storage.prepare import prepare as prepare_store
+    from fewscan.storage.prepare import prepare as prepare_store
 
     through: Any = int(axis) if axis and axis.isdecimal() else axis
     with _bar("scans") as step:
@@ -138,7 +138,7 @@ def prepare(
 @click.argument("store", type=click.Path(path_type=Path))
 def check(store: Path) -> None:
     """Verify every checksum of STORE and say what is in it."""
-    from storage.check import check as check_store
+    from fewscan.storage.check import check as check_store
 
     with _bar("subjects") as step:
         report = check_store(store, step)
@@ -154,8 +154,8 @@ def check(store: Path) -> None:
 @set_option
 def import_checkpoint(file: Path, study: Path, name: str, overrides: tuple[str, ...]) -> None:
     """Take a network trained with the public DenoisingAE code, to fine-tune from it."""
-    from harness.imports import import_published
-    from harness.study import load_study
+    from fewscan.harness.imports import import_published
+    from fewscan.harness.study import load_study
 
     run = import_published(file, load_study(study, overrides), name)
     console.print(f"{name} is run {run}; add {name!r} to finetune.inits to start from it")
@@ -170,9 +170,9 @@ def plan(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
 
     Many runs are grouped; a few, or all with --runs, are listed with their parents.
     """
-    from harness.listing import render_plan, run_lines
-    from harness.plan import load_plan
-    from harness.status import read_status
+    from fewscan.harness.listing import render_plan, run_lines
+    from fewscan.harness.plan import load_plan
+    from fewscan.harness.status import read_status
 
     loaded = load_plan(study, overrides)
     if runs:
@@ -197,10 +197,10 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
 
     Exits with 1 if a run failed (the others are finished all the same) or was interrupted.
     """
-    from harness.on_slurm import launch_sweep
-    from harness.plan import load_plan
-    from harness.sweep import sweep as run_sweep
-    from slurm import inside
+    from fewscan.harness.on_slurm import launch_sweep
+    from fewscan.harness.plan import load_plan
+    from fewscan.harness.sweep import sweep as run_sweep
+    from fewscan.slurm import inside
 
     loaded = load_plan(study, overrides)
     if where == "slurm":
@@ -214,7 +214,7 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
     for run in status.blocked():
         click.echo(f"blocked by a failed parent: {run.run_id} {run.name}", err=True)
     if status.count()["finished"]:
-        from harness.report.write import render_report
+        from fewscan.harness.report.write import render_report
 
         console.print(render_report(loaded), highlight=False)
         _say_where(loaded, loaded.folder.report)
@@ -233,10 +233,10 @@ def status(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
     From the shared disk, on any node; where Slurm's commands are missing, its jobs are shown as the
     head last saw them.
     """
-    from harness.listing import run_lines
-    from harness.pace import render_pace
-    from harness.plan import load_plan
-    from harness.status import read_status, render_status
+    from fewscan.harness.listing import run_lines
+    from fewscan.harness.pace import render_pace
+    from fewscan.harness.plan import load_plan
+    from fewscan.harness.status import read_status, render_status
 
     loaded = load_plan(study, overrides)
     now = read_status(loaded)
@@ -247,7 +247,7 @@ def status(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
     if not now.is_finished:
         console.print(render_pace(now), highlight=False, soft_wrap=True)
     if loaded.folder.cluster.exists():
-        from harness.on_slurm import render_cluster
+        from fewscan.harness.on_slurm import render_cluster
 
         console.print(render_cluster(loaded.folder), highlight=False)
 
@@ -257,9 +257,9 @@ def status(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
 @set_option
 def cancel(study: Path, overrides: tuple[str, ...]) -> None:
     """Stop the study's Slurm jobs. The same sweep command goes on later."""
-    from harness.study import load_study
-    from slurm import cancel as cancel_jobs
-    from storage.runs import StudyFolder
+    from fewscan.harness.study import load_study
+    from fewscan.slurm import cancel as cancel_jobs
+    from fewscan.storage.runs import StudyFolder
 
     jobs = cancel_jobs(StudyFolder(load_study(study, overrides).folder).cluster)
     console.print(f"{len(jobs)} Slurm jobs are cancelled; the runs so far are kept")
@@ -274,8 +274,8 @@ def doctor(study: Path | None, overrides: tuple[str, ...]) -> None:
     With a STUDY whose file has a slurm section, also on a node of its partition. Exits with 1 if
     something is missing.
     """
-    from harness.study import load_study
-    from slurm.doctor import checks
+    from fewscan.harness.study import load_study
+    from fewscan.slurm.doctor import checks
 
     loaded = load_study(study, overrides) if study else None
     folder = loaded.folder if loaded else Path.cwd()
@@ -299,9 +299,9 @@ def report(study: Path, other: Path | None, overrides: tuple[str, ...]) -> None:
     With a second study, OTHER, the two are compared: arms of the same name, OTHER minus STUDY.
     --set is for the first.
     """
-    from harness.plan import load_plan
-    from harness.report.pair import pair
-    from harness.report.write import render_report, report_folder, write_report
+    from fewscan.harness.plan import load_plan
+    from fewscan.harness.report.pair import pair
+    from fewscan.harness.report.write import render_report, report_folder, write_report
 
     loaded = load_plan(study, overrides)
     if other is not None:
@@ -317,8 +317,8 @@ def report(study: Path, other: Path | None, overrides: tuple[str, ...]) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="Default: a free one.")
 def ui(study: Path, overrides: tuple[str, ...], port: int | None) -> None:
     """Serve the MLflow UI on this study, on 127.0.0.1, until Ctrl-C."""
-    from harness.plan import load_plan
-    from harness.tracking.tracker import serve_ui
+    from fewscan.harness.plan import load_plan
+    from fewscan.harness.tracking.tracker import serve_ui
 
     serve_ui(load_plan(study, overrides), port=port)
 
@@ -337,8 +337,8 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
 
     Giving it again changes nothing, and completes what was interrupted.
     """
-    from harness.plan import load_plan
-    from harness.tracking.tracker import sync as sync_view
+    from fewscan.harness.plan import load_plan
+    from fewscan.harness.tracking.tracker import sync as sync_view
 
     with _bar("runs") as step:
         registered = sync_view(load_plan(study, overrides), uri, register, step)
@@ -386,8 +386,8 @@ def predict(
     other names are taken in the order of the model's channels. OUT has the label values of the
     scan's convention, or 1 for any lesion; of a pre-training it is the anomaly map.
     """
-    from harness.predict import predict as predict_scan
-    from harness.predict import require_writable, write_prediction
+    from fewscan.harness.predict import predict as predict_scan
+    from fewscan.harness.predict import require_writable, write_prediction
 
     if maps_out == out:
         raise click.UsageError("--probabilities needs a file of its own, not OUT")

@@ -3,15 +3,15 @@
 import hashlib
 from pathlib import Path
 
-from experiments.checkpoint import Weights, save_model
-from experiments.published import read_checkpoint
-from experiments.spec import Imported, run_id, to_json
-from experiments.unet import UNet
-from harness.study import SCRATCH, Study
-from storage.atomic import write_json
-from storage.brats import CHANNELS, CLASSES
-from storage.errors import StudyError
-from storage.runs import StudyFolder
+from fewscan.experiments.checkpoint import Weights, save_model
+from fewscan.experiments.published import read_checkpoint
+from fewscan.experiments.spec import Imported, run_id, to_json
+from fewscan.experiments.unet import UNet
+from fewscan.harness.study import SCRATCH, Study
+from fewscan.storage.atomic import write_json
+from fewscan.storage.brats import CHANNELS, CLASSES
+from fewscan.storage.errors import StudyError
+from fewscan.storage.runs import StudyFolder
 
 PUBLISHED_SLICES = {
     "channels": list(CHANNELS),

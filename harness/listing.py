@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from experiments.spec import Segment
-from harness.plan import Plan, PlannedRun
-from harness.status import StudyStatus, read_status, render_estimate, render_states, summary
+from fewscan.experiments.spec import Segment
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.status import StudyStatus, read_status, render_estimate, render_states, summary
 
 LISTED_AT_MOST = 50
 """Runs that `fewscan plan` lists one by one without being asked to."""

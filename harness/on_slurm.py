@@ -9,14 +9,14 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from harness.plan import Plan, PlannedRun
-from harness.status import StudyStatus
-from harness.study import Share, Study, dump_study
-from slurm import Settings, Status, launch
-from slurm import status as cluster_status
-from storage.atomic import write_bytes
-from storage.errors import StudyError
-from storage.runs import StudyFolder
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.status import StudyStatus
+from fewscan.harness.study import Share, Study, dump_study
+from fewscan.slurm import Settings, Status, launch
+from fewscan.slurm import status as cluster_status
+from fewscan.storage.atomic import write_bytes
+from fewscan.storage.errors import StudyError
+from fewscan.storage.runs import StudyFolder
 
 START_UP_S = 30
 """From the start of a run's process to its first step: imports, slices, a compiled step."""
@@ -41,7 +41,7 @@ def launch_sweep(plan: Plan) -> str:
     folder = plan.folder
     folder.prepare()
     write_bytes(folder.study, dump_study(plan.study).encode())
-    driver = [sys.executable, "-m", "harness.cli", "sweep", str(folder.study)]
+    driver = [sys.executable, "-m", "fewscan.harness.cli", "sweep", str(folder.study)]
     return launch(driver, folder.cluster, settings)
 
 

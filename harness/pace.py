@@ -3,10 +3,10 @@
 import time
 from dataclasses import dataclass
 
-from experiments.spec import Denoise, Segment
-from harness.plan import PlannedRun
-from harness.status import StudyStatus
-from storage.runs import RunFolder
+from fewscan.experiments.spec import Denoise, Segment
+from fewscan.harness.plan import PlannedRun
+from fewscan.harness.status import StudyStatus
+from fewscan.storage.runs import RunFolder
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.cost import run_flops
-from experiments.spec import Anomaly, Denoise, RunSpec, Segment, run_id, to_json
-from harness.study import SCRATCH, Share, Study, load_study
-from storage.errors import StudyError
-from storage.geometry import orientation
-from storage.runs import RunFolder, StudyFolder
-from storage.slices import SliceStore
+from fewscan.experiments.cost import run_flops
+from fewscan.experiments.spec import Anomaly, Denoise, RunSpec, Segment, run_id, to_json
+from fewscan.harness.study import SCRATCH, Share, Study, load_study
+from fewscan.storage.errors import StudyError
+from fewscan.storage.geometry import orientation
+from fewscan.storage.runs import RunFolder, StudyFolder
+from fewscan.storage.slices import SliceStore
 
 UNSUPERVISED = "unsupervised"
 """The arm that scores a pre-trained network as it is."""

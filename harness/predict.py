@@ -16,23 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.devices import require_cuda
-from experiments.inference import (
+from fewscan.experiments.devices import require_cuda
+from fewscan.experiments.inference import (
     anomaly_scores,
     class_probabilities,
     in_batches,
     lesion_mask,
     mirrored,
 )
-from experiments.spec import Anomaly, Segment
-from harness.trained import Trained, load_trained
-from storage.catalog import ScanFiles
-from storage.errors import RunError, ScanError
-from storage.geometry import Frame, Turn, orientation
-from storage.lookup import find_scan
-from storage.nifti import require_nifti_name, spacing_of, write_nifti_like
-from storage.preprocess import ScanSlices, preprocess
-from storage.scans import Scan, read_scan
+from fewscan.experiments.spec import Anomaly, Segment
+from fewscan.harness.trained import Trained, load_trained
+from fewscan.storage.catalog import ScanFiles
+from fewscan.storage.errors import RunError, ScanError
+from fewscan.storage.geometry import Frame, Turn, orientation
+from fewscan.storage.lookup import find_scan
+from fewscan.storage.nifti import require_nifti_name, spacing_of, write_nifti_like
+from fewscan.storage.preprocess import ScanSlices, preprocess
+from fewscan.storage.scans import Scan, read_scan
 
 
 @dataclass(frozen=True, eq=False)

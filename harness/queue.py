@@ -7,7 +7,7 @@ start; after that the queue is told. Nothing here looks at all runs again.
 import heapq
 from collections.abc import Collection
 
-from harness.plan import Plan
+from fewscan.harness.plan import Plan
 
 
 class RunQueue:

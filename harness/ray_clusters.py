@@ -11,8 +11,8 @@ from pathlib import Path
 
 import ray
 
-from storage import node_folder
-from storage.runs import StudyFolder
+from fewscan.storage import node_folder
+from fewscan.storage.runs import StudyFolder
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from storage.errors import ClusterError
+from fewscan.storage.errors import ClusterError
 
 DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; ours say what a study's people ask

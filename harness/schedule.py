@@ -17,14 +17,14 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from experiments.devices import require_cuda
-from experiments.stages import run_stage
-from harness.plan import Plan
-from harness.queue import RunQueue
-from harness.trial import Stage, config_of, needs_of, placement, run_trial
-from slurm import inside
-from storage.errors import RunError
-from storage.runs import RunFolder
+from fewscan.experiments.devices import require_cuda
+from fewscan.experiments.stages import run_stage
+from fewscan.harness.plan import Plan
+from fewscan.harness.queue import RunQueue
+from fewscan.harness.trial import Stage, config_of, needs_of, placement, run_trial
+from fewscan.slurm import inside
+from fewscan.storage.errors import RunError
+from fewscan.storage.runs import RunFolder
 
 INFRASTRUCTURE_RETRIES = 3
 """How often Tune starts a run again whose process died (memory, hardware); each goes on from its

@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.spec import Segment
-from harness.plan import Plan, PlannedRun
-from storage.runs import State
+from fewscan.experiments.spec import Segment
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.storage.runs import State
 
 ASSUMED_FLOPS = 100e12
 """For the estimate of hours: a tenth of the bf16 matrix rate of an H100, by its data sheet."""

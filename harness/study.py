@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from experiments.spec import (
+from fewscan.experiments.spec import (
     Augmentation,
     Evaluation,
     Network,
@@ -22,8 +22,8 @@ from experiments.spec import (
     Target,
     Training,
 )
-from slurm import Settings
-from storage.errors import StudyError
+from fewscan.slurm import Settings
+from fewscan.storage.errors import StudyError
 
 SCRATCH = "scratch"
 """The init that starts from random weights."""

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from harness.on_slurm import workers_wanted
-from harness.plan import Plan
-from harness.ray_environment import prepare_environment, set_defaults
-from harness.status import SYMBOLS, StudyStatus, read_status
-from harness.study import dump_study
-from slurm import inside
-from storage.atomic import write_bytes
-from storage.errors import FewscanError, StudyError, TrackingError
-from storage.locks import exclusive
-from storage.runs import OVER
+from fewscan.harness.on_slurm import workers_wanted
+from fewscan.harness.plan import Plan
+from fewscan.harness.ray_environment import prepare_environment, set_defaults
+from fewscan.harness.status import SYMBOLS, StudyStatus, read_status
+from fewscan.harness.study import dump_study
+from fewscan.slurm import inside
+from fewscan.storage.atomic import write_bytes
+from fewscan.storage.errors import FewscanError, StudyError, TrackingError
+from fewscan.storage.locks import exclusive
+from fewscan.storage.runs import OVER
 
 if TYPE_CHECKING:
-    from harness.tracking.tracker import Tracker
-    from harness.trial import Stage
+    from fewscan.harness.tracking.tracker import Tracker
+    from fewscan.harness.trial import Stage
 
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at the run folders, for MLflow and the progress bar."""
@@ -57,7 +57,7 @@ def sweep(plan: Plan, console: Console, stage: "Stage | None" = None) -> StudySt
             if not status.is_finished:
                 with watched(status, console, view) as on_offer:
                     _run_on_ray(plan, on_offer, stage)
-            from harness.report.write import collect_rows, write_report
+            from fewscan.harness.report.write import collect_rows, write_report
 
             if collect_rows(plan):
                 write_report(plan)
@@ -78,15 +78,15 @@ def without_failures(status: StudyStatus) -> StudyStatus:
 def _run_on_ray(plan: Plan, on_offer: Callable[[str], None], stage: "Stage | None") -> None:
     if inside.is_on_slurm():
         set_defaults()  # the token is in the environment already
-        from harness.ray_clusters import cluster_ray
-        from harness.schedule import run_all
+        from fewscan.harness.ray_clusters import cluster_ray
+        from fewscan.harness.schedule import run_all
 
         with cluster_ray() as scratch:
             run_all(plan, scratch, on_offer, stage)
     else:
         prepare_environment(plan.folder.ray_token)
-        from harness.ray_clusters import local_ray
-        from harness.schedule import run_all
+        from fewscan.harness.ray_clusters import local_ray
+        from fewscan.harness.schedule import run_all
 
         with local_ray(plan.folder) as scratch:
             run_all(plan, scratch, on_offer, stage)
@@ -130,8 +130,8 @@ class View:
 
     def _try(self, action: Callable[["Tracker"], None]) -> None:
         # Seconds, in which the first runs start; the report is for the end.
-        import harness.report.write  # noqa: F401
-        from harness.tracking.tracker import Tracker
+        import fewscan.harness.report.write  # noqa: F401
+        from fewscan.harness.tracking.tracker import Tracker
 
         try:
             if self._tracker is None:

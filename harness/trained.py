@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.checkpoint import load_model
-from experiments.spec import Anomaly
-from experiments.unet import UNet
-from storage.errors import RunError
-from storage.geometry import Axis
-from storage.intensity import Normalisation
-from storage.runs import RunFolder
+from fewscan.experiments.checkpoint import load_model
+from fewscan.experiments.spec import Anomaly
+from fewscan.experiments.unet import UNet
+from fewscan.storage.errors import RunError
+from fewscan.storage.geometry import Axis
+from fewscan.storage.intensity import Normalisation
+from fewscan.storage.runs import RunFolder
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]*:/.*")
 
@@ -52,7 +52,7 @@ def load_trained(run: str | Path) -> Trained:
     finished or does not say what it was trained on.
     """
     if _URI.fullmatch(str(run)):
-        from harness.tracking.models import load_logged
+        from fewscan.harness.tracking.models import load_logged
 
         network, facts = load_logged(str(run))
         return _trained(network, facts, where=str(run))

@@ -13,13 +13,13 @@ from typing import Any
 import ray.train.torch
 from ray import train, tune
 
-from experiments.devices import Devices, Preempted
-from experiments.stages import run_stage
-from harness.plan import Plan, PlannedRun
-from harness.study import Share
-from slurm import inside
-from storage import node_folder
-from storage.runs import RunFolder
+from fewscan.experiments.devices import Devices, Preempted
+from fewscan.experiments.stages import run_stage
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.study import Share
+from fewscan.slurm import inside
+from fewscan.storage import node_folder
+from fewscan.storage.runs import RunFolder
 
 Stage = Callable[[RunFolder, Devices], None]
 """Runs what a folder's spec says; see `run_stage`."""

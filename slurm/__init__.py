@@ -1,6 +1,6 @@
 """An elastic Ray cluster made of Slurm jobs, for any program that is a Ray driver.
 
-    from slurm import Settings, cancel, launch, status
+    from fewscan.slurm import Settings, cancel, launch, status
 
     launch(["python", "sweep.py"], Path("/shared/sweep"), Settings(partition="gpu", gpus=1))
 
@@ -9,7 +9,7 @@ it takes them back, and return. `slurm.inside` is for the driver and its tasks. 
 what the program computes.
 """
 
-from slurm.control import Failure, Status, WorkerStatus, cancel, launch, status
-from slurm.settings import Settings
+from fewscan.slurm.control import Failure, Status, WorkerStatus, cancel, launch, status
+from fewscan.slurm.settings import Settings
 
 __all__ = ["Failure", "Settings", "Status", "WorkerStatus", "cancel", "launch", "status"]

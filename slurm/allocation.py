@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.inside import TEMPORARY
-from slurm.settings import Settings
-from storage.errors import ClusterError
+from fewscan.slurm.inside import TEMPORARY
+from fewscan.slurm.settings import Settings
+from fewscan.storage.errors import ClusterError
 
 OBJECT_STORE_LEAST, OBJECT_STORE_MOST = 80 << 20, 1 << 30
 MEMORY_UNKNOWN = 4 << 30

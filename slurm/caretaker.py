@@ -8,12 +8,12 @@ import secrets
 import time
 from dataclasses import replace
 
-from slurm import jobs
-from slurm.folder import Folder, Launch, read_json
-from slurm.supervisor import run_head
-from storage.atomic import write_json
-from storage.errors import ClusterError
-from storage.locks import exclusive
+from fewscan.slurm import jobs
+from fewscan.slurm.folder import Folder, Launch, read_json
+from fewscan.slurm.supervisor import run_head
+from fewscan.storage.atomic import write_json
+from fewscan.storage.errors import ClusterError
+from fewscan.storage.locks import exclusive
 
 HELD = "BeginTime"
 STABLE_S = 300

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from slurm import allocation, processes
-from slurm.allocation import Allocation
-from slurm.folder import Folder, Rendezvous, read_json, tail
-from storage.errors import ClusterError
+from fewscan.slurm import allocation, processes
+from fewscan.slurm.allocation import Allocation
+from fewscan.slurm.folder import Folder, Rendezvous, read_json, tail
+from fewscan.storage.errors import ClusterError
 
 START_TRIES = 3
 START_S = 90
@@ -115,13 +115,13 @@ def drain(folder: Folder, node: RayNode, job: str, seconds: float) -> subprocess
     Once Ray has agreed, `node.closed_file` is there.
     """
     words = [node.address, job, f"{seconds:.0f}", str(node.closed_file)]
-    command = [sys.executable, "-m", "slurm.drain", *words]
+    command = [sys.executable, "-m", "fewscan.slurm.drain", *words]
     return processes.start(command, node.temporary / "drain.log", ray_environment(folder))
 
 
 def watch(folder: Folder, node: RayNode) -> subprocess.Popen[bytes]:
     """Keep writing what every node is doing to `node.activity_file`."""
-    command = [sys.executable, "-m", "slurm.watch", node.address, str(node.activity_file)]
+    command = [sys.executable, "-m", "fewscan.slurm.watch", node.address, str(node.activity_file)]
     return processes.start(command, node.temporary / "watch.log", ray_environment(folder))
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm import jobs
-from slurm.caretaker import submit_head
-from slurm.folder import JOINED, Folder, Launch, read_json, tail
-from slurm.jobs import Job
-from slurm.settings import Settings
-from storage.errors import ClusterError
-from storage.locks import exclusive
+from fewscan.slurm import jobs
+from fewscan.slurm.caretaker import submit_head
+from fewscan.slurm.folder import JOINED, Folder, Launch, read_json, tail
+from fewscan.slurm.jobs import Job
+from fewscan.slurm.settings import Settings
+from fewscan.storage.errors import ClusterError
+from fewscan.storage.locks import exclusive
 
 DISK_LEAST = 1 << 20
 """With less free space than this, small files cannot be written any more."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm.folder import read_json
-from storage.atomic import write_json
+from fewscan.slurm.folder import read_json
+from fewscan.storage.atomic import write_json
 
 ROUNDS = 30
 FILL = "x" * 65536

@@ -20,11 +20,11 @@ from typing import Any
 
 import submitit
 
-from slurm import allocation, crossing, jobs
-from slurm.folder import Folder, read_json
-from slurm.settings import Settings
-from storage.atomic import write_json
-from storage.errors import FewscanError
+from fewscan.slurm import allocation, crossing, jobs
+from fewscan.slurm.folder import Folder, read_json
+from fewscan.slurm.settings import Settings
+from fewscan.storage.atomic import write_json
+from fewscan.storage.errors import FewscanError
 
 SLOW_RENAME_S = 0.5
 SKEW_S = 5.0

@@ -1,6 +1,6 @@
 """A child of a supervisor that tells Ray that its node is being taken away.
 
-    python -m slurm.drain ADDRESS JOB SECONDS FILE
+    python -m fewscan.slurm.drain ADDRESS JOB SECONDS FILE
 
 FILE is made when Ray has agreed. With the reason "preemption", what fails on the node is retried
 without being counted as failed. Ray ends the node by itself as soon as nothing runs there any more.
@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from slurm.watch import nodes
+from fewscan.slurm.watch import nodes
 
 
 def main(address: str, job: str, seconds: float, agreed: Path) -> None:

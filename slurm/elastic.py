@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm import jobs
-from slurm.caretaker import HELD
-from slurm.folder import JOINED, Folder, Launch, read_json, tail
-from slurm.jobs import Job
-from slurm.settings import Settings
-from slurm.supervisor import run_worker
-from storage.atomic import write_json
-from storage.errors import ClusterError
+from fewscan.slurm import jobs
+from fewscan.slurm.caretaker import HELD
+from fewscan.slurm.folder import JOINED, Folder, Launch, read_json, tail
+from fewscan.slurm.jobs import Job
+from fewscan.slurm.settings import Settings
+from fewscan.slurm.supervisor import run_worker
+from fewscan.storage.atomic import write_json
+from fewscan.storage.errors import ClusterError
 
 YOUNG_S = 120
 """A worker that ends without a word within so many seconds may do so every time."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm.settings import Settings
-from storage.atomic import replacing, write_json
-from storage.errors import disk_full_explained, not_writable_explained
+from fewscan.slurm.settings import Settings
+from fewscan.storage.atomic import replacing, write_json
+from fewscan.storage.errors import disk_full_explained, not_writable_explained
 
 JOINED = ("joined", "closing")
 """Phases of a worker that is in the cluster."""

@@ -8,14 +8,14 @@ import signal
 import subprocess
 import time
 
-from slurm import cluster, jobs, processes
-from slurm.allocation import Allocation
-from slurm.cluster import RayNode
-from slurm.elastic import Elastic
-from slurm.folder import Folder, Launch, Rendezvous, tail
-from slurm.inside import INCOMPLETE
-from slurm.worker import allowed, await_end
-from storage.errors import ClusterError, DiskFullError, FewscanError
+from fewscan.slurm import cluster, jobs, processes
+from fewscan.slurm.allocation import Allocation
+from fewscan.slurm.cluster import RayNode
+from fewscan.slurm.elastic import Elastic
+from fewscan.slurm.folder import Folder, Launch, Rendezvous, tail
+from fewscan.slurm.inside import INCOMPLETE
+from fewscan.slurm.worker import allowed, await_end
+from fewscan.storage.errors import ClusterError, DiskFullError, FewscanError
 
 TICK_S = 1.0
 INTERRUPT_S = 3

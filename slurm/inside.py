@@ -9,8 +9,8 @@ import os
 import time
 from pathlib import Path
 
-from slurm.folder import read_json
-from storage.atomic import write_json
+from fewscan.slurm.folder import read_json
+from fewscan.storage.atomic import write_json
 
 TEMPORARY = "ELASTIC_TEMPORARY"
 """Variable that holds the job's own folder on the node's own disk."""

@@ -15,10 +15,10 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from slurm.folder import Folder
-from slurm.inside import TEMPORARY
-from slurm.settings import Settings
-from storage.errors import ClusterError, disk_full_explained
+from fewscan.slurm.folder import Folder
+from fewscan.slurm.inside import TEMPORARY
+from fewscan.slurm.settings import Settings
+from fewscan.storage.errors import ClusterError, disk_full_explained
 
 COMMAND_TIMEOUT_S = 60
 REQUEUE_PAUSES_S = (0.5, 1.0, 2.0, 4.0)

@@ -6,13 +6,13 @@ has happened meanwhile is in the folder.
 
 from pathlib import Path
 
-from slurm import allocation, processes
-from slurm.folder import Folder
+from fewscan.slurm import allocation, processes
+from fewscan.slurm.folder import Folder
 
 
 def run_worker(root: str) -> None:
     """Be a worker of the cluster in `root`."""
-    from slurm.worker import Worker
+    from fewscan.slurm.worker import Worker
 
     processes.become_supervisor()
     folder = Folder(Path(root))
@@ -26,7 +26,7 @@ def run_worker(root: str) -> None:
 
 def run_head(root: str, launch_id: str) -> None:
     """Be the head of the cluster in `root`, unless a later launch has made this one void."""
-    from slurm.head import Head
+    from fewscan.slurm.head import Head
 
     processes.become_supervisor()
     folder = Folder(Path(root))

@@ -1,6 +1,6 @@
 """A child of the head's supervisor that asks Ray what every node is doing.
 
-    python -m slurm.watch ADDRESS FILE
+    python -m fewscan.slurm.watch ADDRESS FILE
 
 Writes, every few seconds, `{job: {"status": …, "idle_s": …}}`. Here and in `slurm.drain`, in
 processes of their own, Ray is imported; the supervisor never does.
@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from slurm.cluster import JOB_LABEL
-from storage.atomic import write_json
+from fewscan.slurm.cluster import JOB_LABEL
+from fewscan.storage.atomic import write_json
 
 INTERVAL_S = 2.0
 

@@ -9,12 +9,12 @@ import socket
 import subprocess
 import time
 
-from slurm import caretaker, cluster, jobs, processes
-from slurm.allocation import Allocation
-from slurm.cluster import RayNode
-from slurm.folder import Folder, Launch, Rendezvous
-from storage.atomic import write_json
-from storage.errors import ClusterError
+from fewscan.slurm import caretaker, cluster, jobs, processes
+from fewscan.slurm.allocation import Allocation
+from fewscan.slurm.cluster import RayNode
+from fewscan.slurm.folder import Folder, Launch, Rendezvous
+from fewscan.storage.atomic import write_json
+from fewscan.storage.errors import ClusterError
 
 TICK_S = 2.0
 """Between two looks at the shared disk; signals are noticed at once."""

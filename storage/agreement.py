@@ -5,14 +5,14 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from storage.catalog import Catalog, ScanFiles
-from storage.errors import ScanError, StoreError, StudyError
-from storage.geometry import Axis, slice_axis, thickest_axis
-from storage.intensity import Normalisation
-from storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
-from storage.nifti import Grid, read_grid
-from storage.split_file import read_split
-from storage.splits import Split, published_split
+from fewscan.storage.catalog import Catalog, ScanFiles
+from fewscan.storage.errors import ScanError, StoreError, StudyError
+from fewscan.storage.geometry import Axis, slice_axis, thickest_axis
+from fewscan.storage.intensity import Normalisation
+from fewscan.storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
+from fewscan.storage.nifti import Grid, read_grid
+from fewscan.storage.split_file import read_split
+from fewscan.storage.splits import Split, published_split
 
 
 def agreed_parameters(

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from storage.errors import disk_full_explained, not_writable_explained
+from fewscan.storage.errors import disk_full_explained, not_writable_explained
 
 TEMPORARY_SUFFIX = ".partial"
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from storage.catalog import Catalog, ScanFiles
-from storage.errors import ScanError
+from fewscan.storage.catalog import Catalog, ScanFiles
+from fewscan.storage.errors import ScanError
 
 CHANNELS = ("flair", "t1", "t1ce", "t2")
 CLASSES = ("necrotic_core", "oedema", "enhancing")

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import ScanError
-from storage.geometry import Axis
-from storage.intensity import Normalisation
+from fewscan.storage.errors import ScanError
+from fewscan.storage.geometry import Axis
+from fewscan.storage.intensity import Normalisation
 
 
 @dataclass(frozen=True)

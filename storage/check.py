@@ -11,11 +11,11 @@ from statistics import median
 
 import numpy as np
 
-from storage.errors import StoreError, StudyError
-from storage.geometry import Axis
-from storage.intensity import Normalisation
-from storage.manifest import PREPARE_AGAIN
-from storage.slices import Slices, SliceStore, slices_sha256
+from fewscan.storage.errors import StoreError, StudyError
+from fewscan.storage.geometry import Axis
+from fewscan.storage.intensity import Normalisation
+from fewscan.storage.manifest import PREPARE_AGAIN
+from fewscan.storage.slices import Slices, SliceStore, slices_sha256
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from storage.errors import ScanError
+from fewscan.storage.errors import ScanError
 
 Normalisation = Literal["quantile", "percentiles"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)

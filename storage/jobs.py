@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.atomic import write_bytes
-from storage.catalog import ScanFiles
-from storage.errors import ScanError
-from storage.manifest import Parameters, StoreFolder, Subject
-from storage.preprocess import ScanSlices, preprocess
-from storage.scans import Scan, read_scan
-from storage.shards import encode_shard
-from storage.slices import slices_sha256
+from fewscan.storage.atomic import write_bytes
+from fewscan.storage.catalog import ScanFiles
+from fewscan.storage.errors import ScanError
+from fewscan.storage.manifest import Parameters, StoreFolder, Subject
+from fewscan.storage.preprocess import ScanSlices, preprocess
+from fewscan.storage.scans import Scan, read_scan
+from fewscan.storage.shards import encode_shard
+from fewscan.storage.slices import slices_sha256
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.anatomy import BOX_ZYX, Head, Point, Push, coarser, doubled, length, smooth_noise
+from fewscan.storage.anatomy import (
+    BOX_ZYX,
+    Head,
+    Point,
+    Push,
+    coarser,
+    doubled,
+    length,
+    smooth_noise,
+)
 
 FREE_SHARE = 0.3
 """the least share of a brain's slices that no tumour reaches"""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from storage.errors import FewscanError
+from fewscan.storage.errors import FewscanError
 
 POLL_S = 0.1
 

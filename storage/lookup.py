@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from storage.brats import CHANNELS, CLASSES, NAMINGS, group_files
-from storage.catalog import ScanFiles
-from storage.errors import ScanError
-from storage.nnunet import DATASET, NAME, read_description, recognise
+from fewscan.storage.brats import CHANNELS, CLASSES, NAMINGS, group_files
+from fewscan.storage.catalog import ScanFiles
+from fewscan.storage.errors import ScanError
+from fewscan.storage.nnunet import DATASET, NAME, read_description, recognise
 
 _ENDINGS = (".nii", ".nii.gz")
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from storage.atomic import write_bytes
-from storage.errors import StoreError
-from storage.geometry import Axis
-from storage.intensity import Normalisation
-from storage.splits import SPLIT_RULE, Split
+from fewscan.storage.atomic import write_bytes
+from fewscan.storage.errors import StoreError
+from fewscan.storage.geometry import Axis
+from fewscan.storage.intensity import Normalisation
+from fewscan.storage.splits import SPLIT_RULE, Split
 
 STORE_PROTOCOL = 1
 """raised whenever the same scans would give other slices, or the files are laid out otherwise"""

@@ -17,8 +17,8 @@ import nibabel
 import numpy as np
 from isal import igzip, igzip_lib
 
-from storage.atomic import write_bytes
-from storage.errors import ScanError
+from fewscan.storage.atomic import write_bytes
+from fewscan.storage.errors import ScanError
 
 _UNREADABLE: Any = (OSError, EOFError, igzip_lib.IsalError)  # Any: isal's stubs type it as a value
 _MOST_INFLATED = 1032  # deflate cannot make more of a byte

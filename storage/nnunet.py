@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.catalog import Catalog, ScanFiles
-from storage.errors import ScanError
+from fewscan.storage.catalog import Catalog, ScanFiles
+from fewscan.storage.errors import ScanError
 
 NAME = "nnU-Net"
 DATASET = "dataset.json"

@@ -17,15 +17,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from storage.anatomy import BOX_ZYX, Head, doubled, draw_head
-from storage.atomic import sync_folder, write_json
-from storage.errors import ScanError, disk_full_explained
-from storage.lesions import Tumour, draw_foci, grow, pushes, spots, vessels
-from storage.nifti import write_nifti
-from storage.nnunet import LABELS
-from storage.phantom_nnunet import case_files, describe, write_case
-from storage.scanner import MODALITIES, Layer, acquire
-from storage.workers import in_processes
+from fewscan.storage.anatomy import BOX_ZYX, Head, doubled, draw_head
+from fewscan.storage.atomic import sync_folder, write_json
+from fewscan.storage.errors import ScanError, disk_full_explained
+from fewscan.storage.lesions import Tumour, draw_foci, grow, pushes, spots, vessels
+from fewscan.storage.nifti import write_nifti
+from fewscan.storage.nnunet import LABELS
+from fewscan.storage.phantom_nnunet import case_files, describe, write_case
+from fewscan.storage.scanner import MODALITIES, Layer, acquire
+from fewscan.storage.workers import in_processes
 
 SHAPE_XYZ = (240, 240, 155)
 AFFINE = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]], np.float64)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.atomic import write_json
-from storage.nifti import write_nifti
-from storage.nnunet import DATASET, IMAGES, LABELS
+from fewscan.storage.atomic import write_json
+from fewscan.storage.nifti import write_nifti
+from fewscan.storage.nnunet import DATASET, IMAGES, LABELS
 
 CHANNELS = ("FLAIR", "T1ce")
 CLASSES = ("oedema", "core")

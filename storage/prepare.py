@@ -16,20 +16,20 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from storage.agreement import agreed_parameters, agreed_split, split_to_keep
-from storage.atomic import remove_leftovers, sync_folder, write_json
-from storage.brats import person
-from storage.catalog import Catalog, ScanFiles
-from storage.errors import FewscanError, ScanError, StoreError, disk_full_explained
-from storage.geometry import Axis
-from storage.intensity import Normalisation
-from storage.jobs import Job, prepare_subject
-from storage.locks import exclusive
-from storage.manifest import Manifest, Parameters, StoreFolder, Subject
-from storage.scans import find_scans
-from storage.slices import describe_arrays, usable_cpus
-from storage.splits import Split
-from storage.workers import in_processes
+from fewscan.storage.agreement import agreed_parameters, agreed_split, split_to_keep
+from fewscan.storage.atomic import remove_leftovers, sync_folder, write_json
+from fewscan.storage.brats import person
+from fewscan.storage.catalog import Catalog, ScanFiles
+from fewscan.storage.errors import FewscanError, ScanError, StoreError, disk_full_explained
+from fewscan.storage.geometry import Axis
+from fewscan.storage.intensity import Normalisation
+from fewscan.storage.jobs import Job, prepare_subject
+from fewscan.storage.locks import exclusive
+from fewscan.storage.manifest import Manifest, Parameters, StoreFolder, Subject
+from fewscan.storage.scans import find_scans
+from fewscan.storage.slices import describe_arrays, usable_cpus
+from fewscan.storage.splits import Split
+from fewscan.storage.workers import in_processes
 
 Progress = Callable[[int, int], None]
 

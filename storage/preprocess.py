@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.errors import ScanError
-from storage.geometry import Axis, Frame, slice_axis
-from storage.intensity import Normalisation, normalised
-from storage.scans import Scan
+from fewscan.storage.errors import ScanError
+from fewscan.storage.geometry import Axis, Frame, slice_axis
+from fewscan.storage.intensity import Normalisation, normalised
+from fewscan.storage.scans import Scan
 
 KEPT_SUM = 0.5
 """a slice counts if the mean over channels of the normalised voxels sums to more than this"""

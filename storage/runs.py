@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from storage.atomic import remove_leftovers, write_json
-from storage.errors import RunError, disk_full_explained, not_writable_explained
-from storage.locks import exclusive
+from fewscan.storage.atomic import remove_leftovers, write_json
+from fewscan.storage.errors import RunError, disk_full_explained, not_writable_explained
+from fewscan.storage.locks import exclusive
 
 State = Literal["missing", "interrupted", "running", "failed", "finished"]
 

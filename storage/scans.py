@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.brats import find_brats
-from storage.catalog import Catalog, ScanFiles
-from storage.errors import ScanError
-from storage.nifti import Volume, read_nifti
-from storage.nnunet import DATASET, find_nnunet
+from fewscan.storage.brats import find_brats
+from fewscan.storage.catalog import Catalog, ScanFiles
+from fewscan.storage.errors import ScanError
+from fewscan.storage.nifti import Volume, read_nifti
+from fewscan.storage.nnunet import DATASET, find_nnunet
 
 
 @dataclass(frozen=True, eq=False)

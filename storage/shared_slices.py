@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from storage import node_folder
-from storage.errors import RunError, disk_full_explained
-from storage.locks import exclusive
-from storage.memory import available_bytes
-from storage.slices import Slices, SliceStore, usable_cpus
+from fewscan.storage import node_folder
+from fewscan.storage.errors import RunError, disk_full_explained
+from fewscan.storage.locks import exclusive
+from fewscan.storage.memory import available_bytes
+from fewscan.storage.slices import Slices, SliceStore, usable_cpus
 
 SHARE_OF_FREE = 0.5
 """Of what is free in a place, to leave room for whoever else uses it."""

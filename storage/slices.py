@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from storage.atomic import write_bytes
-from storage.errors import StoreError
-from storage.geometry import Frame, slice_axis
-from storage.manifest import PREPARE_AGAIN, Manifest, Parameters, StoreFolder, Subject
-from storage.shards import ZSTD_LEVEL, DamagedShard, decode_shard
-from storage.splits import Split, published_split
+from fewscan.storage.atomic import write_bytes
+from fewscan.storage.errors import StoreError
+from fewscan.storage.geometry import Frame, slice_axis
+from fewscan.storage.manifest import PREPARE_AGAIN, Manifest, Parameters, StoreFolder, Subject
+from fewscan.storage.shards import ZSTD_LEVEL, DamagedShard, decode_shard
+from fewscan.storage.splits import Split, published_split
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from storage.errors import StudyError
-from storage.splits import PARTS, Split
+from fewscan.storage.errors import StudyError
+from fewscan.storage.splits import PARTS, Split
 
 _EXPECTED = "three lists of subject ids: train, validation, test"
 

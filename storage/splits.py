@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
 
-from storage.errors import StudyError
+from fewscan.storage.errors import StudyError
 
 SPLIT_RULE = "ids sorted, shuffled by random.Random(0); 75 % train, 5 % validation, the rest test"
 PUBLISHED_SUBJECTS = 1251

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.manifest import Subject
-from storage.shards import DamagedShard, decode_index, decode_slice, index_bytes
-from storage.slices import Slices, SliceStore, damaged, usable_cpus
+from fewscan.storage.manifest import Subject
+from fewscan.storage.shards import DamagedShard, decode_index, decode_slice, index_bytes
+from fewscan.storage.slices import Slices, SliceStore, damaged, usable_cpus
 
 _OPEN_SHARDS = 256
 """of 1024 files that a process may have open on most machines"""

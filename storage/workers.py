@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
-from storage.errors import FewscanError
+from fewscan.storage.errors import FewscanError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

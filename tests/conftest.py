@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny import tiny_values
 
-from harness.study import Study, parse_study
-from storage.nifti import write_nifti
-from storage.prepare import prepare
+from fewscan.harness.study import Study, parse_study
+from fewscan.storage.nifti import write_nifti
+from fewscan.storage.prepare import prepare
 
 SUBJECTS = 24
 SHAPE = (20, 20, 6)

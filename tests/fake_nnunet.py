@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.nifti import read_nifti, write_nifti
+from fewscan.storage.nifti import read_nifti, write_nifti
 
 SHAPE_XYZ = (20, 6, 28)
 AFFINE = np.array([[-1.5, 0, 0, 14], [0, -4, 0, 10], [0, 0, 1, -14], [0, 0, 0, 1]], float)

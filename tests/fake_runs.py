@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.spec import Anomaly, Denoise, Segment
-from harness.plan import Plan, PlannedRun
+from fewscan.experiments.spec import Anomaly, Denoise, Segment
+from fewscan.harness.plan import Plan, PlannedRun
 
 PATIENTS = [f"P{number}" for number in range(6)]
 CLASSES = ("necrotic_core", "oedema", "enhancing")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.nifti import write_nifti
+from fewscan.storage.nifti import write_nifti
 
 SHAPE_XYZ = (24, 20, 10)
 AFFINE = np.diag([-1.0, -1.0, 1.5, 1.0])

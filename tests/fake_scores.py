@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from harness.report.pairing import Scores
+from fewscan.harness.report.pairing import Scores
 
 
 def cell(

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from slurm.allocation import Allocation, address_towards, free_ports
+from fewscan.slurm.allocation import Allocation, address_towards, free_ports
 
 
 def given(**variables: str) -> Allocation:

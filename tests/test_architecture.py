@@ -47,7 +47,7 @@ def imports(path: Path) -> dict[str, bool]:
             assert node.level == 0, f"{path}: relative import"
             names = [node.module or ""]
         for name in names:
-            package = name.partition(".")[0]
+            package = name.removeprefix("fewscan.").partition(".")[0]
             found[package] = found.get(package, False) or id(node) in at_module_level
     return found
 
@@ -80,10 +80,12 @@ def loaded_by(code: str) -> set[str]:
 
 def test_a_stage_needs_neither_cluster_nor_view() -> None:
     absent = {"ray", "mlflow", "submitit", "nibabel", "zarr", "isal", "scipy", "pydantic", "yaml"}
-    assert not absent & loaded_by("experiments.stages")
+    assert not absent & loaded_by("fewscan.experiments.stages")
 
 
 def test_plan_and_status_are_quick_to_load() -> None:
     """The seconds that torch, ray and mlflow take to load are for commands that need them."""
     slow = {"torch", "ray", "mlflow", "scipy", "matplotlib", "zarr", "nibabel"}
-    assert not slow & loaded_by("harness.cli, harness.listing, harness.on_slurm")
+    assert not slow & loaded_by(
+        "fewscan.harness.cli, fewscan.harness.listing, fewscan.harness.on_slurm"
+    )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.atomic import remove_leftovers, replacing, write_bytes, write_json
-from storage.errors import DiskFullError
+from fewscan.storage.atomic import remove_leftovers, replacing, write_bytes, write_json
+from fewscan.storage.errors import DiskFullError
 
 
 def test_a_file_is_old_or_new_never_between(tmp_path: Path) -> None:
@@ -45,7 +45,8 @@ def test_a_killed_writer_leaves_the_old_file_and_its_leftovers_go(tmp_path: Path
     path = tmp_path / "value"
     write_bytes(path, b"old")
     script = (
-        "import os, signal, sys; from pathlib import Path; from storage.atomic import replacing\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from fewscan.storage.atomic import replacing\n"
         "with replacing(Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
     )

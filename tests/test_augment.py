@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.augment import Augmentation, Draws, apply, draw
+from fewscan.experiments.augment import Augmentation, Draws, apply, draw
 
 NEVER = Augmentation(
     **{f.name: 0.0 for f in dataclasses.fields(Augmentation) if f.name.endswith("_probability")}

@@ -13,9 +13,9 @@ from benchmarks.__main__ import NAMES
 from benchmarks.measure import Cost, SideBySide, side_by_side
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
-from harness.plan import make_plan
-from harness.study import Study
-from storage.slices import usable_cpus
+from fewscan.harness.plan import make_plan
+from fewscan.harness.study import Study
+from fewscan.storage.slices import usable_cpus
 
 TINY = (
     "network={width: 2, depth: 2}",

@@ -9,10 +9,10 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
-from experiments.unet import UNet
-from harness.cli import main
-from harness.plan import load_plan
-from storage.errors import DiskFullError
+from fewscan.experiments.unet import UNet
+from fewscan.harness.cli import main
+from fewscan.harness.plan import load_plan
+from fewscan.storage.errors import DiskFullError
 
 
 def fewscan(*arguments: str | Path) -> Result:
@@ -101,7 +101,7 @@ def test_our_errors_have_no_traceback(tmp_path: Path) -> None:
 
 
 def test_other_errors_keep_theirs(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.plan.make_plan", lambda study: 1 / 0)
+    monkeypatch.setattr("fewscan.harness.plan.make_plan", lambda study: 1 / 0)
     assert isinstance(fewscan("plan", study).exception, ZeroDivisionError)
 
 
@@ -109,7 +109,7 @@ def test_a_full_disk_is_one_clear_error(study: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise DiskFullError("no space left on the disk", remedy="free space")
 
-    monkeypatch.setattr("harness.plan.make_plan", full)
+    monkeypatch.setattr("fewscan.harness.plan.make_plan", full)
     shown = fewscan("plan", study)
     assert (shown.exit_code, "remedy: free space" in shown.output) == (1, True)
 
@@ -138,9 +138,9 @@ def test_an_imported_checkpoint_can_be_started_from(
 def test_an_imported_network_that_does_not_fit_fails_with_its_reason(
     study: Path, tiny_document: dict[str, Any], tmp_path: Path
 ) -> None:
-    from experiments.devices import Devices
-    from experiments.stages import run_stage
-    from storage.errors import RunError
+    from fewscan.experiments.devices import Devices
+    from fewscan.experiments.stages import run_stage
+    from fewscan.storage.errors import RunError
 
     torch.save({"model_state_dict": UNet(4, 4, 6, 2).state_dict()}, tmp_path / "dae.pt")
     tiny_document["finetune"]["inits"] = ["dae"]

@@ -12,11 +12,11 @@ from typing import Any
 import fake_slurm
 import pytest
 
-from slurm import Settings, cancel, caretaker, jobs, launch, status
-from slurm.doctor import checks
-from slurm.elastic import Elastic
-from slurm.folder import Folder, Launch
-from storage.errors import ClusterError
+from fewscan.slurm import Settings, cancel, caretaker, jobs, launch, status
+from fewscan.slurm.doctor import checks
+from fewscan.slurm.elastic import Elastic
+from fewscan.slurm.folder import Folder, Launch
+from fewscan.storage.errors import ClusterError
 
 QUICK = {"poll_s": 1, "idle_s": 60, "signal_delay_s": 30, "time_limit_min": 5, "grace_s": 10}
 TOY = Path(__file__).parent / "slurm_lab" / "toy_driver.py"

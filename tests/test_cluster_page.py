@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.on_slurm import require_fit, with_room_to_start
-from harness.study import parse_study
-from slurm import Settings
+from fewscan.harness.on_slurm import require_fit, with_room_to_start
+from fewscan.harness.study import parse_study
+from fewscan.slurm import Settings
 
 PAGE = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
 STUDIES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)

@@ -7,9 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.report.comparison import compare, holm, rank_biserial, signed_rank, standardised
-from harness.report.statistics import estimate
-from storage.errors import StudyError
+from fewscan.harness.report.comparison import (
+    compare,
+    holm,
+    rank_biserial,
+    signed_rank,
+    standardised,
+)
+from fewscan.harness.report.statistics import estimate
+from fewscan.storage.errors import StudyError
 
 NAN = float("nan")
 

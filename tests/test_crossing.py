@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slurm import crossing
+from fewscan.slurm import crossing
 
 
 def crossed(folder: Path) -> crossing.Crossing:

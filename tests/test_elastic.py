@@ -3,9 +3,9 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slurm.elastic import plan, wanted_workers
-from slurm.jobs import Job
-from slurm.settings import Settings
+from fewscan.slurm.elastic import plan, wanted_workers
+from fewscan.slurm.jobs import Job
+from fewscan.slurm.settings import Settings
 
 
 def worker(number: int, state: str = "RUNNING", reason: str = "None") -> Job:

@@ -8,13 +8,13 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from experiments.devices import Devices
-from experiments.evaluate import Prediction, evaluate
-from experiments.segment import prediction
-from experiments.spec import Evaluation, Target
-from experiments.surfaces import surface_scores
-from storage.runs import RunFolder
-from storage.slices import SliceStore
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.evaluate import Prediction, evaluate
+from fewscan.experiments.segment import prediction
+from fewscan.experiments.spec import Evaluation, Target
+from fewscan.experiments.surfaces import surface_scores
+from fewscan.storage.runs import RunFolder
+from fewscan.storage.slices import SliceStore
 
 
 @pytest.fixture

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from fake_runs import finish_all
 
-from experiments.devices import Devices
-from experiments.examples import segmented
-from experiments.metrics import class_dice
-from experiments.stages import run_stage
-from harness.plan import Plan, make_plan
-from harness.report.cases import read_cases
-from harness.report.content import gather_content
-from harness.report.examples import Choice, choose, read_examples
-from harness.report.gallery import draw_examples
-from harness.study import Study
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.examples import segmented
+from fewscan.experiments.metrics import class_dice
+from fewscan.experiments.stages import run_stage
+from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.report.cases import read_cases
+from fewscan.harness.report.content import gather_content
+from fewscan.harness.report.examples import Choice, choose, read_examples
+from fewscan.harness.report.gallery import draw_examples
+from fewscan.harness.study import Study
 
 
 @pytest.fixture

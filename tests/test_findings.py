@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from fake_scores import cell
 
-from harness.report.cases import CaseMetric
-from harness.report.comparison import compare
-from harness.report.evidence import Evidence
-from harness.report.findings import Finding, caution, findings
-from harness.report.labels_saved import labels_saved
-from harness.report.statistics import Estimate
-from harness.report.words import interval, labels, number, p_text
+from fewscan.harness.report.cases import CaseMetric
+from fewscan.harness.report.comparison import compare
+from fewscan.harness.report.evidence import Evidence
+from fewscan.harness.report.findings import Finding, caution, findings
+from fewscan.harness.report.labels_saved import labels_saved
+from fewscan.harness.report.statistics import Estimate
+from fewscan.harness.report.words import interval, labels, number, p_text
 
 METRIC = CaseMetric("binary", "dice", "Dice", ("dice",), True)
 

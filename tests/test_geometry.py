@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.geometry import Frame, slice_axis, thickest_axis
-from storage.preprocess import preprocess
-from storage.scans import Scan
+from fewscan.storage.geometry import Frame, slice_axis, thickest_axis
+from fewscan.storage.preprocess import preprocess
+from fewscan.storage.scans import Scan
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

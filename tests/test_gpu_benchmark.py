@@ -11,8 +11,8 @@ import torch
 from benchmarks import gpu
 from benchmarks.gpu_sharing import BatchedTraining
 from benchmarks.loops import Work
-from experiments.losses import reconstruction_loss
-from experiments.scoring import foreground
+from fewscan.experiments.losses import reconstruction_loss
+from fewscan.experiments.scoring import foreground
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import inside
+from fewscan.slurm import inside
 
 
 def test_elsewhere_everything_says_not_on_slurm(monkeypatch: pytest.MonkeyPatch) -> None:

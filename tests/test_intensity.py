@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from storage.errors import ScanError
-from storage.intensity import background_value, foreground_window, normalised
+from fewscan.storage.errors import ScanError
+from fewscan.storage.intensity import background_value, foreground_window, normalised
 
 
 def ct(padding: int = -1024, seed: int = 0) -> np.ndarray:

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from harness.report.labels_saved import LabelsSaved, first_crossing, isotonic, labels_saved
-from harness.report.pairing import Scores
-from harness.report.statistics import Estimate
-from storage.errors import StudyError
+from fewscan.harness.report.labels_saved import LabelsSaved, first_crossing, isotonic, labels_saved
+from fewscan.harness.report.pairing import Scores
+from fewscan.harness.report.statistics import Estimate
+from fewscan.storage.errors import StudyError
 
 CURVES = st.lists(st.floats(0, 1), min_size=1, max_size=11)
 

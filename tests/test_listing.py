@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from harness.listing import render_plan, run_lines, spans
-from harness.plan import Plan, make_plan
-from harness.status import read_status, render_states, render_status
-from harness.study import Study
-from storage.atomic import write_json
+from fewscan.harness.listing import render_plan, run_lines, spans
+from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.status import read_status, render_states, render_status
+from fewscan.harness.study import Study
+from fewscan.storage.atomic import write_json
 
 
 @pytest.fixture

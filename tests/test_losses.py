@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.devices import Devices, launch
-from experiments.losses import (
+from fewscan.experiments.devices import Devices, launch
+from fewscan.experiments.losses import (
     reconstruction_loss,
     segmentation_loss,
     segmentation_sums,

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from experiments import median
-from experiments.median import median_filter, median_filter_plain
+from fewscan.experiments import median
+from fewscan.experiments.median import median_filter, median_filter_plain
 
 
 @settings(deadline=None, max_examples=40)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from experiments.metrics import (
+from fewscan.experiments.metrics import (
     HALF_VALUES,
     THRESHOLDS,
     ClassOverlap,

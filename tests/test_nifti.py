@@ -7,8 +7,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from storage.errors import ScanError
-from storage.nifti import read_grid, read_nifti, write_nifti
+from fewscan.storage.errors import ScanError
+from fewscan.storage.nifti import read_grid, read_nifti, write_nifti
 
 AFFINE = np.array([[-1.0, 0, 0, 10], [0, -2.0, 0, 20], [0, 0, 3.0, -5], [0, 0, 0, 1]])
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.noise import coarse_noise, draw_noise, masked_noise
+from fewscan.experiments.noise import coarse_noise, draw_noise, masked_noise
 
 
 def seeded(seed=0):

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.on_slurm import launch_sweep, render_cluster, workers_wanted
-from harness.pace import read_pace, render_pace
-from harness.plan import Plan, make_plan
-from harness.status import read_status
-from harness.study import Study
-from slurm import Settings
-from slurm.folder import Folder, Launch
-from storage.atomic import write_json
-from storage.errors import StudyError
-from storage.runs import StudyFolder
+from fewscan.harness.on_slurm import launch_sweep, render_cluster, workers_wanted
+from fewscan.harness.pace import read_pace, render_pace
+from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.status import read_status
+from fewscan.harness.study import Study
+from fewscan.slurm import Settings
+from fewscan.slurm.folder import Folder, Launch
+from fewscan.storage.atomic import write_json
+from fewscan.storage.errors import StudyError
+from fewscan.storage.runs import StudyFolder
 
 
 def finish(plan: Plan, *indices: int) -> None:
@@ -94,7 +94,7 @@ def test_runs_that_would_wait_for_ever_are_refused_before_anything_is_submitted(
     resources: dict[str, Any],
     message: str,
 ) -> None:
-    monkeypatch.setattr("harness.on_slurm.launch", pytest.fail)
+    monkeypatch.setattr("fewscan.harness.on_slurm.launch", pytest.fail)
     plan = make_plan(tiny_study(slurm=slurm, resources=resources))
     with pytest.raises(StudyError, match=message):
         launch_sweep(plan)
@@ -104,7 +104,9 @@ def test_a_worker_closes_early_enough_for_a_checkpoint(
     tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr("harness.on_slurm.launch", lambda *call: asked.append(call[2]) or "1")
+    monkeypatch.setattr(
+        "fewscan.harness.on_slurm.launch", lambda *call: asked.append(call[2]) or "1"
+    )
     for every_s in (10, 600):
         launch_sweep(make_plan(tiny_study(slurm={}, resources={"checkpoint_every_s": every_s})))
     assert [settings.closing_s for settings in asked] == [60, 630]

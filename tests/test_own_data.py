@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import yaml
 
-from harness.plan import load_plan
-from storage.nifti import read_nifti
+from fewscan.harness.plan import load_plan
+from fewscan.storage.nifti import read_nifti
 
 SPLIT = {"train": ["phantom_00000"], "validation": ["phantom_00001"], "test": ["phantom_00002"]}
 
 
 def fewscan(*arguments: str | int | Path) -> str:
     """What a command prints, in a process of its own as a person gives it."""
-    command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "fewscan.harness.cli", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

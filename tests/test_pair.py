@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from fake_runs import finish, finish_all
 
-from experiments.spec import Evaluation, Segment
-from harness.plan import Plan, make_plan
-from harness.report.pair import Pair, pair
-from harness.report.write import write_report
-from harness.study import Study
-from storage.errors import StudyError
-from storage.slices import SliceStore
-from storage.splits import Split
+from fewscan.experiments.spec import Evaluation, Segment
+from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.report.pair import Pair, pair
+from fewscan.harness.report.write import write_report
+from fewscan.harness.study import Study
+from fewscan.storage.errors import StudyError
+from fewscan.storage.slices import SliceStore
+from fewscan.storage.splits import Split
 
 GRID = {"label_counts": [1, "all"], "seeds": [0, 1], "targets": ["binary"]}
 
@@ -25,8 +25,10 @@ GRID = {"label_counts": [1, "all"], "seeds": [0, 1], "targets": ["binary"]}
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are tested elsewhere, and take a second each."""
     uri = "data:image/svg+xml;base64,"
-    monkeypatch.setattr("harness.report.page.as_data_uri", lambda figure: uri)
-    monkeypatch.setattr("harness.report.write.save_figure", lambda figure, path: path.touch())
+    monkeypatch.setattr("fewscan.harness.report.page.as_data_uri", lambda figure: uri)
+    monkeypatch.setattr(
+        "fewscan.harness.report.write.save_figure", lambda figure, path: path.touch()
+    )
 
 
 @pytest.fixture

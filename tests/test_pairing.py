@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from fake_scores import cell
 
-from harness.report.pairing import Scores, difference
-from storage.errors import StudyError
+from fewscan.harness.report.pairing import Scores, difference
+from fewscan.storage.errors import StudyError
 
 NAN = float("nan")
 

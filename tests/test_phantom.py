@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import phantom
-from storage.errors import DiskFullError, ScanError
-from storage.nifti import read_nifti
-from storage.phantom import AFFINE, Phantom, make_phantom, write_phantoms
+from fewscan.storage import phantom
+from fewscan.storage.errors import DiskFullError, ScanError
+from fewscan.storage.nifti import read_nifti
+from fewscan.storage.phantom import AFFINE, Phantom, make_phantom, write_phantoms
 
 KINDS = ("flair", "t1", "t1ce", "t2", "seg")
 GOLDEN_COUNTS = [[8900380, 8078, 15579, 0, 3963], [8857905, 9440, 56525, 0, 4130]]

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from experiments.cost import forward_flops
-from experiments.spec import Anomaly, Denoise, Network, Segment
-from harness.plan import make_plan
-from harness.status import read_status
-from harness.study import Study
-from storage.errors import StoreError, StudyError
+from fewscan.experiments.cost import forward_flops
+from fewscan.experiments.spec import Anomaly, Denoise, Network, Segment
+from fewscan.harness.plan import make_plan
+from fewscan.harness.status import read_status
+from fewscan.harness.study import Study
+from fewscan.storage.errors import StoreError, StudyError
 
 
 def test_the_plan_is_the_grid(tiny_study: Callable[..., Study]) -> None:

@@ -15,21 +15,21 @@ from click.testing import CliRunner, Result
 from fake_nnunet import write_nnunet, write_simplest
 from torch import Tensor
 
-from experiments.devices import Devices
-from experiments.inference import lesion_mask, mirrored
-from experiments.stages import run_stage
-from harness.cli import main
-from harness.plan import Plan, make_plan
-from harness.predict import labels_of, on_the_scan, predict, slice_maps, write_prediction
-from harness.study import parse_study
-from harness.trained import load_trained
-from storage.errors import FewscanError, RunError, ScanError
-from storage.geometry import Turn, orientation
-from storage.nifti import read_nifti, write_nifti
-from storage.prepare import prepare
-from storage.preprocess import preprocess
-from storage.runs import RunFolder
-from storage.scans import Scan, find_scans, read_scan
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.inference import lesion_mask, mirrored
+from fewscan.experiments.stages import run_stage
+from fewscan.harness.cli import main
+from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.predict import labels_of, on_the_scan, predict, slice_maps, write_prediction
+from fewscan.harness.study import parse_study
+from fewscan.harness.trained import load_trained
+from fewscan.storage.errors import FewscanError, RunError, ScanError
+from fewscan.storage.geometry import Turn, orientation
+from fewscan.storage.nifti import read_nifti, write_nifti
+from fewscan.storage.prepare import prepare
+from fewscan.storage.preprocess import preprocess
+from fewscan.storage.runs import RunFolder
+from fewscan.storage.scans import Scan, find_scans, read_scan
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ def test_a_logged_model_predicts_like_its_run(
 ) -> None:
     from mlflow import MlflowClient
 
-    from harness.tracking.tracker import sync
+    from fewscan.harness.tracking.tracker import sync
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

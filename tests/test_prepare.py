@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from fake_scans import AFFINE, write_subject, write_subjects
 
-from storage import atomic
-from storage.check import check
-from storage.errors import DiskFullError, FewscanError, ScanError, StoreError
-from storage.manifest import Manifest, StoreFolder
-from storage.nifti import read_nifti, write_nifti
-from storage.prepare import prepare
-from storage.preprocess import preprocess
-from storage.scans import find_scans, read_scan
-from storage.slices import SliceStore
+from fewscan.storage import atomic
+from fewscan.storage.check import check
+from fewscan.storage.errors import DiskFullError, FewscanError, ScanError, StoreError
+from fewscan.storage.manifest import Manifest, StoreFolder
+from fewscan.storage.nifti import read_nifti, write_nifti
+from fewscan.storage.prepare import prepare
+from fewscan.storage.preprocess import preprocess
+from fewscan.storage.scans import find_scans, read_scan
+from fewscan.storage.slices import SliceStore
 
 SIZE = 12
 
@@ -169,7 +169,7 @@ def prepare_in_another_process(scans: Path, store: Path, workers: int) -> subpro
     """Start it in a session of its own, as a terminal would."""
     script = store.with_suffix(".py")
     script.write_text(
-        "from pathlib import Path\nfrom storage.prepare import prepare\n"
+        "from pathlib import Path\nfrom fewscan.storage.prepare import prepare\n"
         "if __name__ == '__main__':\n"
         f"    prepare(Path({str(scans)!r}), Path({str(store)!r}), {SIZE}, {workers})\n"
     )

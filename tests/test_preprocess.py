@@ -8,11 +8,11 @@ from fake_scans import AFFINE, fake_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.errors import ScanError
-from storage.geometry import Frame
-from storage.intensity import bright_quantile, counted_quantile
-from storage.preprocess import Resize, filled_window, preprocess, resized_labels
-from storage.scans import Scan
+from fewscan.storage.errors import ScanError
+from fewscan.storage.geometry import Frame
+from fewscan.storage.intensity import bright_quantile, counted_quantile
+from fewscan.storage.preprocess import Resize, filled_window, preprocess, resized_labels
+from fewscan.storage.scans import Scan
 
 
 def scan_of(channels: list[np.ndarray], labels: np.ndarray | None) -> Scan:

@@ -10,7 +10,7 @@ from pathlib import Path
 SUPERVISOR = """
 import os, signal, sys, time
 from pathlib import Path
-from slurm import processes
+from fewscan.slurm import processes
 processes.become_supervisor()
 folder = Path(sys.argv[1])
 orphan = "import subprocess, sys; subprocess.Popen(['sleep', '1000'], start_new_session=True)"

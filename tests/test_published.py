@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from experiments.published import read_checkpoint
-from experiments.unet import UNet
-from storage.errors import RunError
+from fewscan.experiments.published import read_checkpoint
+from fewscan.experiments.unet import UNet
+from fewscan.storage.errors import RunError
 
 
 def plain_forward(weights, x):

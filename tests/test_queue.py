@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from experiments.spec import Anomaly, Denoise, Evaluation, Noise, Training
-from harness.plan import Plan, PlannedRun
-from harness.queue import RunQueue, chain_flops
-from harness.study import Study
+from fewscan.experiments.spec import Anomaly, Denoise, Evaluation, Noise, Training
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.queue import RunQueue, chain_flops
+from fewscan.harness.study import Study
 
 TRAINING = Training(iterations=1, validate_every=1)
 

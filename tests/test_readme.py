@@ -20,6 +20,7 @@ NOTES = {
     "docs/mlflow.png": "a study in MLflow",
     "experiments/demo.yaml": "the study in small, on synthetic scans",
     "experiments/paper.yaml": "the published study, each number with its source",
+    "package/py.typed": "says that the package is typed",
     "harness/report/report.html": "the template of the report's page",
     "pyproject.toml": "the package, with a reason beside each dependency",
     "benchmarks/results/": "what the table shows: JSON, a file a subject",

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from fake_runs import PATIENTS, dice_of, finish, finish_all
 
-from experiments.spec import Anomaly, Denoise, Segment
-from harness.plan import Plan, make_plan
-from harness.report.comparison import compare
-from harness.report.distances import quartiles
-from harness.report.figures import draw_published
-from harness.report.pairing import Scores
-from harness.report.record import energy, read_records
-from harness.report.tables import escape_latex
-from harness.report.write import write_report
-from harness.study import Study, parse_study
+from fewscan.experiments.spec import Anomaly, Denoise, Segment
+from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.report.comparison import compare
+from fewscan.harness.report.distances import quartiles
+from fewscan.harness.report.figures import draw_published
+from fewscan.harness.report.pairing import Scores
+from fewscan.harness.report.record import energy, read_records
+from fewscan.harness.report.tables import escape_latex
+from fewscan.harness.report.write import write_report
+from fewscan.harness.study import Study, parse_study
 
 GRID = {"label_counts": [1, 4, "all"], "seeds": [0, 1, 2]}
 FILES = {
@@ -45,9 +45,11 @@ FILES = {
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are not drawn, which takes a second each."""
     monkeypatch.setattr(
-        "harness.report.page.as_data_uri", lambda figure: "data:image/svg+xml;base64,"
+        "fewscan.harness.report.page.as_data_uri", lambda figure: "data:image/svg+xml;base64,"
     )
-    monkeypatch.setattr("harness.report.write.save_figure", lambda figure, path: path.touch())
+    monkeypatch.setattr(
+        "fewscan.harness.report.write.save_figure", lambda figure, path: path.touch()
+    )
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.data import SliceData
-from experiments.devices import Devices, Residency
-from experiments.residency import Selection, keep
-from experiments.spec import (
+from fewscan.experiments.data import SliceData
+from fewscan.experiments.devices import Devices, Residency
+from fewscan.experiments.residency import Selection, keep
+from fewscan.experiments.spec import (
     Augmentation,
     Denoise,
     Evaluation,
@@ -26,13 +26,13 @@ from experiments.spec import (
     run_id,
     to_json,
 )
-from experiments.stages import run_stage
-from storage import node_folder, shared_slices
-from storage.errors import DeviceError
-from storage.memory import available_bytes
-from storage.runs import RunFolder
-from storage.shared_slices import SharedSlices
-from storage.slices import SliceStore
+from fewscan.experiments.stages import run_stage
+from fewscan.storage import node_folder, shared_slices
+from fewscan.storage.errors import DeviceError
+from fewscan.storage.memory import available_bytes
+from fewscan.storage.runs import RunFolder
+from fewscan.storage.shared_slices import SharedSlices
+from fewscan.storage.slices import SliceStore
 
 KINDS: tuple[Residency, ...] = ("device", "shared", "stream", "auto")
 TRAINING = Training(iterations=3, validate_every=2, batch_size=4, lr=1e-2, validation_slices=5)
@@ -137,7 +137,7 @@ def test_without_room_slices_go_to_the_next_place(
     two = replace(place, node_folders=(*place.node_folders, tmp_path / "disk"))
     assert keep(selection, two)[1].endswith(f"in {tmp_path / 'disk'}")
     assert keep(selection, place)[1].startswith("memory: ")
-    monkeypatch.setattr("experiments.residency.available_bytes", lambda: 1000)
+    monkeypatch.setattr("fewscan.experiments.residency.available_bytes", lambda: 1000)
     assert keep(selection, place)[1].startswith("stream: ")
     with pytest.raises(DeviceError, match=r"(?s)too little room in .*node.*resources\.residency"):
         keep(selection, replace(place, residency="shared"))
@@ -148,7 +148,7 @@ def test_without_room_slices_go_to_the_next_place(
 USER = """
 import sys, time
 from pathlib import Path
-from storage import node_folder
+from fewscan.storage import node_folder
 node_folder.join(Path(sys.argv[1]))
 print("joined", flush=True)
 time.sleep(60)

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from experiments.devices import Devices
-from experiments.spec import Anomaly
-from experiments.stages import run_stage
-from harness.plan import Plan, load_plan
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.spec import Anomaly
+from fewscan.experiments.stages import run_stage
+from fewscan.harness.plan import Plan, load_plan
 
 KILLS = 3
 DEADLINE_S = 240
@@ -35,7 +35,7 @@ def document(tiny_document: dict[str, Any]) -> dict[str, Any]:
 
 
 def start_sweep(study: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "harness.cli", "sweep", str(study)]
+    command = [sys.executable, "-m", "fewscan.harness.cli", "sweep", str(study)]
     with study.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-import storage.runs
-from storage.errors import RunError
-from storage.runs import RunFolder, StudyFolder
+import fewscan.storage.runs
+from fewscan.storage.errors import RunError
+from fewscan.storage.runs import RunFolder, StudyFolder
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_an_old_heartbeat_is_no_heartbeat(folder: RunFolder) -> None:
     folder.append_event("started", step=0)
     folder.beat(3, 10)
     beat = folder.read_progress()
-    beat["time"] -= storage.runs.RUNNING_IF_SEEN_WITHIN_S + 1
+    beat["time"] -= fewscan.storage.runs.RUNNING_IF_SEEN_WITHIN_S + 1
     folder.progress.write_text(json.dumps(beat))
     assert folder.state() == "interrupted"
 
@@ -75,7 +75,7 @@ def test_a_folder_has_one_owner(folder: RunFolder, monkeypatch: pytest.MonkeyPat
     other.start()
     while not (folder.path / "held").exists():
         time.sleep(0.01)
-    monkeypatch.setattr(storage.runs, "OWNER_WAIT_S", 0.2)
+    monkeypatch.setattr(fewscan.storage.runs, "OWNER_WAIT_S", 0.2)
     with pytest.raises(RunError, match="being run by another process"), folder.owned():
         pass
     assert not folder.error.exists()

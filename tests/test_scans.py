@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from fake_scans import AFFINE, PARTS_2021, fake_images, write_subject
 
-from storage.brats import group_files
-from storage.errors import ScanError
-from storage.nifti import read_nifti, write_nifti
-from storage.scans import Scan, find_scans, read_scan
+from fewscan.storage.brats import group_files
+from fewscan.storage.errors import ScanError
+from fewscan.storage.nifti import read_nifti, write_nifti
+from fewscan.storage.scans import Scan, find_scans, read_scan
 
 OLD, NEW = "BraTS2021_00007", "BraTS-GLI-00008-001"
 

@@ -12,14 +12,14 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.tune.search import Searcher
 
-from experiments.devices import PeerLost
-from experiments.spec import Anomaly, Denoise, Segment
-from harness.plan import Plan, PlannedRun, make_plan
-from harness.schedule import ReadyRuns
-from harness.study import Study
-from harness.trial import HEAD, config_of, errors_of_ranks, placement
-from slurm import inside
-from storage.runs import RunFolder
+from fewscan.experiments.devices import PeerLost
+from fewscan.experiments.spec import Anomaly, Denoise, Segment
+from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.schedule import ReadyRuns
+from fewscan.harness.study import Study
+from fewscan.harness.trial import HEAD, config_of, errors_of_ranks, placement
+from fewscan.slurm import inside
+from fewscan.storage.runs import RunFolder
 
 ROOM = {"CPU": 100.0, "GPU": 100.0}
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from experiments.median import median_filter_plain
-from experiments.scoring import anomaly_score, eroded, foreground, remove_small_components
+from fewscan.experiments.median import median_filter_plain
+from fewscan.experiments.scoring import anomaly_score, eroded, foreground, remove_small_components
 
 
 def plain_anomaly_score(images_NCHW, outputs_NCHW):

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from slurm.settings import Settings
+from fewscan.slurm.settings import Settings
 
 
 @pytest.mark.parametrize(

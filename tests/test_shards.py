@@ -8,9 +8,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.manifest import STORE_PROTOCOL, Parameters, StoreFolder
-from storage.shards import DamagedShard, decode_shard, encode_shard
-from storage.slices import describe_arrays
+from fewscan.storage.manifest import STORE_PROTOCOL, Parameters, StoreFolder
+from fewscan.storage.shards import DamagedShard, decode_shard, encode_shard
+from fewscan.storage.slices import describe_arrays
 
 DEPTH, SIZE = 9, 6
 PARAMETERS = Parameters(STORE_PROTOCOL, SIZE, DEPTH, ("a", "b"), ("lesion",))

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from fake_scans import write_subjects
 
-from storage.check import check
-from storage.errors import StoreError, StudyError
-from storage.manifest import Manifest
-from storage.prepare import prepare
-from storage.slices import SliceStore
-from storage.splits import ids_sha256, published_split
+from fewscan.storage.check import check
+from fewscan.storage.errors import StoreError, StudyError
+from fewscan.storage.manifest import Manifest
+from fewscan.storage.prepare import prepare
+from fewscan.storage.slices import SliceStore
+from fewscan.storage.splits import ids_sha256, published_split
 
 SIZE = 8
 
@@ -105,8 +105,8 @@ def test_check_says_what_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert report.lesion_mm3["oedema"] == (min(oedema), sorted(oedema)[10], max(oedema))
     text = report.render()
     assert "train 15, validation 1, test 5 (the published rule on other subjects)" in text
-    monkeypatch.setattr("storage.splits.PUBLISHED_SUBJECTS", 21)
-    monkeypatch.setattr("storage.splits.PUBLISHED_SHA256", ids_sha256(list(store.subjects)))
+    monkeypatch.setattr("fewscan.storage.splits.PUBLISHED_SUBJECTS", 21)
+    monkeypatch.setattr("fewscan.storage.splits.PUBLISHED_SHA256", ids_sha256(list(store.subjects)))
     assert check(path).published
     assert "the published lists" in check(path).render()
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.spec import (
+from fewscan.experiments.spec import (
     Anomaly,
     Augmentation,
     Denoise,
@@ -22,7 +22,7 @@ from experiments.spec import (
     seed_for,
     to_json,
 )
-from storage.errors import RunError
+from fewscan.storage.errors import RunError
 
 TRAINING = Training(iterations=10, validate_every=5)
 SEGMENT = Segment(

@@ -7,12 +7,12 @@ import pytest
 import yaml
 from fake_nnunet import write_nnunet
 
-from storage.check import check
-from storage.errors import StudyError
-from storage.prepare import prepare
-from storage.slices import SliceStore
-from storage.split_file import read_split
-from storage.splits import published_split
+from fewscan.storage.check import check
+from fewscan.storage.errors import StudyError
+from fewscan.storage.prepare import prepare
+from fewscan.storage.slices import SliceStore
+from fewscan.storage.split_file import read_split
+from fewscan.storage.splits import published_split
 
 IDS = [f"{number:03d}" for number in range(6)]
 GOOD = {"train": ["003", "001"], "validation": ["000"], "test": ["005", "004"]}

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.errors import StudyError
-from storage.splits import (
+from fewscan.storage.errors import StudyError
+from fewscan.storage.splits import (
     PUBLISHED_SHA256,
     ids_sha256,
     is_published,
@@ -48,7 +48,7 @@ def test_the_published_subjects_are_recognised_by_their_hash(
 ) -> None:
     ids = subjects(1251)
     assert not is_published(ids)
-    monkeypatch.setattr("storage.splits.PUBLISHED_SHA256", ids_sha256(ids))
+    monkeypatch.setattr("fewscan.storage.splits.PUBLISHED_SHA256", ids_sha256(ids))
     assert is_published(reversed(ids))
     assert published_split(ids).published
     assert not is_published(ids[1:])

@@ -10,11 +10,11 @@ from fake_scans import write_subjects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import stream
-from storage.errors import StoreError
-from storage.prepare import prepare
-from storage.slices import SliceStore
-from storage.stream import SliceStream
+from fewscan.storage import stream
+from fewscan.storage.errors import StoreError
+from fewscan.storage.prepare import prepare
+from fewscan.storage.slices import SliceStore
+from fewscan.storage.stream import SliceStream
 
 SUBJECTS = 6
 

@@ -6,8 +6,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.study import dump_study, load_study, parse_study
-from storage.errors import StudyError
+from fewscan.harness.study import dump_study, load_study, parse_study
+from fewscan.storage.errors import StudyError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from experiments.cases import Segmentation, case_row, to_csv
-from experiments.metrics import PixelScores
-from experiments.spec import Evaluation
-from experiments.surfaces import require_surfaces, surface_scores
-from storage.errors import RunError
+from fewscan.experiments.cases import Segmentation, case_row, to_csv
+from fewscan.experiments.metrics import PixelScores
+from fewscan.experiments.spec import Evaluation
+from fewscan.experiments.surfaces import require_surfaces, surface_scores
+from fewscan.storage.errors import RunError
 
 SHAPE_ZHW = (24, 32, 28)
 UNEVEN_MM = (3.0, 1.5, 0.5)

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.devices import Devices
-from experiments.stages import run_stage
-from harness.plan import Plan, load_plan
-from storage.runs import RunFolder
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.stages import run_stage
+from fewscan.harness.plan import Plan, load_plan
+from fewscan.storage.runs import RunFolder
 
 
 def fewscan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "fewscan.harness.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
 
 

@@ -17,19 +17,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from experiments import checkpoint
-from experiments import train as train_module
-from experiments.checkpoint import TrainingState, load_state
-from experiments.data import SliceData
-from experiments.denoise import DenoiseTask
-from experiments.devices import Devices, PeerLost, Preempted, launch
-from experiments.residency import InMemory
-from experiments.segment import SegmentTask
-from experiments.spec import Augmentation, Denoise, Evaluation, Network, Noise, Segment, Training
-from experiments.start import initial_network
-from experiments.train import BatchOrder, Task, learning_rate, train
-from storage.errors import DeviceError, DiskFullError, RunError
-from storage.runs import RunFolder
+from fewscan.experiments import checkpoint
+from fewscan.experiments import train as train_module
+from fewscan.experiments.checkpoint import TrainingState, load_state
+from fewscan.experiments.data import SliceData
+from fewscan.experiments.denoise import DenoiseTask
+from fewscan.experiments.devices import Devices, PeerLost, Preempted, launch
+from fewscan.experiments.residency import InMemory
+from fewscan.experiments.segment import SegmentTask
+from fewscan.experiments.spec import (
+    Augmentation,
+    Denoise,
+    Evaluation,
+    Network,
+    Noise,
+    Segment,
+    Training,
+)
+from fewscan.experiments.start import initial_network
+from fewscan.experiments.train import BatchOrder, Task, learning_rate, train
+from fewscan.storage.errors import DeviceError, DiskFullError, RunError
+from fewscan.storage.runs import RunFolder
 
 TRAINING = Training(
     iterations=6, validate_every=2, batch_size=4, lr=1e-2, precision="fp64", lr_half_period=3
@@ -137,7 +145,7 @@ def test_a_place_that_is_taken_away_leaves_a_checkpoint(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked at each heartbeat; what was computed until then is kept, and it is no error."""
-    monkeypatch.setattr("experiments.train.HEARTBEAT_EVERY_S", 0.0)
+    monkeypatch.setattr("fewscan.experiments.train.HEARTBEAT_EVERY_S", 0.0)
     whole = RunFolder(folder.path.with_name("whole"))
     whole.path.mkdir()
     train_once(DENOISE, whole, Devices())
@@ -282,7 +290,7 @@ def test_a_step_does_not_wait_for_a_checkpoint_to_be_written(
 
     monkeypatch.setattr(checkpoint, "write_bytes", slow)
     monkeypatch.setattr(DenoiseTask, "loss", releasing)
-    monkeypatch.setattr("experiments.train.Loop.look_at_the_clock", checkpoint_after_step_1)
+    monkeypatch.setattr("fewscan.experiments.train.Loop.look_at_the_clock", checkpoint_after_step_1)
     train_once(DENOISE, folder, Devices())
     told = [(e["kind"], e["step"]) for e in folder.committed_events()]
     assert told == [

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from experiments import transforms
+from fewscan.experiments import transforms
 
 
 def planes(count=3, height=12, width=16, seed=0, dtype=torch.float64):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.unet import (
+from fewscan.experiments.unet import (
     ReflectionPad,
     StandardisedConv2d,
     UNet,
@@ -14,7 +14,7 @@ from experiments.unet import (
     load_for_transfer,
     middle_divisor,
 )
-from storage.errors import RunError
+from fewscan.storage.errors import RunError
 
 
 def tiny(seed=0, **shape):

@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-from experiments.devices import Devices
-from experiments.usage import sampled
-from storage.runs import RunFolder
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.usage import sampled
+from fewscan.storage.runs import RunFolder
 
 
 def test_a_busy_core_is_seen(tmp_path: Path) -> None:

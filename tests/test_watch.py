@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from harness.plan import Plan, make_plan
-from harness.status import read_status
-from harness.study import Study
-from harness.sweep import View, Watch, watched
-from storage.atomic import write_json
-from storage.runs import RunFolder
+from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.status import read_status
+from fewscan.harness.study import Study
+from fewscan.harness.sweep import View, Watch, watched
+from fewscan.storage.atomic import write_json
+from fewscan.storage.runs import RunFolder
 
 
 def test_the_incremental_status_is_the_full_one(tiny_study: Callable[..., Study]) -> None:
@@ -86,9 +86,9 @@ def test_a_slow_server_holds_up_neither_bar_nor_cluster(
     tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(tiny_study())
-    monkeypatch.setattr("harness.sweep.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("fewscan.harness.sweep.LOOK_EVERY_S", 0.01)
     asked, hung = [], threading.Event()
-    monkeypatch.setattr("harness.sweep.inside.ask_for_workers", asked.append)
+    monkeypatch.setattr("fewscan.harness.sweep.inside.ask_for_workers", asked.append)
     view = View(plan, Console(quiet=True))
 
     def update() -> None:

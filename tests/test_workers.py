@@ -8,12 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from storage.errors import FewscanError
-from storage.workers import in_processes
+from fewscan.storage.errors import FewscanError
+from fewscan.storage.workers import in_processes
 
 PARENT = """
 import time
-from storage.workers import in_processes
+from fewscan.storage.workers import in_processes
 if __name__ == "__main__":
     list(in_processes(time.sleep, [0, 0, 600, 600], 2))
 """

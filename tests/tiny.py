@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.devices import Devices
-from experiments.stages import run_stage
-from harness.plan import Plan, PlannedRun
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.stages import run_stage
+from fewscan.harness.plan import Plan, PlannedRun
 
 
 def tiny_values(store_path: Path, folder: Path) -> dict[str, Any]:

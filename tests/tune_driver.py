@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from slurm import inside
+from fewscan.slurm import inside
 
 TRIALS, TRIAL_S = 6, 3.0
 

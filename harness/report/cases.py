@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.cases import DICE_AT_THRESHOLD, LESION
-from experiments.spec import Anomaly, Segment
-from harness.plan import UNSUPERVISED, Plan, PlannedRun
-from harness.report.pairing import Scores
-from storage.errors import StudyError
-from storage.runs import RunFolder
+from fewscan.experiments.cases import DICE_AT_THRESHOLD, LESION
+from fewscan.experiments.spec import Anomaly, Segment
+from fewscan.harness.plan import UNSUPERVISED, Plan, PlannedRun
+from fewscan.harness.report.pairing import Scores
+from fewscan.storage.errors import StudyError
+from fewscan.storage.runs import RunFolder
 
 Cases = dict[str, dict[str, float]]
 """Patient → column of `cases.csv` → number; nan: not defined for that patient."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from harness.report.pairing import Scores, difference
-from harness.report.statistics import (
+from fewscan.harness.report.pairing import Scores, difference
+from fewscan.harness.report.statistics import (
     RESAMPLES,
     Estimate,
     mean,

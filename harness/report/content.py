@@ -5,24 +5,24 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from harness.plan import Plan
-from harness.report.cases import read_cases
-from harness.report.distances import DistanceRow, distance_rows
-from harness.report.evidence import Evidence, gather
-from harness.report.examples import Examples, read_examples
-from harness.report.figures import (
+from fewscan.harness.plan import Plan
+from fewscan.harness.report.cases import read_cases
+from fewscan.harness.report.distances import DistanceRow, distance_rows
+from fewscan.harness.report.evidence import Evidence, gather
+from fewscan.harness.report.examples import Examples, read_examples
+from fewscan.harness.report.figures import (
     Colours,
     colours_of,
     draw_evidence,
     draw_published,
     draw_training,
 )
-from harness.report.gallery import draw_examples
-from harness.report.pair import Pair
-from harness.report.pooled import Cell, Row, collect_cells
-from harness.report.record import RunRecord, curves, read_records
-from harness.study import Published
-from storage.errors import FewscanError, StudyError
+from fewscan.harness.report.gallery import draw_examples
+from fewscan.harness.report.pair import Pair
+from fewscan.harness.report.pooled import Cell, Row, collect_cells
+from fewscan.harness.report.record import RunRecord, curves, read_records
+from fewscan.harness.study import Published
+from fewscan.storage.errors import FewscanError, StudyError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.plan import Plan
-from harness.report.cases import Cases, collect, distances
+from fewscan.harness.plan import Plan
+from fewscan.harness.report.cases import Cases, collect, distances
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ What cannot be compared stands in `Evidence.objections` with its reason; the res
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from harness.plan import Plan
-from harness.report.cases import (
+from fewscan.harness.plan import Plan
+from fewscan.harness.report.cases import (
     CaseMetric,
     Cases,
     Cells,
@@ -15,13 +15,13 @@ from harness.report.cases import (
     collect,
     place_of,
 )
-from harness.report.comparison import Comparison, compare
-from harness.report.labels_saved import LabelsSaved, labels_saved
-from harness.report.pair import Pair
-from harness.report.pairing import Scores
-from harness.report.statistics import Estimate, estimate
-from harness.study import SCRATCH
-from storage.errors import StudyError
+from fewscan.harness.report.comparison import Comparison, compare
+from fewscan.harness.report.labels_saved import LabelsSaved, labels_saved
+from fewscan.harness.report.pair import Pair
+from fewscan.harness.report.pairing import Scores
+from fewscan.harness.report.statistics import Estimate, estimate
+from fewscan.harness.study import SCRATCH
+from fewscan.storage.errors import StudyError
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.spec import Anomaly, Segment, Target
-from harness.plan import Plan, PlannedRun
-from harness.report.cases import Cases, leading_metric, score
-from storage.atomic import write_bytes
+from fewscan.experiments.spec import Anomaly, Segment, Target
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.report.cases import Cases, leading_metric, score
+from fewscan.storage.atomic import write_bytes
 
 QUARTILES = {"lower quartile": 0.25, "median": 0.5, "upper quartile": 0.75}
 
@@ -124,7 +124,10 @@ def _anomaly(plan: Plan, cases: dict[str, Cases]) -> tuple[str, str] | None:
 
 
 def _compute(plan: Plan, choice: Choice) -> Examples:
-    from experiments.examples import anomalies, segmented  # torch, which a cached report can spare
+    from fewscan.experiments.examples import (
+        anomalies,
+        segmented,
+    )  # torch, which a cached report can spare
 
     slices = [plan.store.read_subject(patient) for patient in choice.patients.values()]
     largest = [int((it.labels_NHW > 0).sum(axis=(1, 2)).argmax()) for it in slices]

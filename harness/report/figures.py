@@ -14,13 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from harness.report.evidence import Evidence
-from harness.report.pooled import PANELS, Cell
-from harness.report.record import RunRecord
-from harness.report.statistics import Estimate
-from harness.report.words import arm_name, is_scratch
-from harness.study import Published
-from storage.atomic import replacing
+from fewscan.harness.report.evidence import Evidence
+from fewscan.harness.report.pooled import PANELS, Cell
+from fewscan.harness.report.record import RunRecord
+from fewscan.harness.report.statistics import Estimate
+from fewscan.harness.report.words import arm_name, is_scratch
+from fewscan.harness.study import Published
+from fewscan.storage.atomic import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, which colour-blind people can tell apart."""

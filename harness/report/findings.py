@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.report.comparison import Comparison
-from harness.report.evidence import Evidence
-from harness.report.labels_saved import LabelsSaved
-from harness.report.statistics import Estimate
-from harness.report.words import interval, needed, needed_interval, number, scans
-from harness.study import SCRATCH
+from fewscan.harness.report.comparison import Comparison
+from fewscan.harness.report.evidence import Evidence
+from fewscan.harness.report.labels_saved import LabelsSaved
+from fewscan.harness.report.statistics import Estimate
+from fewscan.harness.report.words import interval, needed, needed_interval, number, scans
+from fewscan.harness.study import SCRATCH
 
 SIGNIFICANT = 0.05
 

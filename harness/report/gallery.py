@@ -9,9 +9,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from harness.report.cases import cell_name
-from harness.report.examples import Examples
-from harness.report.figures import new_figure
+from fewscan.harness.report.cases import cell_name
+from fewscan.harness.report.examples import Examples
+from fewscan.harness.report.figures import new_figure
 
 CLASS_COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
 """Okabe and Ito's, without black."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.report.pairing import Scores, require_same_patients, require_same_subsets
-from harness.report.statistics import (
+from fewscan.harness.report.pairing import Scores, require_same_patients, require_same_subsets
+from fewscan.harness.report.statistics import (
     RESAMPLES,
     Estimate,
     Resampling,

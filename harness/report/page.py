@@ -10,13 +10,13 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from experiments.spec import PROTOCOL
-from harness.report.content import Content
-from harness.report.evidence import Evidence
-from harness.report.examples import Examples
-from harness.report.figures import as_data_uri
-from harness.report.findings import findings
-from harness.report.page_tables import (
+from fewscan.experiments.spec import PROTOCOL
+from fewscan.harness.report.content import Content
+from fewscan.harness.report.evidence import Evidence
+from fewscan.harness.report.examples import Examples
+from fewscan.harness.report.figures import as_data_uri
+from fewscan.harness.report.findings import findings
+from fewscan.harness.report.page_tables import (
     Table,
     difference_table,
     distance_table,
@@ -28,9 +28,9 @@ from harness.report.page_tables import (
     saved_table,
     settings_table,
 )
-from harness.report.pair import Pair
-from harness.report.record import energy
-from harness.report.words import scans
+from fewscan.harness.report.pair import Pair
+from fewscan.harness.report.record import energy
+from fewscan.harness.report.words import scans
 
 
 @dataclass(frozen=True)

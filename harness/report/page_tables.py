@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.spec import Segment
-from harness.plan import UNSUPERVISED
-from harness.report.distances import DistanceRow
-from harness.report.evidence import Evidence
-from harness.report.pooled import PANELS, Cell
-from harness.report.record import RunRecord, machines
-from harness.report.words import (
+from fewscan.experiments.spec import Segment
+from fewscan.harness.plan import UNSUPERVISED
+from fewscan.harness.report.distances import DistanceRow
+from fewscan.harness.report.evidence import Evidence
+from fewscan.harness.report.pooled import PANELS, Cell
+from fewscan.harness.report.record import RunRecord, machines
+from fewscan.harness.report.words import (
     MISSING,
     arm_name,
     interval,
@@ -20,7 +20,7 @@ from harness.report.words import (
     p_text,
     scans,
 )
-from harness.study import Published
+from fewscan.harness.study import Published
 
 
 @dataclass(frozen=True)

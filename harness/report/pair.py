@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from experiments.spec import PROTOCOL
-from harness.plan import Plan, PlannedRun
-from harness.study import dump_study
-from storage.errors import StudyError
-from storage.runs import RunFolder
+from fewscan.experiments.spec import PROTOCOL
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.study import dump_study
+from fewscan.storage.errors import StudyError
+from fewscan.storage.runs import RunFolder
 
 PLACES = frozenset({"name", "store", "folder", "resources", "slurm", "published"})
 """Of a study file: nothing in there changes a number."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.errors import StudyError
+from fewscan.storage.errors import StudyError
 
 
 @dataclass(frozen=True, eq=False)

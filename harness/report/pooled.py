@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from experiments.spec import Anomaly, Segment
-from harness.plan import UNSUPERVISED, Plan
+from fewscan.experiments.spec import Anomaly, Segment
+from fewscan.harness.plan import UNSUPERVISED, Plan
 
 
 @dataclass(frozen=True)

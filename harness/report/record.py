@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.spec import Imported, Segment
-from harness.plan import Plan, PlannedRun
-from harness.status import StudyStatus, read_status
-from storage.runs import State
+from fewscan.experiments.spec import Imported, Segment
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.status import StudyStatus, read_status
+from fewscan.storage.runs import State
 
 Points = list[tuple[int, float]]
 """(step, loss)"""

@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 
-from harness.report.pairing import Scores, positions
+from fewscan.harness.report.pairing import Scores, positions
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harness.report.evidence import Evidence
-from harness.report.statistics import Estimate
-from harness.report.words import arm_name, interval, number, p_text
+from fewscan.harness.report.evidence import Evidence
+from fewscan.harness.report.statistics import Estimate
+from fewscan.harness.report.words import arm_name, interval, number, p_text
 
 Ends = tuple[float | None, float | None]
 

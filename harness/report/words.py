@@ -1,8 +1,8 @@
 """Numbers in words, the same on the page, in its sentences and in LaTeX."""
 
-from harness.report.labels_saved import LabelsSaved
-from harness.report.statistics import Estimate
-from harness.study import SCRATCH
+from fewscan.harness.report.labels_saved import LabelsSaved
+from fewscan.harness.report.statistics import Estimate
+from fewscan.harness.study import SCRATCH
 
 MISSING = "missing"
 NOT_REACHED = "not reached"

@@ -11,14 +11,14 @@ from typing import Any
 
 from rich.table import Table
 
-from harness.plan import Plan
-from harness.report.content import Content, draw_figures, gather_content
-from harness.report.distances import DistanceRow
-from harness.report.figures import save_figure
-from harness.report.page import render_page
-from harness.report.pair import Pair
-from harness.report.pooled import PANELS, Cell, Row, collect_cells, collect_rows
-from harness.report.tables import (
+from fewscan.harness.plan import Plan
+from fewscan.harness.report.content import Content, draw_figures, gather_content
+from fewscan.harness.report.distances import DistanceRow
+from fewscan.harness.report.figures import save_figure
+from fewscan.harness.report.page import render_page
+from fewscan.harness.report.pair import Pair
+from fewscan.harness.report.pooled import PANELS, Cell, Row, collect_cells, collect_rows
+from fewscan.harness.report.tables import (
     DifferenceRow,
     IntervalRow,
     SavedRow,
@@ -28,8 +28,8 @@ from harness.report.tables import (
     to_csv,
     to_latex,
 )
-from storage.atomic import write_bytes
-from storage.errors import StudyError
+from fewscan.storage.atomic import write_bytes
+from fewscan.storage.errors import StudyError
 
 
 def write_report(plan: Plan) -> list[Path]:

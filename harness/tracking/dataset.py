@@ -5,7 +5,7 @@ import json
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from storage.slices import SliceStore
+from fewscan.storage.slices import SliceStore
 
 DIGEST_LENGTH = 12
 """Of the fingerprint's 64 characters: what a column of the UI has room for; MLflow allows 36."""

@@ -9,7 +9,7 @@ as MLflow would, takes a process and many seconds a model.
 """
 
 import shutil
-from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,16 +23,20 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-import experiments
-import storage
-from experiments.checkpoint import load_model
-from experiments.unet import UNet
-from harness.tracking.run_view import RUN_ID, RunView
-from storage.errors import TrackingError
+from fewscan.experiments.checkpoint import load_model
+from fewscan.experiments.unet import UNet
+from fewscan.harness.tracking.run_view import RUN_ID, RunView
+from fewscan.storage.errors import TrackingError
 
 NAME = "model"
 MODEL_TYPE = "U-Net"
-PACKAGES = {experiments: ("__init__.py", "unet.py"), storage: ("__init__.py", "errors.py")}
+MODULES = (
+    "fewscan",
+    "fewscan.experiments",
+    "fewscan.experiments.unet",
+    "fewscan.storage",
+    "fewscan.storage.errors",
+)
 """The modules that the network's class needs: `experiments.unet`, and what that imports."""
 REQUIREMENTS = [
     f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "numpy", "torch")
@@ -56,7 +60,7 @@ def log_model(
     logged = found[0] if found else _create(client, experiment_id, mlflow_id, view)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / NAME
-        code = list(_copy_code(Path(temporary)))
+        code = _copy_code(Path(temporary))
         _save(folder, network, logged, mlflow_id, view.model_facts, code)
         client.log_model_artifacts(logged.model_id, str(folder))
     _link(client, mlflow_id, logged, view, dataset)
@@ -98,13 +102,15 @@ def _create(client: MlflowClient, experiment_id: str, mlflow_id: str, view: RunV
     )
 
 
-def _copy_code(folder: Path) -> Iterator[str]:
-    for package, modules in PACKAGES.items():
-        copy = folder / package.__name__
-        copy.mkdir()
-        for module in modules:
-            shutil.copy(Path(package.__path__[0]) / module, copy)
-        yield str(copy)
+def _copy_code(folder: Path) -> str:
+    """A package `fewscan` of these modules alone."""
+    for name in MODULES:
+        source = Path(str(import_module(name).__file__))
+        *packages, module = name.split(".")
+        place = folder.joinpath(*packages, *([module] if source.stem == "__init__" else []))
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, place)
+    return str(folder / "fewscan")
 
 
 def _save(
@@ -113,7 +119,7 @@ def _save(
     logged: LoggedModel,
     mlflow_id: str,
     facts: dict[str, Any],
-    code: list[str],
+    code: str,
 ) -> None:
     shape, size = network.shape, facts["slice_size"]
     mlflow.pytorch.save_model(
@@ -131,7 +137,7 @@ def _save(
             Schema([TensorSpec(np.dtype(np.float32), (-1, shape.out_channels, size, size))]),
         ),
         input_example=np.full((1, shape.in_channels, size, size), GREY, np.float32),
-        code_paths=code,
+        code_paths=[code],
         pip_requirements=REQUIREMENTS,
         serialization_format="pickle",  # a traced graph could not be trained further, nor moved
     )

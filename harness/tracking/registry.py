@@ -9,12 +9,12 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from experiments.spec import Segment
-from harness.plan import Plan, PlannedRun
-from harness.tracking.models import logged_models
-from harness.tracking.run_view import RUN_ID
-from harness.tracking.view import StudyView
-from storage.errors import TrackingError
+from fewscan.experiments.spec import Segment
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.tracking.models import logged_models
+from fewscan.harness.tracking.run_view import RUN_ID
+from fewscan.harness.tracking.view import StudyView
+from fewscan.storage.errors import TrackingError
 
 ALIAS = "best"
 

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.spec import Anomaly, Imported, Segment
-from harness.plan import Plan, PlannedRun
-from harness.tracking.metrics import (
+from fewscan.experiments.spec import Anomaly, Imported, Segment
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.tracking.metrics import (
     LABEL_COUNT,
     SECONDS,
     Point,
@@ -23,8 +23,8 @@ from harness.tracking.metrics import (
     milliseconds,
     usage_curves,
 )
-from storage.errors import RunError
-from storage.runs import RunFolder, State
+from fewscan.storage.errors import RunError
+from fewscan.storage.runs import RunFolder, State
 
 RUN_ID = "fewscan.run_id"
 BEGUN = "fewscan.begun"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from harness.plan import Plan
-from harness.tracking.metrics import LABEL_COUNT
+from fewscan.harness.plan import Plan
+from fewscan.harness.tracking.metrics import LABEL_COUNT
 
 PREFIX = "mlflow.sharedViewState."
 STUDY = "study"

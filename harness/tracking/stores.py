@@ -12,10 +12,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from harness.plan import Plan
-from harness.tracking.trouble import without_password
-from storage.atomic import TEMPORARY_SUFFIX, replacing
-from storage.errors import TrackingError
+from fewscan.harness.plan import Plan
+from fewscan.harness.tracking.trouble import without_password
+from fewscan.storage.atomic import TEMPORARY_SUFFIX, replacing
+from fewscan.storage.errors import TrackingError
 
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # else the UI asks, or guesses

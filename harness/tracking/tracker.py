@@ -16,24 +16,29 @@ from contextlib import contextmanager, suppress
 
 from mlflow.exceptions import RestException
 
-from experiments.spec import from_json
-from harness.plan import Plan, PlannedRun
-from harness.tracking.registry import register_best
-from harness.tracking.run_view import (
+from fewscan.experiments.spec import from_json
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.tracking.registry import register_best
+from fewscan.harness.tracking.run_view import (
     AFTER_THE_SWEEP,
     FROM_OUTSIDE,
     WHILE_SWEEPING,
     Statuses,
     view_of,
 )
-from harness.tracking.saved_views import report_page, saved_views
-from harness.tracking.stores import make_client, study_experiment, tracked_experiment, tracking_uri
-from harness.tracking.trouble import explained, its_version, without_password
-from harness.tracking.ui import serve
-from harness.tracking.view import StudyView, now_ms, reported_run, study_identity
-from storage.errors import RunError, StudyError, TrackingError
-from storage.locks import exclusive
-from storage.runs import OVER, RunFolder
+from fewscan.harness.tracking.saved_views import report_page, saved_views
+from fewscan.harness.tracking.stores import (
+    make_client,
+    study_experiment,
+    tracked_experiment,
+    tracking_uri,
+)
+from fewscan.harness.tracking.trouble import explained, its_version, without_password
+from fewscan.harness.tracking.ui import serve
+from fewscan.harness.tracking.view import StudyView, now_ms, reported_run, study_identity
+from fewscan.storage.errors import RunError, StudyError, TrackingError
+from fewscan.storage.locks import exclusive
+from fewscan.storage.runs import OVER, RunFolder
 
 UPDATE_WITHIN_S = 60.0
 """A pass of a sweep leaves the rest to the next one after this time."""

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from storage.errors import FewscanError, TrackingError
+from fewscan.storage.errors import FewscanError, TrackingError
 
 ASK_VERSION_S = 3.0
 MENDS = {

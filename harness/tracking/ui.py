@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from tempfile import TemporaryFile
 from typing import IO
 
-from storage.errors import TrackingError
+from fewscan.storage.errors import TrackingError
 
 START_WITHIN_S = 120.0
 END_WITHIN_S = 10.0

@@ -15,13 +15,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from experiments.spec import PROTOCOL
-from harness.plan import Plan
-from harness.tracking.dataset import dataset_of
-from harness.tracking.models import log_model, logged_models
-from harness.tracking.run_view import BEGUN, ERROR, LIVE, RUN_ID, RunView
-from harness.tracking.saved_views import STUDY, saved_views
-from storage.atomic import write_bytes
+from fewscan.experiments.spec import PROTOCOL
+from fewscan.harness.plan import Plan
+from fewscan.harness.tracking.dataset import dataset_of
+from fewscan.harness.tracking.models import log_model, logged_models
+from fewscan.harness.tracking.run_view import BEGUN, ERROR, LIVE, RUN_ID, RunView
+from fewscan.harness.tracking.saved_views import STUDY, saved_views
+from fewscan.storage.atomic import write_bytes
 
 STUDY_ID = "fewscan.study_id"
 PARENT = ""

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import debian
 
-from slurm.processes import descendants
+from fewscan.slurm.processes import descendants
 
 ROOT = Path(
     "/var/tmp/slurm_lab"

@@ -12,15 +12,15 @@ from typing import Any
 import lab
 import yaml
 
-from experiments.devices import Devices
-from experiments.stages import run_stage
-from harness.on_slurm import launch_sweep
-from harness.plan import Plan, make_plan
-from harness.study import parse_study
-from slurm import Status, cancel, status
-from slurm.folder import JOINED
-from storage.atomic import write_bytes
-from storage.runs import RunFolder
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.stages import run_stage
+from fewscan.harness.on_slurm import launch_sweep
+from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.study import parse_study
+from fewscan.slurm import Status, cancel, status
+from fewscan.slurm.folder import JOINED
+from fewscan.storage.atomic import write_bytes
+from fewscan.storage.runs import RunFolder
 
 ENDED = ("done", "failed", "cancelled", "lost")
 WAIT_S = 600
@@ -115,7 +115,7 @@ class LabStudy:
     def command(self, *words: str) -> str:
         """What `fewscan WORDS STUDY` prints; it must succeed."""
         name, *options = words
-        line = [sys.executable, "-m", "harness.cli", name, str(self.file), *options]
+        line = [sys.executable, "-m", "fewscan.harness.cli", name, str(self.file), *options]
         done = subprocess.run(line, capture_output=True, text=True, timeout=WAIT_S)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -12,9 +12,9 @@ import pytest
 from conftest import MakeStudy
 from lab_study import SLURM, until
 
-from slurm import Settings
-from slurm.doctor import checks
-from storage.errors import ClusterError, DiskFullError
+from fewscan.slurm import Settings
+from fewscan.slurm.doctor import checks
+from fewscan.storage.errors import ClusterError, DiskFullError
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 NOBODY = 65534
@@ -92,10 +92,10 @@ def test_a_folder_without_write_permission_is_named(make_study: MakeStudy) -> No
     program = f"""
 import os
 from pathlib import Path
-from harness.cli import main
-from harness.on_slurm import launch_sweep
-from harness.plan import load_plan
-from storage.errors import FewscanError
+from fewscan.harness.cli import main
+from fewscan.harness.on_slurm import launch_sweep
+from fewscan.harness.plan import load_plan
+from fewscan.storage.errors import FewscanError
 plan = load_plan(Path("{study.file}"))
 os.setgroups([])
 os.setgid({NOBODY})

@@ -10,13 +10,13 @@ from typing import Any
 import lab
 import pytest
 
-from experiments.devices import Devices, launch
-from experiments.stages import run_stage
-from harness.on_slurm import launch_sweep
-from harness.plan import Plan, make_plan
-from harness.study import parse_study
-from slurm import cancel, status
-from storage.runs import RunFolder
+from fewscan.experiments.devices import Devices, launch
+from fewscan.experiments.stages import run_stage
+from fewscan.harness.on_slurm import launch_sweep
+from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.study import parse_study
+from fewscan.slurm import cancel, status
+from fewscan.storage.runs import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 WAIT_S = 300

@@ -10,7 +10,7 @@ import pytest
 from conftest import MakeStudy
 from lab_study import LabStudy, until
 
-from slurm.folder import Folder
+from fewscan.slurm.folder import Folder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 NODE = "n1"

@@ -7,8 +7,8 @@ import pytest
 from conftest import MakeStudy
 from lab_study import CHECKPOINT_EVERY_S, SLOW_S, LabStudy, events, until
 
-from slurm.folder import read_json
-from storage.runs import RunFolder
+from fewscan.slurm.folder import read_json
+from fewscan.storage.runs import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 UNSEEN_STEPS = 4 / SLOW_S

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ray
 
-from slurm import inside
+from fewscan.slurm import inside
 
 CHECKPOINT_EVERY = 5
 

@@ -8,9 +8,9 @@ import yaml
 from fake_folders import make_plan
 from tiny import run_in_process, tiny_values
 
-from harness.plan import Plan, load_plan
-from harness.report.write import write_report
-from harness.tracking import stores
+from fewscan.harness.plan import Plan, load_plan
+from fewscan.harness.report.write import write_report
+from fewscan.harness.tracking import stores
 
 
 @pytest.fixture(autouse=True)

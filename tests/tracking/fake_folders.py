@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 from mlflow import MlflowClient
 
-from experiments.checkpoint import save_model
-from experiments.spec import (
+from fewscan.experiments.checkpoint import save_model
+from fewscan.experiments.spec import (
     Anomaly,
     Augmentation,
     Denoise,
@@ -25,12 +25,12 @@ from experiments.spec import (
     Training,
     run_id,
 )
-from experiments.unet import UNet
-from harness.plan import Plan, PlannedRun
-from harness.study import Finetuning, Study
-from storage.atomic import write_json
-from storage.runs import RunFolder
-from storage.splits import Split
+from fewscan.experiments.unet import UNet
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.study import Finetuning, Study
+from fewscan.storage.atomic import write_json
+from fewscan.storage.runs import RunFolder
+from fewscan.storage.splits import Split
 
 DATA = "f00dcafe"
 SIZE = 16
@@ -170,7 +170,9 @@ def mlflow_id(plan: Plan, index: int) -> str:
 @contextmanager
 def mlflow_server(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """The server of `fewscan ui` on a store, ready; ended, with all its processes, afterwards."""
-    script = f"from harness.tracking.ui import serve; serve({uri!r}, {{}}, '127.0.0.1', {port})"
+    script = (
+        f"from fewscan.harness.tracking.ui import serve; serve({uri!r}, {{}}, '127.0.0.1', {port})"
+    )
     server = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=Path(uri.removeprefix("sqlite:///")).parent,  # where artifacts go by default

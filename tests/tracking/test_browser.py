@@ -13,12 +13,12 @@ from fake_folders import mlflow_server
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from experiments.spec import Segment
-from harness.plan import Plan, load_plan
-from harness.tracking import ui
-from harness.tracking.saved_views import report_page, saved_views
-from harness.tracking.tracker import sync
-from harness.tracking.view import study_identity
+from fewscan.experiments.spec import Segment
+from fewscan.harness.plan import Plan, load_plan
+from fewscan.harness.tracking import ui
+from fewscan.harness.tracking.saved_views import report_page, saved_views
+from fewscan.harness.tracking.tracker import sync
+from fewscan.harness.tracking.view import study_identity
 
 SWITCHES = (
     "--disable-gpu",

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from fake_folders import DATA, ROOT, SIZE, database, finish, mlflow_id, start
 
-from experiments.checkpoint import load_model
-from experiments.spec import (
+from fewscan.experiments.checkpoint import load_model
+from fewscan.experiments.spec import (
     PROTOCOL,
 )
-from harness.plan import Plan
-from harness.tracking.tracker import Tracker
+from fewscan.harness.plan import Plan
+from fewscan.harness.tracking.tracker import Tracker
 
 
 def test_the_model_is_the_network_also_where_this_repository_is_not(

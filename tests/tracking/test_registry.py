@@ -6,10 +6,10 @@ import torch
 from fake_folders import database, finish, start
 from mlflow import MlflowClient
 
-from experiments.checkpoint import load_model
-from harness.plan import Plan
-from harness.tracking.tracker import sync
-from storage.errors import TrackingError
+from fewscan.experiments.checkpoint import load_model
+from fewscan.harness.plan import Plan
+from fewscan.harness.tracking.tracker import sync
+from fewscan.storage.errors import TrackingError
 
 
 def test_the_best_model_is_registered_once_and_a_better_one_takes_its_place(

@@ -9,18 +9,18 @@ import pytest
 from fake_folders import DATA, T0, database, finish, four_states, learn, mlflow_id, shown, start
 from mlflow import MlflowClient
 
-from experiments.checkpoint import save_model
-from experiments.spec import (
+from fewscan.experiments.checkpoint import save_model
+from fewscan.experiments.spec import (
     Imported,
     run_id,
     to_json,
 )
-from experiments.unet import UNet
-from harness.plan import Plan, PlannedRun
-from harness.tracking.run_view import view_of
-from harness.tracking.tracker import Tracker
-from storage.atomic import write_json
-from storage.errors import TrackingError
+from fewscan.experiments.unet import UNet
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.tracking.run_view import view_of
+from fewscan.harness.tracking.tracker import Tracker
+from fewscan.storage.atomic import write_json
+from fewscan.storage.errors import TrackingError
 
 
 def test_each_started_run_is_shown_under_the_study(plan: Plan) -> None:

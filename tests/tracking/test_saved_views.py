@@ -7,9 +7,9 @@ from pathlib import Path
 from fake_folders import make_plan
 from mlflow.utils.validation import MAX_EXPERIMENT_TAG_VAL_LENGTH
 
-from harness.plan import load_plan
-from harness.tracking.run_view import view_of
-from harness.tracking.saved_views import saved_views
+from fewscan.harness.plan import load_plan
+from fewscan.harness.tracking.run_view import view_of
+from fewscan.harness.tracking.saved_views import saved_views
 
 
 def test_every_chart_and_column_shows_something_that_runs_have(finished_study: Path) -> None:

@@ -14,12 +14,12 @@ from fake_folders import mlflow_server, shown
 from rich.console import Console
 from tiny import run_in_process
 
-from harness import sweep as sweeping
-from harness.plan import Plan, PlannedRun, make_plan
-from harness.study import Study
-from harness.sweep import sweep
-from harness.tracking import ui
-from harness.tracking.tracker import Tracker
+from fewscan.harness import sweep as sweeping
+from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.study import Study
+from fewscan.harness.sweep import sweep
+from fewscan.harness.tracking import ui
+from fewscan.harness.tracking.tracker import Tracker
 
 SOON_S = 0.2
 

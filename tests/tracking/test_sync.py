@@ -10,9 +10,9 @@ import pytest
 from fake_folders import mlflow_server, shown
 from mlflow import MlflowClient
 
-from harness.plan import load_plan
-from harness.tracking import ui
-from harness.tracking.tracker import sync
+from fewscan.harness.plan import load_plan
+from fewscan.harness.tracking import ui
+from fewscan.harness.tracking.tracker import sync
 
 
 def test_a_sync_that_is_killed_goes_on_and_twice_is_once(
@@ -26,7 +26,7 @@ def test_a_sync_that_is_killed_goes_on_and_twice_is_once(
     port = ui.free_port("127.0.0.1")
     address = f"http://127.0.0.1:{port}"
     with mlflow_server(there, port):
-        command = [sys.executable, "-m", "harness.cli", "sync", str(finished_study)]
+        command = [sys.executable, "-m", "fewscan.harness.cli", "sync", str(finished_study)]
         process = subprocess.Popen([*command, "--to", address])
         wait_for_runs(address, plan.study.name, 4)
         process.send_signal(signal.SIGKILL)

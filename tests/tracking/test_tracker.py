@@ -9,11 +9,11 @@ import pytest
 from fake_folders import database, finish, four_states, learn, make_plan, mlflow_id, shown, start
 from mlflow import MlflowClient
 
-from harness.plan import Plan
-from harness.tracking import stores
-from harness.tracking.tracker import Tracker, sync
-from storage.errors import TrackingError
-from storage.runs import RunFolder
+from fewscan.harness.plan import Plan
+from fewscan.harness.tracking import stores
+from fewscan.harness.tracking.tracker import Tracker, sync
+from fewscan.storage.errors import TrackingError
+from fewscan.storage.runs import RunFolder
 
 
 class Calls:

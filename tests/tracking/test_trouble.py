@@ -15,11 +15,11 @@ import pytest
 from fake_folders import database, four_states, mlflow_server, shown
 from mlflow import MlflowClient
 
-from harness.plan import Plan
-from harness.tracking import tracker as tracking
-from harness.tracking import ui
-from harness.tracking.tracker import Tracker
-from storage.errors import TrackingError
+from fewscan.harness.plan import Plan
+from fewscan.harness.tracking import tracker as tracking
+from fewscan.harness.tracking import ui
+from fewscan.harness.tracking.tracker import Tracker
+from fewscan.storage.errors import TrackingError
 
 
 def test_a_server_that_comes_late_catches_up(

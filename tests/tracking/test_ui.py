@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 from fake_folders import database, four_states, shown
 
-from harness.plan import Plan
-from harness.tracking import tracker as tracking
-from harness.tracking import ui
-from harness.tracking.tracker import Tracker, serve_ui
-from storage.errors import TrackingError
-from storage.locks import exclusive
+from fewscan.harness.plan import Plan
+from fewscan.harness.tracking import tracker as tracking
+from fewscan.harness.tracking import ui
+from fewscan.harness.tracking.tracker import Tracker, serve_ui
+from fewscan.storage.errors import TrackingError
+from fewscan.storage.locks import exclusive
 
 
 def test_the_ui_has_nothing_to_show_before_a_sweep(plan: Plan) -> None:

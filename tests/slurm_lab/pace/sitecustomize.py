@@ -15,7 +15,7 @@ class PaceTorch(importlib.abc.MetaPathFinder):
     """Hooks into torch's optimisers when the first stage is imported; finds no module itself."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name == "experiments.stages":
+        if name == "fewscan.experiments.stages":
             sys.meta_path.remove(self)
             from torch.optim.optimizer import register_optimizer_step_post_hook
 
