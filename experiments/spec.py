@@ -15,6 +15,8 @@ PROTOCOL = 1
 """Results of different protocol versions may not be compared; raised when the numbers change."""
 
 Target = Literal["binary", "multiclass"]
+Transfer = Literal["all", "encoder"]
+"""Which weights a fine-tuning takes over from a pre-training; the head is always new."""
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
 Residency = Literal["auto", "device", "shared", "stream"]
 """Where slices are kept while a run needs them: in no spec, but named where no torch is loaded."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from fewscan.experiments.cost import run_flops
 from fewscan.experiments.spec import Anomaly, Denoise, RunSpec, Segment, run_id, to_json
+from fewscan.harness.arms import Arm, Place
 from fewscan.harness.study import SCRATCH, Share, Study, load_study
 from fewscan.storage.errors import StudyError
 from fewscan.storage.geometry import orientation
@@ -42,6 +43,17 @@ class PlannedRun:
         return run_id(self.spec)
 
     @property
+    def place(self) -> Place:
+        """Where it stands in the grid."""
+        init = None if self.init == SCRATCH else self.init
+        spec = self.spec
+        if isinstance(spec, Segment):
+            return Place(Arm("fine-tuning", init), spec.target, spec.label_count, spec.seed)
+        if isinstance(spec, Anomaly):
+            return Place(Arm("unsupervised", init), "binary", None, 0)
+        return Place(Arm("pre-training", init), None, None, getattr(spec, "seed", 0))
+
+    @property
     def parents(self) -> tuple[str, ...]:
         return () if self.spec.init is None else (self.spec.init,)
 
@@ -64,6 +76,11 @@ class Plan:
     @property
     def folder(self) -> StudyFolder:
         return StudyFolder(self.study.folder)
+
+    @property
+    def scores(self) -> tuple[PlannedRun, ...]:
+        """The runs that have test numbers."""
+        return tuple(run for run in self.runs if isinstance(run.spec, Segment | Anomaly))
 
     def folder_of(self, run: PlannedRun) -> RunFolder:
         return self.folder.run(run.run_id)

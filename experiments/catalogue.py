@@ -1,0 +1,211 @@
+"""The catalogue of metrics: what is measured on the test split, and how it is told to people.
+
+One row a metric. Scoring, `cases.csv`, the report, its tables, MLflow's names and the study file's
+`published` all read this list; how a number is computed stands where `key` is registered
+(`metrics`, `cases`, `surface_distance`). No torch in here: a study is looked at without it.
+
+A metric's scope says what one number of it is about, and with that its names:
+
+    scope      one number for                       column of cases.csv   key in result.json
+    pooled     all pixels of the split together     –                     KEY
+    patient    a test scan                          KEY                   patient_KEY
+    structure  a test scan and a structure: a       KEY_STRUCTURE         class_KEY/CLASS and
+               class, or the lesion of a binary                           class_KEY_mean, or
+               run                                                        patient_KEY_lesion
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fewscan.experiments.spec import Evaluation, Target
+
+Scope = Literal["pooled", "patient", "structure"]
+Compared = Literal["difference", "quartiles", "no"]
+
+LESION = "lesion"
+"""The structure of a binary run: all classes together."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One thing that is measured."""
+
+    key: str
+    title: str
+    """For people; may name a field of `Evaluation` in braces."""
+    scope: Scope
+    explanation: str
+    """One sentence: what it is, by which rule."""
+    unit: str = ""
+    """mm, mm³; empty for a number without one."""
+    least: float = 0.0
+    most: float = 1.0
+    higher_is_better: bool = True
+    compared: Compared = "no"
+    """difference: means, paired differences, intervals. quartiles: it may be infinite, so it is
+    described by quartiles. no: it is recorded and shown."""
+    targets: tuple[Target, ...] = ("binary", "multiclass")
+    """Of the runs that have it."""
+    leads: tuple[Target, ...] = ()
+    """The targets whose verdict is about it."""
+    panel: Target | None = None
+    """The target whose published figure shows it."""
+    needs: str | None = None
+    """A field of `Evaluation` that is set where the metric is computed."""
+
+    def is_computed(self, evaluation: Evaluation, target: Target) -> bool:
+        """Whether runs of the target have it under this evaluation."""
+        wanted = self.needs is None or bool(getattr(evaluation, self.needs))
+        return wanted and target in self.targets
+
+    def title_under(self, evaluation: Evaluation) -> str:
+        """ "NSD at 2 mm"."""
+        return self.title.format_map(_Plain(vars(evaluation)))
+
+    def column(self, structure: str = "") -> str:
+        """Its name in cases.csv."""
+        return f"{self.key}_{structure}" if self.scope == "structure" else self.key
+
+    def result_key(self, structure: str | None = None) -> str:
+        """Its name in result.json; of a metric of structures the mean over classes if None."""
+        if self.scope == "pooled":
+            return self.key
+        if self.scope == "patient" or structure == LESION:
+            return f"patient_{self.column(structure or '')}"
+        return f"class_{self.key}_mean" if structure is None else f"class_{self.key}/{structure}"
+
+
+class _Plain(dict[str, object]):
+    """Numbers without trailing zeros."""
+
+    def __getitem__(self, name: str) -> object:
+        value = super().__getitem__(name)
+        return f"{value:g}" if isinstance(value, float) else value
+
+
+CATALOGUE: tuple[Metric, ...] = (
+    Metric(
+        "pooled_ap",
+        "average precision",
+        "pooled",
+        "Average precision of the lesion score over all pixels of all test scans together, scores "
+        "in half precision, as published (Kascenas et al., MIDL 2022).",
+        panel="binary",
+    ),
+    Metric(
+        "pooled_best_dice",
+        "⌈Dice⌉",
+        "pooled",
+        "Best Dice over the thresholds 0, 0.001 … 0.999, over all pixels of all test scans "
+        "together. As published, its threshold is chosen on the test split itself.",
+        panel="binary",
+    ),
+    Metric(
+        "pooled_best_dice_threshold",
+        "threshold of ⌈Dice⌉",
+        "pooled",
+        "The threshold that ⌈Dice⌉ chose on the test split.",
+        most=math.inf,
+    ),
+    Metric(
+        "pooled_dice_at_validation_threshold",
+        "Dice of all pixels at the validation threshold",
+        "pooled",
+        "Dice over all pixels of all test scans together, at the threshold that validation chose: "
+        "what can be had without looking at the test split.",
+    ),
+    Metric(
+        "pooled_best_dice_without_specks",
+        "⌈Dice⌉ without specks",
+        "pooled",
+        "⌈Dice⌉'s mask without 3D components of at most {min_component_voxels} voxels, as "
+        "published.",
+        needs="min_component_voxels",
+    ),
+    Metric(
+        "dice_at_validation_threshold",
+        "Dice at the validation threshold",
+        "patient",
+        "Dice of the lesion in the 3D scan, at the threshold that validation chose.",
+        compared="difference",
+        leads=("binary",),
+    ),
+    Metric(
+        "ap",
+        "AP of each patient",
+        "patient",
+        "Average precision of the lesion score over the pixels of one test scan.",
+        compared="difference",
+    ),
+    Metric(
+        "dice",
+        "Dice",
+        "structure",
+        "Dice of a class in the 3D scan; the mean is over patients, then over classes (Holzschuh "
+        "et al., MIDL 2023). A class in neither prediction nor truth does not count.",
+        compared="difference",
+        targets=("multiclass",),
+        leads=("multiclass",),
+        panel="multiclass",
+    ),
+    Metric(
+        "volume_mm3",
+        "predicted volume",
+        "structure",
+        "Volume of the prediction.",
+        unit="mm³",
+        most=math.inf,
+    ),
+    Metric(
+        "true_volume_mm3",
+        "true volume",
+        "structure",
+        "Volume of the truth, on the grid of the slices.",
+        unit="mm³",
+        most=math.inf,
+    ),
+    Metric(
+        "nsd",
+        "NSD at {nsd_tolerance_mm} mm",
+        "structure",
+        "Normalised surface Dice: the share of both surfaces that is within the tolerance of the "
+        "other (Nikolov et al. 2018).",
+        compared="difference",
+        needs="nsd_tolerance_mm",
+    ),
+    Metric(
+        "hd95_mm",
+        "HD95",
+        "structure",
+        "The larger of the two directed 95th percentiles of surface distances; infinite where one "
+        "of the two surfaces is missing.",
+        unit="mm",
+        most=math.inf,
+        higher_is_better=False,
+        compared="quartiles",
+        needs="nsd_tolerance_mm",
+    ),
+)
+METRICS = {metric.key: metric for metric in CATALOGUE}
+
+
+def computed(evaluation: Evaluation, target: Target) -> list[Metric]:
+    """The metrics that runs of the target have, in the order of the catalogue."""
+    return [metric for metric in CATALOGUE if metric.is_computed(evaluation, target)]
+
+
+def leading(target: Target) -> Metric:
+    """The metric that the target's verdict is about."""
+    return next(metric for metric in CATALOGUE if target in metric.leads)
+
+
+def panels() -> list[tuple[Target, Metric]]:
+    """The panels of the published figure: the target of their runs, and the metric."""
+    return [(metric.panel, metric) for metric in CATALOGUE if metric.panel is not None]
+
+
+def structures(target: Target, classes: Sequence[str]) -> tuple[str, ...]:
+    """What a run of the target segments: the classes of the store, or the lesion."""
+    return tuple(classes) if target == "multiclass" else (LESION,)
