@@ -20,14 +20,14 @@ import torch
 from torch import Generator, Tensor
 
 from fewscan.experiments import transforms
-from fewscan.experiments.scoring import foreground
-from fewscan.experiments.transfer import sent
+from fewscan.experiments.anomaly import foreground
+from fewscan.experiments.to_device import sent
 
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class AugmentationTable:
     """How often each transform happens to an image, and between which bounds; nnU-Net's values."""
 
     rotation_probability: float = 0.2
@@ -62,6 +62,9 @@ class Augmentation:
     """BG: the exponent of both gamma transforms, for each channel."""
     mirror_probability: float = 0.5
     """Of each axis."""
+
+
+NNUNET = AugmentationTable()
 
 
 def _unless_drawn(identity: float) -> Any:
@@ -116,7 +119,7 @@ class Draws:
         }
 
 
-def draw(spec: Augmentation, batch_size: int, channels: int, generator: Generator) -> Draws:
+def draw(spec: AugmentationTable, batch_size: int, channels: int, generator: Generator) -> Draws:
     """Draw what happens to each of `batch_size` images; `generator` is one of the CPU."""
     n, c, dice = batch_size, channels, _Dice(generator)
     rotated = dice.happens(spec.rotation_probability, n)

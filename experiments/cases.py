@@ -1,10 +1,6 @@
-"""The numbers of one test patient: a row of `cases.csv`.
+"""The numbers of one test scan: a row of `cases.csv`. Which they are says `experiments.catalogue`.
 
-The rule for a class (or the whole lesion) that is empty in a patient: in neither prediction nor
-truth, it does not count for the patient and the field is empty. Only predicted, or only true: Dice
-and NSD are 0 and HD95 is infinite ("inf"). Nothing is put in the place of either.
-
-Letters in names: K classes, Z slices of a scan, H and W rows and columns of a slice.
+Letters in names: Z slices of a scan, H and W rows and columns of a slice.
 """
 
 import csv
@@ -15,84 +11,109 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewscan.experiments.metrics import PixelScores, class_dice
-from fewscan.experiments.surfaces import surface_scores
-
-LESION = "lesion"
-"""All classes together, in the names of columns: of the mask at the validation threshold."""
-DICE_AT_THRESHOLD = "dice_at_validation_threshold"
+from fewscan.experiments import surface_distance  # noqa: F401 (its measures register themselves)
+from fewscan.experiments.catalogue import computed, structures
+from fewscan.experiments.measures import MEASURES, Masks
+from fewscan.experiments.metrics import PixelScores
+from fewscan.experiments.spec import Evaluation, Target
 
 Row = dict[str, float | str]
 """Column → number; nan is one that is not defined."""
 
 
 @dataclass(frozen=True)
-class Segmentation:
-    """A patient's predicted and true labels in 3D: uint8, 0 no lesion, k the k-th of `names`."""
+class Case:
+    """One test scan with what was found in it."""
 
-    names: tuple[str, ...]
-    predicted_ZHW: np.ndarray
+    subject: str
+    patient: str
+    pixels: PixelScores
+    """Of all its kept slices."""
+    found_ZHW: np.ndarray | None
+    """uint8: the classes, or 1 above the threshold; None where validation could choose none."""
     truth_ZHW: np.ndarray
+    """uint8: the classes."""
+    lesion_ZHW: np.ndarray | None
+    """bool: what scores above the threshold."""
     spacing_mm_ZHW: tuple[float, float, float]
 
-    def dice_K(self) -> np.ndarray:
-        """Dice of each class, by the rule for empty ones."""
-        return class_dice(self.predicted_ZHW, self.truth_ZHW, range(1, len(self.names) + 1))
 
-    def numbers(self, nsd_tolerance_mm: float | None) -> dict[str, float]:
-        """Volumes, and with a tolerance the surfaces' agreement, by column."""
-        found: dict[str, float] = {}
-        voxel_mm3 = math.prod(self.spacing_mm_ZHW)
-        for label, name in enumerate(self.names, start=1):
-            predicted, truth = self.predicted_ZHW == label, self.truth_ZHW == label
-            found[f"volume_mm3_{name}"] = float(predicted.sum() * voxel_mm3)
-            found[f"true_volume_mm3_{name}"] = float(truth.sum() * voxel_mm3)
-            if nsd_tolerance_mm is not None:
-                nsd, hd95 = surface_scores(predicted, truth, self.spacing_mm_ZHW, nsd_tolerance_mm)
-                found |= {f"nsd_{name}": nsd, f"hd95_mm_{name}": hd95}
-        return found
-
-
-def case_row(
-    subject: str,
-    pixels: PixelScores,
-    lesion: Segmentation | None,
-    classes: Segmentation | None,
-    nsd_tolerance_mm: float | None,
-) -> Row:
-    """The row of one patient.
-
-    `lesion` is the mask at the threshold that validation chose, None if it could choose none.
-    `classes` are those of a model that knows classes; then volumes and surfaces are of them.
-    """
+def case_row(case: Case, target: Target, classes: Sequence[str], evaluation: Evaluation) -> Row:
+    """The row of one scan."""
     row: Row = {
-        "subject": subject,
-        "pixels": pixels.pixels,
-        "lesion_pixels": pixels.positives,
-        "ap": pixels.average_precision(),
-        DICE_AT_THRESHOLD: math.nan if lesion is None else float(lesion.dice_K()[0]),
+        "subject": case.subject,
+        "patient": case.patient,
+        "pixels": case.pixels.pixels,
+        "lesion_pixels": case.pixels.positives,
     }
-    if classes is not None:
-        dice_K = classes.dice_K()
-        row |= {f"dice_{name}": float(dice_K[k]) for k, name in enumerate(classes.names)}
-    measured = classes or lesion
-    return row | (measured.numbers(nsd_tolerance_mm) if measured else {})
+    for metric in computed(evaluation, target):
+        if metric.scope == "patient":
+            row[metric.column()] = PATIENT[metric.key](case)
+        elif metric.scope == "structure" and case.found_ZHW is not None:
+            names = structures(target, classes)
+            row |= {
+                metric.column(name): MEASURES[metric.key](_masks(case, target, k), evaluation)
+                for k, name in enumerate(names, start=1)
+            }
+    return row
+
+
+def _masks(case: Case, target: Target, label: int) -> Masks:
+    assert case.found_ZHW is not None
+    truth_ZHW = case.truth_ZHW == label if target == "multiclass" else case.truth_ZHW > 0
+    return Masks(case.found_ZHW == label, truth_ZHW, case.spacing_mm_ZHW)
+
+
+def _dice_at_threshold(case: Case) -> float:
+    if case.lesion_ZHW is None:
+        return math.nan
+    masks = Masks(case.lesion_ZHW, case.truth_ZHW > 0, case.spacing_mm_ZHW)
+    return MEASURES["dice"](masks, Evaluation())
+
+
+PATIENT = {
+    "ap": lambda case: case.pixels.average_precision(),
+    "dice_at_validation_threshold": _dice_at_threshold,
+}
+"""Metric of patients → its computation."""
+
+
+def means(
+    rows: Sequence[Row], target: Target, classes: Sequence[str], evaluation: Evaluation
+) -> dict[str, float]:
+    """Means over patients, each the mean over its scans; of classes also the mean over them.
+
+    A number that is not defined for a scan is left out; nan if that leaves none.
+    """
+    found: dict[str, float] = {}
+    for metric in computed(evaluation, target):
+        if metric.compared != "difference" or metric.scope == "pooled":
+            continue
+        names = structures(target, classes) if metric.scope == "structure" else ("",)
+        each = {n: mean_over_patients(rows, metric.column(n)) for n in names}
+        if metric.scope == "structure" and target == "multiclass":
+            found[metric.result_key()] = mean_defined(np.array([*each.values()]))
+        found |= {metric.result_key(name): value for name, value in each.items()}
+    return found
+
+
+def mean_over_patients(rows: Sequence[Row], column: str) -> float:
+    """Of the means over each patient's scans; nan if it is defined for none."""
+    scans: dict[str, list[float]] = {}
+    for row in rows:
+        scans.setdefault(str(row["patient"]), []).append(float(row.get(column, math.nan)))
+    return mean_defined(np.array([mean_defined(np.array(values)) for values in scans.values()]))
+
+
+def mean_defined(values: np.ndarray) -> float:
+    """Mean over what is defined; nan if nothing is."""
+    return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
 
 
 def to_csv(rows: Sequence[Row]) -> bytes:
-    """One row a patient; an empty field is a number that is not defined for that patient."""
+    """One row a scan; an empty field is a number that is not defined for it."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)
     return text.getvalue().encode()
-
-
-def column(rows: Sequence[Row], name: str) -> np.ndarray:
-    """One number of every patient."""
-    return np.array([row[name] for row in rows], dtype=float)
-
-
-def mean_defined(values: np.ndarray) -> float:
-    """Mean over the patients for whom it is defined; nan if there are none."""
-    return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from fewscan.experiments.spec import Evaluation, Network, RunSpec, Training
+from fewscan.experiments.spec import Finetune, Network, Pretrain, RunSpec, Score
 from fewscan.storage.slices import SliceStore
 
 BACKWARD = 2
@@ -50,27 +50,26 @@ def flops_by_part(spec: RunSpec, network: Network, store: SliceStore) -> RunFlop
 
 def _trained(spec: RunSpec) -> int:
     """Forward passes over a slice that the steps are worth."""
-    training: Training | None = getattr(spec, "training", None)
-    return training.iterations * training.batch_size * (1 + BACKWARD) if training else 0
+    if not isinstance(spec, Pretrain | Finetune):
+        return 0
+    return spec.training.iterations * spec.training.batch_size * (1 + BACKWARD)
 
 
 def _validated(spec: RunSpec, store: SliceStore) -> int:
-    training: Training | None = getattr(spec, "training", None)
-    if training is None:
+    if not isinstance(spec, Pretrain | Finetune):
         return 0
-    each = _slices(store, store.split.validation)
+    training, each = spec.training, _slices(store, store.split.validation)
     if training.validation_slices is not None:
         each = min(each, training.validation_slices)
     return -(-training.iterations // training.validate_every) * each
 
 
 def _scored(spec: RunSpec, store: SliceStore) -> int:
-    evaluation: Evaluation | None = getattr(spec, "evaluation", None)
-    if evaluation is None:
+    if not isinstance(spec, Score):
         return 0
-    test = _slices(store, store.split.test)
-    again = test if evaluation.min_component_voxels else 0  # at the threshold that is known then
-    return _slices(store, store.split.validation) + test + again
+    test = _slices(store, store.split.test) if spec.split == "test" else 0
+    again = test if spec.evaluation.min_component_voxels else 0  # at the threshold known then
+    return len(spec.parents) * (_slices(store, store.split.validation) + test + again)
 
 
 @lru_cache(maxsize=8)  # the same splits for each of the runs of a study

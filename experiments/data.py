@@ -13,13 +13,14 @@ from torch import Tensor
 
 from fewscan.experiments.devices import Devices
 from fewscan.experiments.residency import InMemory, Kept, Selection, keep
-from fewscan.experiments.transfer import sent
+from fewscan.experiments.schemes.scheme import SliceTable
+from fewscan.experiments.to_device import sent
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.slices import SliceStore
 
 VALIDATION_BATCH = 32
-"""Slices a validation batch; fixed, because the validation noise is drawn batch by batch."""
+"""Slices a validation batch; fixed, because what a scheme draws is drawn batch by batch."""
 
 
 def open_store(folder: RunFolder, fingerprint: str) -> SliceStore:
@@ -48,9 +49,12 @@ class Batch:
 class SliceData:
     """All slices that a task draws from, wherever they are kept."""
 
-    def __init__(self, kept: Kept, dtype: torch.dtype, device: str, note: str = "") -> None:
+    def __init__(
+        self, kept: Kept, table: SliceTable, dtype: torch.dtype, device: str, note: str = ""
+    ) -> None:
         """`note` says where they are kept and why, for the record."""
         self.note = note
+        self.table = table
         self._kept = kept
         self._dtype = dtype
         self._device = device
@@ -72,8 +76,9 @@ class SliceData:
 
         `at_most` keeps that many, evenly spaced. Raises as `residency.keep`.
         """
-        kept, note = keep(Selection(store, subjects, healthy_only, at_most), devices)
-        return cls(kept, dtype, devices.device, note)
+        selection = Selection(store, subjects, healthy_only, at_most)
+        kept, note = keep(selection, devices)
+        return cls(kept, selection.table(), dtype, devices.device, note)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -97,10 +102,11 @@ class SliceData:
     def _on_device(self, tensor: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
         return sent(tensor, self._device, dtype)
 
-    def validation_batches(self, devices: Devices) -> Iterator[tuple[int, Batch]]:
-        """This rank's share of all slices in order, each batch with its number."""
+    def validation_batches(self, devices: Devices) -> Iterator[tuple[int, Tensor, Batch]]:
+        """This rank's share of all slices in order, each batch with its number and indices."""
         indices = torch.arange(len(self)).split(VALIDATION_BATCH)
         mine = range(devices.rank, len(indices), devices.world_size)
         for number in mine:
             after = number + devices.world_size
-            yield number, self.batch(indices[number], indices[after] if after in mine else None)
+            following = indices[after] if after in mine else None
+            yield number, indices[number], self.batch(indices[number], following)

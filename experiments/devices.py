@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fewscan.experiments.spec import Precision, Residency
+from fewscan.storage.code_digest import code_digest, package_version
 from fewscan.storage.errors import DeviceError
 
 RANKS_MEET_WITHIN = timedelta(minutes=10)
@@ -124,11 +126,30 @@ class Devices:
         """What the weights are kept in: float32, or float64 for exact comparisons."""
         return torch.float64 if precision == "fp64" else torch.float32
 
+    def computed_precision(self, precision: Precision) -> Literal["bf16", "fp32", "fp64"]:
+        """What the wish comes to here: auto is bf16 where the device has it natively."""
+        if precision != "auto":
+            return precision
+        return "bf16" if has_native_bf16(self.device.partition(":")[0]) else "fp32"
+
+    def environment(self, precision: Precision) -> dict[str, Any]:
+        """What computes here in fact, for the record of a result: nothing of time or place."""
+        return {
+            "fewscan": package_version(),
+            "code": code_digest(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "device": self.device.partition(":")[0],
+            "precision": self.computed_precision(precision),
+            "ranks": self.world_size,
+            "threads": self.threads,
+        }
+
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
-        """bf16 autocast, if the precision asks for it or (auto) the device has it natively."""
-        kind = self.device.partition(":")[0]
-        wanted = precision == "bf16" or (precision == "auto" and has_native_bf16(kind))
-        return torch.autocast(kind, torch.bfloat16) if wanted else contextlib.nullcontext()
+        """bf16 autocast, if that is what the precision comes to here."""
+        if self.computed_precision(precision) != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.partition(":")[0], torch.bfloat16)
 
 
 def _is_of_a_lost_peer(error: RuntimeError) -> bool:

@@ -1,15 +1,11 @@
-"""What the study measures: AP and ⌈Dice⌉ over pooled pixels, Dice per patient and class.
+"""AP and ⌈Dice⌉ over pooled pixels, exactly, in one pass.
 
 Everything is counted, never collected: memory does not grow with the number of patients, counts of
 parts can be added, and the results are exact. A half-precision score is one of 32,768 non-negative
 numbers, so a count per number and per class of pixel says all that AP and ⌈Dice⌉ ask.
 
-Letters in names: P patients, K classes, Z slices of a scan, H and W rows and columns of a slice,
-V the non-negative half-precision numbers in ascending order.
+Letter in names: V the non-negative half-precision numbers in ascending order.
 """
-
-import io
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -102,18 +98,6 @@ class PixelScores:
             raise ValueError(f"threshold {threshold} is not between 0 and {LARGEST_HALF:.0f}")
         return float("nan") if self.positives == 0 else float(self._dice(np.array([threshold]))[0])
 
-    def to_bytes(self) -> bytes:
-        """The counts as a compressed `.npz`, for `from_bytes`."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, counts_2V=self.counts_2V)
-        return buffer.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "PixelScores":
-        """What `to_bytes` wrote."""
-        with np.load(io.BytesIO(data)) as arrays:
-            return cls(arrays["counts_2V"])
-
     def _detections(self) -> tuple[np.ndarray, np.ndarray]:
         """Positive pixels, and all pixels, that score at least each half-precision number."""
         negatives_V, positives_V = self.counts_2V[:, ::-1].cumsum(axis=1)[:, ::-1]
@@ -123,68 +107,6 @@ class PixelScores:
         next_above = thresholds.astype(np.float16).view(np.int16) + 1
         hits_V, detected_V = self._detections()
         return 2 * hits_V[next_above] / (detected_V[next_above] + self.positives)
-
-
-class ClassOverlap:
-    """Voxels per class that prediction and truth share, and that only one of them has.
-
-    The counts stay on the device of the labels. For Dice per patient make one object a patient.
-    """
-
-    def __init__(self, classes: Sequence[int], counts_3K: torch.Tensor | None = None) -> None:
-        """Start empty for the label values `classes`, or from true and false positives, misses."""
-        self.classes = tuple(classes)
-        empty_3K = torch.zeros((3, len(self.classes)), dtype=torch.int64)
-        self.counts_3K = empty_3K if counts_3K is None else counts_3K
-
-    def update(self, prediction: Array, truth: Array) -> None:
-        """Count the voxels of two arrays of labels; ValueError if their shapes differ."""
-        prediction, truth = _tensor(prediction), _tensor(truth)
-        if prediction.shape != truth.shape:
-            raise ValueError(
-                f"the prediction is {tuple(prediction.shape)}, the truth {tuple(truth.shape)}"
-            )
-        counts_K3 = [_overlap(prediction == label, truth == label) for label in self.classes]
-        self.counts_3K = self.counts_3K.to(prediction.device) + torch.stack(counts_K3, dim=1)
-
-    def __add__(self, other: "ClassOverlap") -> "ClassOverlap":
-        assert self.classes == other.classes
-        device = self.counts_3K.device
-        return ClassOverlap(self.classes, self.counts_3K + other.counts_3K.to(device))
-
-    def dice(self) -> np.ndarray:
-        """Dice of each class, shape (K,), with `class_dice`'s rule for empty classes."""
-        hits_K, false_K, missed_K = self.counts_3K.cpu().numpy()
-        with np.errstate(invalid="ignore"):
-            return 2 * hits_K / (2 * hits_K + false_K + missed_K)
-
-
-def class_dice(
-    prediction_ZHW: Array,
-    truth_ZHW: Array,
-    classes: Sequence[int],
-) -> np.ndarray:
-    """Dice of one patient's 3D scan for each label value in `classes`, shape (K,).
-
-    A class that is in neither prediction nor truth is nan: there was nothing to find and nothing
-    was found, so the patient does not count for it. A class that is only predicted, or only true,
-    has Dice 0. Raises ValueError if the shapes differ.
-    """
-    overlap = ClassOverlap(classes)
-    overlap.update(prediction_ZHW, truth_ZHW)
-    return overlap.dice()
-
-
-def mean_class_dice(dice_PK: np.ndarray) -> float:
-    """Mean over patients, then over classes (Holzschuh et al., MIDL 2023), of `class_dice`s.
-
-    A patient whose class is nan is left out of that class's mean, and a class that is nan for every
-    patient is left out of the mean over classes; nan if that leaves none.
-    """
-    seen_K = ~np.isnan(dice_PK).all(axis=0)
-    if not seen_K.any():
-        return float("nan")
-    return float(np.nanmean(dice_PK[:, seen_K], axis=0).mean())
 
 
 def _tensor(values: Array) -> torch.Tensor:
@@ -204,8 +126,3 @@ def _half_bits(scores: torch.Tensor) -> torch.Tensor:
             f"scores must lie between 0 and {LARGEST_HALF:.0f}; of {half.numel()}, {found}"
         )
     return bits
-
-
-def _overlap(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    hits = (prediction & truth).count_nonzero()
-    return torch.stack([hits, prediction.count_nonzero() - hits, truth.count_nonzero() - hits])

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from fewscan.experiments.devices import Devices
-from fewscan.experiments.transfer import sent
+from fewscan.experiments.schemes.scheme import SliceTable
+from fewscan.experiments.to_device import sent
 from fewscan.storage.errors import DeviceError
+from fewscan.storage.geometry import slice_axis
 from fewscan.storage.memory import available_bytes
 from fewscan.storage.shared_slices import SHARE_OF_FREE, SharedSlices
 from fewscan.storage.slices import SliceStore
@@ -55,6 +57,14 @@ class Selection:
         """Bytes of images in half precision and labels in one byte."""
         return len(self) * self.store.size**2 * (2 * len(self.store.channels) + 1)
 
+    def table(self) -> SliceTable:
+        """What is known of the slices without reading them."""
+        stream, size = self.stream, self.store.size
+        scans_N, positions_N = stream.subjects_N[self.indices_N], stream.positions_N[self.indices_N]
+        counts = [_slices_of_scan(self.store, subject) for subject in stream.ids]
+        last_N = np.maximum(np.array(counts, np.int64)[scans_N] - 1, 1)
+        return SliceTable(len(self.store.channels), (size, size), scans_N, positions_N / last_N)
+
     def empty(self, count: int, device: str = "cpu", pinned: bool = False) -> tuple[Tensor, Tensor]:
         """Room for `count` slices: images_NCHW (float16), labels_NHW (uint8)."""
         plane = (self.store.size, self.store.size)
@@ -66,6 +76,12 @@ class Selection:
         )
         labels = torch.empty((count, *plane), dtype=torch.uint8, device=device, pin_memory=pinned)
         return images, labels
+
+
+def _slices_of_scan(store: SliceStore, subject: str) -> int:
+    """The kept ones and the others."""
+    found = store.subjects[subject]
+    return found.shape_XYZ[slice_axis(store.manifest.parameters.axis, np.array(found.affine))]
 
 
 class Kept(Protocol):

@@ -1,33 +1,35 @@
 """What a run is: frozen values whose canonical JSON hashes to the run's id.
 
 Everything that may change a run's numbers stands in its spec; nothing else does (paths, devices and
-names are elsewhere). Same spec, same id, same folder; all seeds come from the id and a purpose.
+names are elsewhere). Same spec, same id, same folder. Random numbers come from a cell's seed and a
+purpose, never from the id: arms of a cell share them, and so do runs that differ in a setting which
+does not touch them.
+
+Values that equal their default are not hashed, so a new setting with a default leaves the ids of
+finished runs alone. A default may therefore never be changed, unless `PROTOCOL` is raised.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal, get_type_hints
 
+from fewscan.experiments.schemes import SCHEMES, Denoise
+from fewscan.experiments.schemes.scheme import Scheme
+from fewscan.experiments.settings import Transfer, require_at_least
 from fewscan.storage.errors import RunError
 
-PROTOCOL = 1
-"""Results of different protocol versions may not be compared; raised when the numbers change."""
+PROTOCOL = 2
+"""Results of different protocol versions may not be compared; raised when the numbers change. From
+2 on, run folders of every version are read."""
+OLDEST_PROTOCOL = 2
 
 Target = Literal["binary", "multiclass"]
-Transfer = Literal["all", "encoder"]
-"""Which weights a fine-tuning takes over from a pre-training; the head is always new."""
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
+Split = Literal["validation", "test"]
 Residency = Literal["auto", "device", "shared", "stream"]
 """Where slices are kept while a run needs them: in no spec, but named where no torch is loaded."""
-
-
-def _require_at_least(spec: Any, minimum: float, *names: str) -> None:
-    """Raise ValueError for the first of the fields that is set and smaller than `minimum`."""
-    for name in names:
-        value = getattr(spec, name)
-        if value is not None and value < minimum:
-            raise ValueError(f"{name} is {value}, expected at least {minimum}")
 
 
 @dataclass(frozen=True)
@@ -40,27 +42,13 @@ class Network:
     """Levels, one more than there are poolings."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 1, "width")
-        _require_at_least(self, 2, "depth")
-
-
-@dataclass(frozen=True)
-class Noise:
-    """The coarse noise that the auto-encoder removes."""
-
-    resolution: int = 16
-    """Side of the grid that the noise is drawn on, before it is interpolated to the slice."""
-    std: float = 0.2
-    """Standard deviation on that grid, in units of the images' 99th percentile."""
-
-    def __post_init__(self) -> None:
-        _require_at_least(self, 1, "resolution")
-        _require_at_least(self, 0, "std")
+        require_at_least(self, 1, "width")
+        require_at_least(self, 2, "depth")
 
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how fast a network learns: Adam with amsgrad and a cosine learning rate."""
+    """How long and how fast a network learns, with a cosine learning rate."""
 
     iterations: int
     """Steps of the optimiser."""
@@ -74,8 +62,11 @@ class Training:
     """Steps from the highest rate to 0 (and, going on, back up). None: one descent, to the end."""
     lr_step_every: int = 1
     """Steps between two changes of the rate."""
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    """adam: with amsgrad, as published. adamw: the same with decoupled decay. sgd: with Nesterov
+    momentum 0.99, as nnU-Net."""
     weight_decay: float = 1e-5
-    """L2 penalty added to the gradient, as Adam (not AdamW) does."""
+    """L2 penalty; adam and sgd add it to the gradient."""
     clip_norm: float = 0.5
     """The gradient's norm is cut to this."""
     validation_slices: int | None = None
@@ -85,8 +76,8 @@ class Training:
 
     def __post_init__(self) -> None:
         counts = ("iterations", "validate_every", "batch_size", "lr_step_every")
-        _require_at_least(self, 1, *counts, "lr_half_period", "validation_slices")
-        _require_at_least(self, 0, "lr", "weight_decay", "clip_norm")
+        require_at_least(self, 1, *counts, "lr_half_period", "validation_slices")
+        require_at_least(self, 0, "lr", "weight_decay", "clip_norm")
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ class Evaluation:
     what is finer is the grid's doing. None: neither NSD nor HD95, and no need for MONAI."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 0, "min_component_voxels", "nsd_tolerance_mm")
+        require_at_least(self, 0, "min_component_voxels", "nsd_tolerance_mm")
 
 
 @dataclass(frozen=True)
@@ -112,26 +103,32 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class Denoise:
-    """Pre-train a denoising auto-encoder on the healthy slices of the training split."""
+class Pretrain:
+    """Learn from slices of the training split without looking at what is to be segmented."""
 
-    kind: ClassVar[str] = "denoise"
+    kind: ClassVar[str] = "pretrain"
     data: str
     """Fingerprint of the slice store."""
     network: Network
-    noise: Noise
     training: Training
+    scheme: Scheme = Denoise()
+    """What is done to a slice, and what is asked of the network."""
     seed: int = 0
-    """Tells repetitions apart; the random numbers come from the run's id."""
+    """Of all its random numbers."""
     init: str | None = None
-    """Id of the run whose weights it starts from."""
+    """Id of the run whose weights it starts from; None: random ones."""
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Ids of the runs that it needs."""
+        return () if self.init is None else (self.init,)
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Learn to segment from a few labelled scans, then score the test split once."""
+class Finetune:
+    """Learn to segment from a few labelled scans."""
 
-    kind: ClassVar[str] = "segment"
+    kind: ClassVar[str] = "finetune"
     data: str
     """Fingerprint of the slice store."""
     network: Network
@@ -140,24 +137,33 @@ class Segment:
     label_count: int
     """Labelled scans: the first of the seed's permutation of the training split."""
     training: Training
-    augmentation: Augmentation
-    evaluation: Evaluation
     seed: int
-    """Chooses the labelled scans (the same for all arms) and tells repetitions apart."""
+    """Chooses the labelled scans, and all random numbers: the same for all arms of the cell."""
+    augmentation: Augmentation = Augmentation()
     init: str | None = None
-    """Id of the run whose weights it starts from; None: from scratch."""
+    """Id of the run whose weights it starts from; None: random ones."""
+    transfer: Transfer = "all"
+    """Which of them it takes over."""
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Ids of the runs that it needs."""
+        return () if self.init is None else (self.init,)
 
 
 @dataclass(frozen=True)
-class Anomaly:
-    """Score the test split with a pre-trained network as it is ("step 0"): no label is used."""
+class Score:
+    """What trained networks are worth on a split: of fine-tunings the mean of their probabilities,
+    of a pre-training its own anomaly score ("step 0"), which no label has touched."""
 
-    kind: ClassVar[str] = "anomaly"
+    kind: ClassVar[str] = "score"
     data: str
     """Fingerprint of the slice store."""
     evaluation: Evaluation
-    init: str
-    """Id of the pre-training."""
+    parents: tuple[str, ...]
+    """Ids of the runs whose networks are scored together."""
+    split: Split = "test"
+    """What is scored; the threshold is always chosen on validation."""
 
 
 @dataclass(frozen=True)
@@ -167,25 +173,32 @@ class Imported:
     kind: ClassVar[str] = "imported"
     sha256: str
     """Of the tensors, so that the same weights in another file are the same run."""
-    init: None = None
-    """It starts from nothing that we know."""
+    parents: ClassVar[tuple[str, ...]] = ()
 
 
-RunSpec = Denoise | Segment | Anomaly | Imported
-_KINDS: dict[str, type[RunSpec]] = {c.kind: c for c in (Denoise, Segment, Anomaly, Imported)}
+RunSpec = Pretrain | Finetune | Score | Imported
+_KINDS: dict[str, type[RunSpec]] = {c.kind: c for c in (Pretrain, Finetune, Score, Imported)}
 
 
 def to_json(spec: RunSpec) -> dict[str, Any]:
     """The spec as plain values, with its kind and the protocol version."""
-    return {"protocol": PROTOCOL, "kind": spec.kind, **asdict(spec)}
+    value = {"protocol": PROTOCOL, "kind": spec.kind, **asdict(spec)}
+    if isinstance(spec, Pretrain):
+        value["scheme"] = scheme_to_json(spec.scheme)
+    return value
 
 
 def from_json(value: dict[str, Any]) -> RunSpec:
-    """The inverse of `to_json`. Raises `RunError` for another protocol version."""
-    if value["protocol"] != PROTOCOL:
+    """The inverse of `to_json`; a setting that is newer than the file has its default.
+
+    Raises `RunError` for a protocol version, a kind or a setting that is not known here.
+    """
+    known = OLDEST_PROTOCOL <= value["protocol"] <= PROTOCOL
+    if not known or value["kind"] not in _KINDS:
         raise RunError(
-            f"the run follows protocol {value['protocol']}",
-            expected=f"protocol {PROTOCOL}, of this version of fewscan",
+            f"the run follows protocol {value['protocol']} and is of kind {value['kind']!r}",
+            expected=f"protocol {PROTOCOL}, of this version of fewscan, and one of "
+            + ", ".join(_KINDS),
             remedy="use the version of fewscan that made it, or sweep into a new folder",
         )
     plain = {k: v for k, v in value.items() if k not in ("protocol", "kind")}
@@ -193,29 +206,62 @@ def from_json(value: dict[str, Any]) -> RunSpec:
     return spec
 
 
-def _build(cls: type[Any], value: dict[str, Any]) -> Any:
+def scheme_from_json(value: dict[str, Any]) -> Scheme:
+    """A scheme from its kind and its settings. Raises `RunError` if they are not known here."""
+    scheme: Scheme = _build(Scheme, value)
+    return scheme
+
+
+def scheme_to_json(scheme: Scheme) -> dict[str, Any]:
+    """The scheme's kind and its settings, as plain values."""
+    settings: Any = scheme
+    return {"kind": scheme.kind, **asdict(settings)}
+
+
+def _build(cls: Any, value: Any) -> Any:
+    if cls is Scheme:
+        kind = value["kind"]
+        _require_known({kind}, SCHEMES, "scheme")
+        cls, value = SCHEMES[kind], {k: v for k, v in value.items() if k != "kind"}
+    if not is_dataclass(cls):
+        return tuple(value) if isinstance(value, list) else value
+    make: Any = cls
     types = get_type_hints(cls)
-    return cls(
-        **{
-            f.name: _build(types[f.name], value[f.name])
-            if is_dataclass(types[f.name])
-            else value[f.name]
-            for f in fields(cls)
-        }
-    )
+    _require_known(value, types, make.__name__)
+    return make(**{name: _build(types[name], inner) for name, inner in value.items()})
+
+
+def _require_known(names: Any, known: Any, what: str) -> None:
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise RunError(
+            f"{what} has {', '.join(unknown)}, which this version of fewscan does not know",
+            expected=", ".join(known),
+            remedy="use the version of fewscan, or install the package, that made the run",
+        )
 
 
 def run_id(spec: RunSpec) -> str:
     """12 hexadecimal digits of the SHA-256 of the spec's canonical JSON."""
-    # The text of `to_json`, without its deep copies: a study may have ten thousand specs.
-    value = {"protocol": PROTOCOL, "kind": spec.kind, **vars(spec)}
-    canonical = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=vars
-    )
+    value = {"protocol": PROTOCOL, "kind": spec.kind, **_without_defaults(spec)}
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def seed_for(root: str | int, purpose: str, index: int = 0) -> int:
-    """A 63-bit seed for one purpose of the run `root` (its id) at one step."""
-    digest = hashlib.sha256(f"{root}/{purpose}/{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+def _without_defaults(value: Any) -> dict[str, Any]:
+    """The fields that differ from their default, the kind of a scheme before them."""
+    found = dict(_different(value))
+    return {"kind": value.kind, **found} if isinstance(value, Scheme) else found
+
+
+def _different(value: Any) -> Iterator[tuple[str, Any]]:
+    for field in fields(value):
+        inner = getattr(value, field.name)
+        if inner != _default(field):
+            yield field.name, _without_defaults(inner) if is_dataclass(inner) else inner
+
+
+def _default(field: Field[Any]) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return field.default

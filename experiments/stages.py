@@ -6,21 +6,22 @@ The result is written last, so a folder with a result is a finished run.
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
-from fewscan.experiments.denoise import pretrain
 from fewscan.experiments.devices import Devices
-from fewscan.experiments.evaluate import score_anomalies
-from fewscan.experiments.segment import finetune
-from fewscan.experiments.spec import Anomaly, Denoise, Segment, from_json
-from fewscan.experiments.usage import sampled
-from fewscan.storage.atomic import write_json
+from fewscan.experiments.finetune import finetune
+from fewscan.experiments.pretrain import pretrain
+from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.score import score
+from fewscan.experiments.spec import Finetune, Pretrain, Score
+from fewscan.experiments.system_metrics import sampled
 from fewscan.storage.runs import RunFolder
 
-STAGES: dict[str, Callable[[Any, RunFolder, Devices], dict[str, Any]]] = {
-    Denoise.kind: pretrain,
-    Segment.kind: finetune,
-    Anomaly.kind: score_anomalies,
+STAGES: dict[str, Callable[[Any, RunFolder, Devices], Result]] = {
+    Pretrain.kind: pretrain,
+    Finetune.kind: finetune,
+    Score.kind: score,
 }
 
 
@@ -36,14 +37,16 @@ def run_stage(folder: RunFolder, devices: Devices) -> None:
         begun = time.monotonic()
         devices.set_up()
         devices.wait_for_all()  # nobody reads a checkpoint before the first rank owns the folder
-        spec = from_json(folder.read_spec()["spec"])
+        spec = RunRecord.read(folder).spec
         with sampled(folder, devices):
             result = STAGES[spec.kind](spec, folder, devices)
         if devices.is_first:
+            precision = spec.training.precision if isinstance(spec, Pretrain | Finetune) else "fp32"
+            result = replace(result, computed=devices.environment(precision))
             _finish(folder, result, seconds=time.monotonic() - begun)
 
 
-def _finish(folder: RunFolder, result: dict[str, Any], seconds: float) -> None:
-    folder.append_event("finished", step=result.get("best_step", 0), seconds=round(seconds, 3))
-    write_json(folder.result, result)
+def _finish(folder: RunFolder, result: Result, seconds: float) -> None:
+    folder.append_event("finished", step=result.best_step or 0, seconds=round(seconds, 3))
+    result.write(folder)
     folder.checkpoint.unlink(missing_ok=True)

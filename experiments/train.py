@@ -8,17 +8,20 @@ is; the loop does the rest: optimiser, learning rate, validation, checkpoints, e
 import math
 import platform
 import time
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fewscan.experiments.checkpoint import CheckpointWriter, TrainingState, load_state
 from fewscan.experiments.devices import Devices, Preempted
-from fewscan.experiments.spec import Training, seed_for
+from fewscan.experiments.spec import Training
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import HEARTBEAT_EVERY_S, RunFolder
+
+SGD_MOMENTUM = 0.99
+"""nnU-Net's (Isensee et al. 2021)."""
 
 
 class Task(Protocol):
@@ -34,31 +37,9 @@ class Task(Protocol):
     def validation_loss(self, model: nn.Module) -> float:
         """The loss that chooses the model, the same number on every rank."""
 
-
-@dataclass(frozen=True)
-class BatchOrder:
-    """Which items make the batch of a step: epoch after epoch, each in a new random order.
-
-    A batch may span two epochs, so every step is full and every item is seen equally often.
-    """
-
-    items: int
-    batch_size: int
-    seed: int
-    _orders: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    def indices(self, step: int) -> Tensor:
-        """(batch_size,) int64 indices of the global batch of `step`."""
-        first = step * self.batch_size
-        places = range(first, first + self.batch_size)
-        return torch.stack([self._order(p // self.items)[p % self.items] for p in places])
-
-    def _order(self, epoch: int) -> Tensor:
-        if epoch not in self._orders:
-            self._orders.pop(epoch - 2, None)
-            generator = torch.Generator().manual_seed(seed_for(self.seed, "order", epoch))
-            self._orders[epoch] = torch.randperm(self.items, generator=generator)
-        return self._orders[epoch]
+    @property
+    def keeps(self) -> Literal["best", "last"]:
+        """Whether that loss may choose the model, or the last one is kept."""
 
 
 def learning_rate(training: Training, step: int) -> float:
@@ -95,7 +76,7 @@ def train(
                 loop.validate()
             loop.look_at_the_clock()
         loop.checkpoint()
-        loop.settle()
+        loop.write_events()
         return loop.state
 
 
@@ -121,14 +102,8 @@ class Loop:
         self.folder = folder
         self.devices = devices
         self.writer = writer
-        self.untold: list[dict[str, Any]] = []
-        self.optimiser = torch.optim.Adam(
-            model.parameters(),
-            training.lr,
-            weight_decay=training.weight_decay,
-            amsgrad=True,
-            fused=True,
-        )
+        self.unwritten: list[dict[str, Any]] = []
+        self.optimiser = make_optimiser(training, model)
         self.state = self._resume()
         self.parallel = devices.parallel(model)
         self.last_beat = -math.inf
@@ -155,9 +130,9 @@ class Loop:
             facts = describe(self.devices) | facts
             self.folder.append_event("started", step=self.state.step, **facts)
         if self.devices.world_size > 1:
-            self._settle_ranks()
+            self._group_gradients()
 
-    def _settle_ranks(self) -> None:
+    def _group_gradients(self) -> None:
         """Let DDP see one backward pass, of which nothing is kept.
 
         After its first one it regroups the gradients, and with three ranks or more the grouping
@@ -180,13 +155,13 @@ class Loop:
         self.state.step += 1
 
     def validate(self) -> None:
-        """Validate, keep the model if it is the best so far, and tell the folder."""
+        """Validate, keep the model if it is the best so far, and note it for the events."""
         state = self.state
         with torch.no_grad(), self.devices.autocast(self.training.precision):
             validation_loss = self.task.validation_loss(self.model)
         train_loss = self._mean_loss_since_validation()
         self._require_finite(train_loss, validation_loss)
-        if validation_loss < state.best_loss:
+        if validation_loss < state.best_loss or self.task.keeps == "last":
             weights = self.model.state_dict().items()
             state.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights}
             state.best_step, state.best_loss = state.step, validation_loss
@@ -196,8 +171,8 @@ class Loop:
             "lr": learning_rate(self.training, state.step - 1),
         }
         if self.devices.is_first:
-            self.untold.append({"step": state.step, "values": values})
-            self.settle(wait=False)
+            self.unwritten.append({"step": state.step, "values": values})
+            self.write_events(wait=False)
 
     def _mean_loss_since_validation(self) -> float:
         steps = (self.state.step - 1) % self.training.validate_every + 1
@@ -220,7 +195,7 @@ class Loop:
 
         Raises `Preempted` if the place of any rank is being taken away.
         """
-        self.settle(wait=False)
+        self.write_events(wait=False)
         if self.state.step < self.look_at:
             return
         now = time.monotonic()
@@ -236,7 +211,7 @@ class Loop:
         if stop or checkpoint_due:
             self.checkpoint()
         if stop:
-            self.settle()
+            self.write_events()
             raise Preempted
 
     def _agree(self, stop: bool, checkpoint_due: bool, now: float) -> tuple[bool, bool]:
@@ -258,15 +233,15 @@ class Loop:
         """Begin to write down what is needed to go on from here; all ranks come here at once."""
         window = self.devices.of_all_ranks(self.state.window_loss)
         if self.devices.is_first:
-            self.settle()
+            self.write_events()
             state = self.state
             state.model, state.optimiser = self.model.state_dict(), self.optimiser.state_dict()
             state.events_bytes = self.folder.events.stat().st_size
             self.writer.begin(replace(state, window_loss=window))
         self.last_checkpoint = time.monotonic()
 
-    def settle(self, wait: bool = True) -> None:
-        """Tell the events of a checkpoint that is in place, and then what happened after it.
+    def write_events(self, wait: bool = True) -> None:
+        """Write the event of a checkpoint that is in place, and then what happened after it.
 
         A line counts once a later one says that a checkpoint covers it; so what happened while a
         checkpoint was being written may not stand before that. Raises `DiskFullError` if the
@@ -276,9 +251,20 @@ class Loop:
         if written is not None:
             self.folder.append_event("checkpoint", step=written)
         if not self.writer.is_writing:
-            for metrics in self.untold:
+            for metrics in self.unwritten:
                 self.folder.append_event("metrics", **metrics)
-            self.untold.clear()
+            self.unwritten.clear()
+
+
+def make_optimiser(training: Training, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of the settings; each is fused, so that a step costs one pass."""
+    parameters, lr, decay = model.parameters(), training.lr, training.weight_decay
+    if training.optimiser == "sgd":
+        return torch.optim.SGD(
+            parameters, lr, SGD_MOMENTUM, weight_decay=decay, nesterov=True, fused=True
+        )
+    kind = torch.optim.AdamW if training.optimiser == "adamw" else torch.optim.Adam
+    return kind(parameters, lr, weight_decay=decay, amsgrad=True, fused=True)
 
 
 def describe(devices: Devices) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from fewscan.experiments.transfer import sent
+from fewscan.experiments.to_device import sent
 
 _TINY = 1e-7
 """Keeps a constant plane from being divided by 0."""

@@ -16,12 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewscan.experiments.settings import Transfer
 from fewscan.storage.errors import RunError
 
 WEIGHT_STD_EPSILON = 1e-5
 """Added to the standard deviation of a filter before dividing by it."""
 
-_HEAD = "last."
+TRANSFERRED: Mapping[Transfer, tuple[str, ...]] = {
+    "all": ("down_path.", "up_path."),
+    "encoder": ("down_path.",),
+}
+"""How the names of the parameters begin that a fine-tuning takes over."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class UNetShape:
     """Channels of the first level; each level below doubles them."""
     depth: int = 4
     """Levels, one more than there are poolings."""
+    skips: bool = True
+    """Whether the decoder sees the encoder's maps; if not, it sees zeros in their place."""
 
 
 class UNet(nn.Module):
@@ -44,7 +51,12 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 4, out_channels: int = 4, width: int = 64, depth: int = 4
+        self,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        width: int = 64,
+        depth: int = 4,
+        skips: bool = True,
     ) -> None:
         if min(in_channels, out_channels, width) < 1 or depth < 2:
             raise ValueError(
@@ -52,7 +64,7 @@ class UNet(nn.Module):
                 f"{depth}; expected at least 1 channel, width 1 and depth 2"
             )
         super().__init__()
-        self.shape = UNetShape(in_channels, out_channels, width, depth)
+        self.shape = UNetShape(in_channels, out_channels, width, depth, skips)
         widths = [width * 2**level for level in range(depth)]
         self.down_path = nn.ModuleList(
             map(ConvBlock, [in_channels, *widths[:-1]], widths)  # coarser with each
@@ -69,7 +81,8 @@ class UNet(nn.Module):
             skips.append(x)
             x = block(F.avg_pool2d(x, 2))
         for block in self.up_path:
-            x = block(x, skips.pop())
+            skip = skips.pop()
+            x = block(x, skip if self.shape.skips else torch.zeros_like(skip))
         output: Tensor = self.last(x)
         return output
 
@@ -184,18 +197,21 @@ class TransferReport:
     loaded: tuple[str, ...]
     """Names of the parameters that now have the other's values."""
     replaced: tuple[str, ...]
-    """Names of the parameters that stay as they were initialised: the head."""
+    """Names of the parameters that stay as they were initialised: at least the head."""
 
 
-def load_for_transfer(model: UNet, weights: Mapping[str, Tensor]) -> TransferReport:
-    """Load everything but the head from a reconstruction network, and say what was loaded.
+def load_for_transfer(
+    model: UNet, weights: Mapping[str, Tensor], transfer: Transfer = "all"
+) -> TransferReport:
+    """Load what is transferred from a pre-trained network, never the head; say what was loaded.
 
     The head is new even if its shape is the same: channels and classes have nothing in common.
-    Raises `RunError` if anything else differs in name or shape; the model is then as it was.
+    Raises `RunError` if what is transferred differs in name or shape; the model is then as it was.
     """
-    body = {name: tensor for name, tensor in weights.items() if not name.startswith(_HEAD)}
+    parts = TRANSFERRED[transfer]
+    body = {name: tensor for name, tensor in weights.items() if name.startswith(parts)}
     own = model.state_dict()
-    head = tuple(name for name in own if name.startswith(_HEAD))
+    head = tuple(name for name in own if not name.startswith(parts))
     require_same_tensors(
         {name: tensor for name, tensor in own.items() if name not in head},
         body,

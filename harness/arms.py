@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fewscan.experiments.spec import Target, Transfer
+from fewscan.experiments.settings import Transfer
+from fewscan.experiments.spec import Target
 
 ArmKind = Literal["pre-training", "fine-tuning", "unsupervised"]
 

@@ -5,22 +5,18 @@ from pathlib import Path
 
 from fewscan.experiments.checkpoint import Weights, save_model
 from fewscan.experiments.published import read_checkpoint
-from fewscan.experiments.spec import Imported, run_id, to_json
+from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.spec import Imported, run_id
 from fewscan.experiments.unet import UNet
-from fewscan.harness.study import SCRATCH, Study
+from fewscan.harness.arms import SCRATCH
+from fewscan.harness.study import Study
 from fewscan.storage.atomic import write_json
 from fewscan.storage.brats import CHANNELS, CLASSES
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import StudyFolder
+from fewscan.storage.slice_format import SliceFormat
 
-PUBLISHED_SLICES = {
-    "channels": list(CHANNELS),
-    "classes": list(CLASSES),
-    "slice_size": 128,
-    "axis": 2,
-    "normalisation": "quantile",
-    "orientations": ["LPS"],
-}
+PUBLISHED_SLICES = SliceFormat(CHANNELS, CLASSES, 128, 2, "quantile", ("LPS",))
 """what the public code trains on: BraTS 2021"""
 
 
@@ -43,19 +39,9 @@ def import_published(file: Path, study: Study, name: str) -> str:
     spec = Imported(sha256_of(checkpoint.state_dict))
     studies = StudyFolder(study.folder)
     folder = studies.run(run_id(spec))
-    record = {
-        "id": folder.run_id,
-        "spec": to_json(spec),
-        "store": "",
-        "study": study.name,
-        "name": f"imported {name}",
-        "arm": "pre-training",
-        "init": SCRATCH,
-        "slices": PUBLISHED_SLICES,
-    }
-    folder.create(record)
+    RunRecord(spec, study.name, f"imported {name}", PUBLISHED_SLICES).write(folder)
     save_model(folder.model, model, checkpoint.state_dict)
-    write_json(folder.result, {"kind": spec.kind, "file": file.name})
+    Result(spec.kind, source=file.name).write(folder)
     write_json(studies.imports, studies.read_imports() | {name: folder.run_id})
     return folder.run_id
 

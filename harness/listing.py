@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from fewscan.experiments.spec import Segment
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.status import StudyStatus, read_status, render_estimate, render_states, summary
 
@@ -47,8 +46,9 @@ def _groups(status: StudyStatus) -> Table:
     for run in status.plan.runs:
         groups.setdefault(_group_of(run), []).append(run)
     for name, runs in groups.items():
-        specs = [run.spec for run in runs if isinstance(run.spec, Segment)]
-        counts, seeds = spans({s.label_count for s in specs}), spans({s.seed for s in specs})
+        places = [run.place for run in runs if run.place.labels is not None]
+        counts = spans({place.labels for place in places if place.labels is not None})
+        seeds = spans({place.seed for place in places})
         pflop = f"{sum(run.flops for run in runs) / 1e15:.3g}"
         states = render_states([status.states[run.run_id] for run in runs])
         table.add_row(name, counts, seeds, str(len(runs)), pflop, states)
@@ -57,7 +57,8 @@ def _groups(status: StudyStatus) -> Table:
 
 def _group_of(run: PlannedRun) -> str:
     """The same for runs that differ in label count and seed alone."""
-    return f"{run.spec.target} · {run.init}" if isinstance(run.spec, Segment) else run.name
+    place = run.place
+    return run.name if place.labels is None else f"{run.kind} {place.target} · {place.arm.key}"
 
 
 def spans(numbers: Iterable[int]) -> str:

@@ -84,10 +84,8 @@ def require_fit(study: Study, settings: Settings) -> None:
             expected="at least 1 with resources.device: cuda",
             remedy="set slurm.gpus, or resources.device to auto or cpu",
         )
-    stages = {"finetune": study.resources.finetune}
-    if study.pretrain:
-        stages["pretrain"] = study.resources.pretrain
-    for stage, share in stages.items():
+    for stage in ["finetune", "score", *(["pretrain"] if study.pretrain else [])]:
+        share = study.resources.share_of(stage)
         fit = devices_per_worker(study, share, settings)
         if fit * settings.max_workers < share.devices or not fit:
             raise StudyError(

@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass
 
-from fewscan.experiments.spec import Denoise, Segment
 from fewscan.harness.plan import PlannedRun
 from fewscan.harness.status import StudyStatus
 from fewscan.storage.runs import RunFolder
@@ -35,7 +34,7 @@ def read_pace(status: StudyStatus) -> Pace:
 def _with(pace: Pace, run: PlannedRun, folder: RunFolder) -> Pace:
     beat = folder.read_progress()
     starts = [event for event in folder.committed_events() if event["kind"] == "started"]
-    if not beat or not starts or not isinstance(run.spec, Denoise | Segment):
+    if not beat or not starts or not run.slices_a_step:
         return pace
     steps, seconds = beat["step"] - starts[-1]["step"], beat["time"] - starts[-1]["time"]
     if steps <= 0 or seconds <= 0:
@@ -44,7 +43,7 @@ def _with(pace: Pace, run: PlannedRun, folder: RunFolder) -> Pace:
     return Pace(
         pace.runs + 1,
         pace.steps_per_s + rate,
-        pace.slices_per_s + rate * run.spec.training.batch_size,
+        pace.slices_per_s + rate * run.slices_a_step,
         pace.flops_per_s + rate * run.flops / beat["steps"],
     )
 

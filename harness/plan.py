@@ -4,37 +4,31 @@ The plan is a function of the study file and the store; it runs nothing. Runs ar
 parents come before children.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from fewscan.experiments.cost import run_flops
-from fewscan.experiments.spec import Anomaly, Denoise, RunSpec, Segment, run_id, to_json
-from fewscan.harness.arms import Arm, Place
-from fewscan.harness.study import SCRATCH, Share, Study, load_study
+from fewscan.experiments.results import RunRecord
+from fewscan.experiments.settings import Transfer
+from fewscan.experiments.spec import Finetune, Pretrain, RunSpec, Score, Target, run_id
+from fewscan.harness.arms import SCRATCH, Arm, Place
+from fewscan.harness.study import Share, Study, load_study
 from fewscan.storage.errors import StudyError
-from fewscan.storage.geometry import orientation
 from fewscan.storage.runs import RunFolder, StudyFolder
+from fewscan.storage.slice_format import SliceFormat
 from fewscan.storage.slices import SliceStore
-
-UNSUPERVISED = "unsupervised"
-"""The arm that scores a pre-trained network as it is."""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run, with the names that people know it by."""
+    """One run, with its place in the grid and the name that people know it by."""
 
     spec: RunSpec
-    init: str
-    """What it starts from: scratch, or the name of a pre-training or imported checkpoint."""
+    place: Place
     name: str
-    """For people: "segment binary · denoise · 4 scans · seed 0"."""
+    """For people: "fine-tune binary · denoise · 4 scans · seed 0"."""
     flops: float
     """Floating-point operations, roughly: for the order of runs and the estimate of hours."""
 
@@ -43,26 +37,22 @@ class PlannedRun:
         return run_id(self.spec)
 
     @property
-    def place(self) -> Place:
-        """Where it stands in the grid."""
-        init = None if self.init == SCRATCH else self.init
-        spec = self.spec
-        if isinstance(spec, Segment):
-            return Place(Arm("fine-tuning", init), spec.target, spec.label_count, spec.seed)
-        if isinstance(spec, Anomaly):
-            return Place(Arm("unsupervised", init), "binary", None, 0)
-        return Place(Arm("pre-training", init), None, None, getattr(spec, "seed", 0))
+    def kind(self) -> str:
+        """pretrain, finetune, score or imported."""
+        return self.spec.kind
+
+    @property
+    def slices_a_step(self) -> int:
+        """That it trains on; 0 if it does not train."""
+        match self.spec:
+            case Pretrain(training=training) | Finetune(training=training):
+                return training.batch_size
+        return 0
 
     @property
     def parents(self) -> tuple[str, ...]:
-        return () if self.spec.init is None else (self.spec.init,)
-
-    @property
-    def arm(self) -> str:
-        """The line of the figure that it belongs to."""
-        if isinstance(self.spec, Segment):
-            return self.init
-        return UNSUPERVISED if isinstance(self.spec, Anomaly) else "pre-training"
+        """Ids of the runs that it needs."""
+        return self.spec.parents
 
 
 @dataclass(frozen=True)
@@ -80,46 +70,27 @@ class Plan:
     @property
     def scores(self) -> tuple[PlannedRun, ...]:
         """The runs that have test numbers."""
-        return tuple(run for run in self.runs if isinstance(run.spec, Segment | Anomaly))
+        return tuple(run for run in self.runs if run.kind == Score.kind)
+
+    @property
+    def grid(self) -> tuple[PlannedRun, ...]:
+        """The scores of fine-tunings: a run for each cell of the grid and seed."""
+        return tuple(run for run in self.scores if run.place.labels is not None)
 
     def folder_of(self, run: PlannedRun) -> RunFolder:
         return self.folder.run(run.run_id)
 
     def share_of(self, run: PlannedRun) -> Share:
-        resources = self.study.resources
-        return resources.pretrain if isinstance(run.spec, Denoise) else resources.finetune
+        return self.study.resources.share_of(run.kind)
 
-    def record(self, run: PlannedRun) -> dict[str, Any]:
+    def record(self, run: PlannedRun) -> RunRecord:
         """What the run's `spec.json` says: its identity, and beside it place and names."""
-        return {
-            "id": run.run_id,
-            "spec": to_json(run.spec),
-            "store": str(self.store.path),
-            "study": self.study.name,
-            "name": run.name,
-            "arm": run.arm,
-            "init": run.init,
-            "slices": self.slices,
-        }
+        return RunRecord(run.spec, self.study.name, run.name, self.slices, self.store.path)
 
     @cached_property
-    def slices(self) -> dict[str, Any]:
+    def slices(self) -> SliceFormat:
         """What a new scan must be made into, so that a run of this study can be used on it."""
-        return slices_of(self.store)
-
-
-def slices_of(store: SliceStore) -> dict[str, Any]:
-    """Names, size and preprocessing of a store's slices, as plain values."""
-    parameters = store.manifest.parameters
-    found = Counter(orientation(np.array(s.affine)) for s in store.subjects.values())
-    return {
-        "channels": list(store.channels),
-        "classes": list(store.classes),
-        "slice_size": store.size,
-        "axis": parameters.axis,
-        "normalisation": parameters.normalisation,
-        "orientations": [name for name, _ in found.most_common()],
-    }
+        return SliceFormat.of_store(self.store)
 
 
 def make_plan(study: Study) -> Plan:
@@ -156,7 +127,8 @@ class _Planner:
             self.pretrained[name] = run.run_id
             yield run
         if "unsupervised" in self.study.baselines:
-            names = [*self.pretrained, *(n for n in self.imports if n in self.study.finetune.inits)]
+            names = [n for n in self.pretrained if self.study.pretrain[n].scheme.has_anomaly_score]
+            names += [n for n in self.imports if n in self.study.finetune.inits]
             yield from (self._unsupervised(name) for name in names)
         yield from self._grid()
 
@@ -203,26 +175,29 @@ class _Planner:
     def _init_id(self, init: str) -> str | None:
         return None if init == SCRATCH else self.pretrained.get(init) or self.imports[init]
 
-    def _planned(self, spec: RunSpec, init: str, name: str) -> PlannedRun:
-        return PlannedRun(spec, init, name, run_flops(spec, self.study.network, self.store))
+    def _planned(self, spec: RunSpec, place: Place, name: str) -> PlannedRun:
+        return PlannedRun(spec, place, name, run_flops(spec, self.study.network, self.store))
 
     def _pretraining(self, name: str) -> PlannedRun:
         wish = self.study.pretrain[name]
-        spec = Denoise(
+        spec = Pretrain(
             data=self.store.fingerprint,
             network=self.study.network,
-            noise=wish.noise,
+            scheme=wish.scheme,
             training=wish.training,
             seed=wish.seed,
             init=self._init_id(wish.init),
         )
-        return self._planned(spec, wish.init, f"pre-train {name}")
+        init = None if wish.init == SCRATCH else wish.init
+        place = Place(Arm("pre-training", init), None, None, wish.seed)
+        return self._planned(spec, place, f"pre-train {name}")
 
     def _unsupervised(self, init: str) -> PlannedRun:
         parent = self._init_id(init)
         assert parent is not None
-        spec = Anomaly(self.store.fingerprint, self.study.evaluation, parent)
-        return self._planned(spec, init, f"unsupervised · {init}")
+        spec = Score(self.store.fingerprint, self.study.evaluation, (parent,))
+        place = Place(Arm("unsupervised", init), "binary", None, 0)
+        return self._planned(spec, place, f"unsupervised · {init}")
 
     def _grid(self) -> Iterator[PlannedRun]:
         finetune = self.study.finetune
@@ -231,12 +206,11 @@ class _Planner:
         for target in finetune.targets:
             for init in finetune.inits:
                 for count in self._label_counts():
-                    yield from (self._segment(target, init, count, s) for s in finetune.seeds)
+                    for seed in finetune.seeds:
+                        yield from self._cell(target, init, count, seed)
             if "supervised" in self.study.baselines:
-                everything = len(self.store.split.train)
-                yield from (
-                    self._segment(target, SCRATCH, everything, seed) for seed in finetune.seeds
-                )
+                for seed in finetune.seeds:
+                    yield from self._cell(target, SCRATCH, len(self.store.split.train), seed)
 
     def _label_counts(self) -> list[int]:
         everything = len(self.store.split.train)
@@ -250,21 +224,44 @@ class _Planner:
             )
         return sorted(set(counts))
 
-    def _segment(self, target: Any, init: str, label_count: int, seed: int) -> PlannedRun:
-        finetune = self.study.finetune
-        spec = Segment(
+    def _cell(self, target: Target, init: str, label_count: int, seed: int) -> Iterator[PlannedRun]:
+        """The fine-tuning of one cell and seed, and its score."""
+        finetune, transfer = self.study.finetune, self._transfer(init)
+        spec = Finetune(
             data=self.store.fingerprint,
             network=self.study.network,
             target=target,
             label_count=label_count,
             training=finetune.training,
             augmentation=finetune.augmentation,
-            evaluation=self.study.evaluation,
             seed=seed,
             init=self._init_id(init),
+            transfer=transfer,
         )
+        arm = Arm("fine-tuning", None if init == SCRATCH else init, transfer)
+        place = Place(arm, target, label_count, seed)
         scans = "scan" if label_count == 1 else "scans"
-        return self._planned(spec, init, f"{target} · {init} · {label_count} {scans} · seed {seed}")
+        name = f"{target} · {arm.key} · {label_count} {scans} · seed {seed}"
+        trained = self._planned(spec, place, f"fine-tune {name}")
+        yield trained
+        score = Score(self.store.fingerprint, self.study.evaluation, (trained.run_id,))
+        yield self._planned(score, place, f"score {name}")
+
+    def _transfer(self, init: str) -> Transfer:
+        """What a fine-tuning takes over from this init."""
+        wish, pretraining = self.study.finetune.transfer, self.study.pretrain.get(init)
+        if pretraining is None:
+            return "all" if wish is None or init == SCRATCH else wish
+        transfer = wish or pretraining.scheme.transfer
+        if transfer == "all" and not pretraining.scheme.skips:
+            raise StudyError(
+                f"{init!r} was pre-trained without skip connections, so its decoder has not learnt "
+                "to use them",
+                where="finetune.transfer",
+                expected="encoder",
+                remedy="set finetune.transfer to encoder",
+            )
+        return transfer
 
 
 def load_plan(path: Path, overrides: tuple[str, ...] = ()) -> Plan:

@@ -8,7 +8,7 @@ HWZ has the axis through the slices third.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewscan.experiments.catalogue import LESION
 from fewscan.experiments.devices import require_cuda
-from fewscan.experiments.inference import (
-    anomaly_scores,
-    class_probabilities,
-    in_batches,
-    lesion_mask,
-    mirrored,
-)
-from fewscan.experiments.spec import Anomaly, Segment
 from fewscan.harness.trained import Trained, load_trained
 from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.errors import RunError, ScanError
@@ -74,17 +67,22 @@ def predict(
     trained = load_trained(run)
     threshold = _threshold(trained, threshold)
     paths = [scan] if isinstance(scan, (str, Path)) else scan
-    files = find_scan([Path(path) for path in paths], trained.channels, trained.classes)
+    files = find_scan(
+        [Path(path) for path in paths], trained.slices.channels, trained.slices.classes
+    )
     original = read_scan(files)
     turn = Turn.between(orientation(original.affine), _orientation(trained, original))
     turned = _turned(original, turn)
-    slices = preprocess(turned, trained.slice_size, trained.axis, trained.normalisation)
+    made = trained.slices
+    slices = preprocess(turned, made.slice_size, made.axis, made.normalisation)
     depth = turned.channels_XYZ[0].shape[slices.frame.axis]
-    maps = slice_maps(trained, slices, mirror, device)
+    predictor = replace(trained.predictor, mirror=mirror).to(device)
+    maps = predictor.in_batches(torch.from_numpy(slices.images_NCHW))
     volumes = _volumes(trained, slices, depth, maps, threshold)
     maps_XYZK, classes_XYZ = (turn.back(slices.frame.as_volume(volume)) for volume in volumes)
-    has_labels = trained.has_classes or threshold is not None
-    values = np.array([0, *(files.label_values if trained.has_classes else (1,))], np.uint8)
+    has_classes = predictor.has_classes
+    has_labels = has_classes or threshold is not None
+    values = np.array([0, *(files.label_values if has_classes else (1,))], np.uint8)
     return ScanPrediction(
         files,
         values[classes_XYZ] if has_labels else None,
@@ -92,27 +90,6 @@ def predict(
         _map_names(trained),
         _volumes_ml(trained, classes_XYZ, original.affine) if has_labels else {},
     )
-
-
-def slice_maps(
-    trained: Trained, slices: ScanSlices, mirror: bool = False, device: str = "cpu"
-) -> Iterator[Tensor]:
-    """The model's maps_NKHW of the slices as it saw them, batch after batch."""
-    network = trained.network.to(device)
-    segments = trained.stage == Segment.kind
-    maps = class_probabilities(network) if segments else anomaly_scores(network)
-    images_NCHW = torch.from_numpy(slices.images_NCHW)
-    return in_batches(mirrored(maps) if mirror else maps, images_NCHW, device)
-
-
-def labels_of(trained: Trained, maps_NKHW: Tensor, threshold: float | None) -> Tensor | None:
-    """uint8 labels_NHW as the evaluation has them: k the k-th class, or 1 any lesion.
-
-    None without classes and without a threshold.
-    """
-    if trained.has_classes:
-        return maps_NKHW.argmax(dim=1).to(torch.uint8)
-    return None if threshold is None else lesion_mask(maps_NKHW, threshold).to(torch.uint8)
 
 
 def on_the_scan(maps_NKHW: Tensor, frame: Frame) -> Tensor:
@@ -161,18 +138,15 @@ def write_prediction(prediction: ScanPrediction, out: Path, maps_out: Path | Non
 
 def _threshold(trained: Trained, given: float | None) -> float | None:
     """The one to use: None for classes, and for a pre-training if none is given."""
-    if trained.has_classes:
+    if trained.predictor.has_classes:
         if given is not None:
             found, expected = "a threshold for a model of classes", "no threshold"
             raise RunError(found, where=trained.run_id, expected=expected)
         return None
-    if (
-        given is None
-        and trained.threshold is None
-        and trained.stage in (Segment.kind, Anomaly.kind)
-    ):
+    if given is None and trained.threshold is None and trained.wants_threshold:
         raise RunError(
-            "the run has no threshold: its validation scans had no lesion",
+            "the run has no threshold: it has not been scored, or its validation scans had no "
+            "lesion",
             where=trained.run_id,
             expected="a threshold that validation chose",
             remedy="give one: --threshold 0.5",
@@ -183,7 +157,8 @@ def _threshold(trained: Trained, given: float | None) -> float | None:
 def _orientation(trained: Trained, scan: Scan) -> str:
     """The scan's own if some of the training had it, else the most frequent one there."""
     own = orientation(scan.affine)
-    return own if own in trained.orientations else trained.orientations[0]
+    known = trained.slices.orientations
+    return own if own in known else known[0]
 
 
 def _turned(scan: Scan, turn: Turn) -> Scan:
@@ -210,21 +185,21 @@ def _volumes(
         first = kept.stop
         shown_NKHW = maps_NKHW[:, 1:] if maps_NKHW.shape[1] > 1 else maps_NKHW  # no background
         maps_HWZK[:, :, kept] = shown_NKHW.permute(2, 3, 0, 1).numpy()
-        labels_NHW = labels_of(trained, maps_NKHW, threshold)
+        labels_NHW = trained.predictor.labels(maps_NKHW, threshold)
         if labels_NHW is not None:
             classes_HWZ[:, :, kept] = labels_NHW.permute(1, 2, 0).numpy()
     return maps_HWZK, classes_HWZ
 
 
 def _map_names(trained: Trained) -> tuple[str, ...]:
-    if trained.has_classes:
-        return trained.classes
-    return ("lesion",) if trained.stage == Segment.kind else ("anomaly",)
+    if trained.predictor.has_classes:
+        return trained.slices.classes
+    return ("anomaly",) if trained.predictor.target is None else (LESION,)
 
 
 def _volumes_ml(trained: Trained, classes_XYZ: np.ndarray, affine: np.ndarray) -> dict[str, float]:
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-    names = trained.classes if trained.has_classes else ("lesion",)
+    names = trained.slices.classes if trained.predictor.has_classes else (LESION,)
     return {
         name: np.count_nonzero(classes_XYZ == k) * voxel_ml for k, name in enumerate(names, start=1)
     }

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from fewscan.experiments.devices import require_cuda
 from fewscan.experiments.stages import run_stage
 from fewscan.harness.plan import Plan
-from fewscan.harness.queue import RunQueue
+from fewscan.harness.run_queue import RunQueue
 from fewscan.harness.trial import Stage, config_of, needs_of, placement, run_trial
 from fewscan.slurm import inside
 from fewscan.storage.errors import RunError
@@ -78,7 +78,7 @@ class ReadyRuns(Searcher):
         self._offered[trial_id] = run_id
         run = self._runs[run_id]
         folder = self._plan.folder_of(run)
-        folder.create(self._plan.record(run))
+        self._plan.record(run).write(folder)
         folder.error.unlink(missing_ok=True)  # of an earlier sweep: from now on it has not failed
         self._on_offer(run_id)
         return config_of(self._plan, run, self._use_gpu, self._scratch)

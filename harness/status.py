@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from fewscan.experiments.spec import Segment
+from fewscan.experiments.spec import Target
+from fewscan.harness.arms import Arm
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.storage.runs import State
 
@@ -71,6 +72,11 @@ class StudyStatus:
             fractions[run_id] = 1.0 if state == "finished" else fraction
         return StudyStatus(self.plan, states, fractions)
 
+    def state_of_cell(self, score: PlannedRun) -> State:
+        """Of a fine-tuning and its score together: what the first of them is that is not over."""
+        chain = [self.states.get(run_id, "finished") for run_id in (*score.parents, score.run_id)]
+        return next((state for state in chain if state != "finished"), "finished")
+
     def failed(self) -> list[PlannedRun]:
         """The runs whose last attempt raised an error."""
         return [run for run in self.plan.runs if self.states[run.run_id] == "failed"]
@@ -93,7 +99,7 @@ def read_status(plan: Plan) -> StudyStatus:
 
 
 def render_status(status: StudyStatus) -> RenderableType:
-    """Label count × init for each target, its seeds in the cell; the other runs above."""
+    """Label count × arm for each target, its seeds in the cell; the other runs above."""
     parts: list[RenderableType] = [_other_runs(status)]
     parts += [_grid(status, target) for target in status.plan.study.finetune.targets]
     parts.append("  ".join(f"{symbol} {state}" for state, symbol in SYMBOLS.items()))
@@ -119,25 +125,25 @@ def _errors(status: StudyStatus) -> Iterator[str]:
 def _other_runs(status: StudyStatus) -> Table:
     table = Table(box=None, show_header=False)
     for run in status.plan.runs:
-        if not isinstance(run.spec, Segment):
+        if run.place.labels is None:
             percent = f"{status.fractions[run.run_id]:.0%}"
             table.add_row(SYMBOLS[status.states[run.run_id]], run.name, percent, run.run_id)
     return table
 
 
-def _grid(status: StudyStatus, target: str) -> Table:
-    cells: dict[tuple[str, int], list[State]] = {}
-    for run in status.plan.runs:
-        if isinstance(run.spec, Segment) and run.spec.target == target:
-            key = (run.init, run.spec.label_count)
-            cells.setdefault(key, []).append(status.states[run.run_id])
+def _grid(status: StudyStatus, target: Target) -> Table:
+    cells: dict[tuple[Arm, int], list[State]] = {}
+    for run in status.plan.grid:
+        place = run.place
+        if place.target == target and place.labels is not None:
+            cells.setdefault((place.arm, place.labels), []).append(status.state_of_cell(run))
     counts = sorted({count for _, count in cells})
     table = Table(title=f"{target}: the seeds of each cell", title_justify="left")
     table.add_column("labelled scans")
     for count in counts:
         table.add_column(str(count))
-    for init in dict.fromkeys(init for init, _ in cells):
-        table.add_row(init, *(render_states(cells.get((init, count), [])) for count in counts))
+    for arm in dict.fromkeys(arm for arm, _ in cells):
+        table.add_row(arm.key, *(render_states(cells.get((arm, count), [])) for count in counts))
     return table
 
 

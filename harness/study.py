@@ -8,35 +8,51 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
+from fewscan.experiments.schemes import SCHEMES, Denoise
+from fewscan.experiments.schemes.scheme import Scheme
+from fewscan.experiments.settings import Transfer
 from fewscan.experiments.spec import (
     Augmentation,
     Evaluation,
     Network,
-    Noise,
     Residency,
     Target,
     Training,
 )
+from fewscan.harness.arms import SCRATCH
 from fewscan.slurm import Settings
 from fewscan.storage.errors import StudyError
-
-SCRATCH = "scratch"
-"""The init that starts from random weights."""
 
 Baseline = Literal["unsupervised", "supervised"]
 
 
+def _scheme(value: Any) -> Scheme:
+    """The scheme of the kind that the mapping names. Raises ValueError, ValidationError."""
+    if isinstance(value, Scheme):
+        return value
+    if not isinstance(value, dict) or value.get("kind") not in SCHEMES:
+        raise ValueError(f"a scheme says its kind, one of: {', '.join(SCHEMES)}")
+    settings = {name: inner for name, inner in value.items() if name != "kind"}
+    return TypeAdapter(SCHEMES[value["kind"]]).validate_python(settings)
+
+
+def _plain_scheme(scheme: Scheme) -> dict[str, Any]:
+    settings: dict[str, Any] = TypeAdapter(type(scheme)).dump_python(scheme, mode="json")
+    return {"kind": scheme.kind, **settings}
+
+
 @dataclass(frozen=True)
 class Pretraining:
-    """One pre-training on healthy slices, to start fine-tunings from."""
+    """One pre-training, to start fine-tunings from."""
 
     training: Training
-    noise: Noise = Noise()
+    scheme: Annotated[Any, PlainValidator(_scheme), PlainSerializer(_plain_scheme)] = Denoise()
+    """How it learns: `{kind: denoise, …}` and the settings of that kind."""
     seed: int = 0
     init: str = SCRATCH
     """scratch, another pre-training's name, or the name of an imported checkpoint."""
@@ -55,6 +71,9 @@ class Finetuning:
     """The arms: scratch, names of pre-trainings, names of imported checkpoints."""
     targets: tuple[Target, ...] = ("binary", "multiclass")
     augmentation: Augmentation = Augmentation()
+    transfer: Transfer | None = None
+    """What fine-tunings take over from a pre-training: all of it but the head, or the encoder.
+    None: what its scheme hands on."""
 
     def __post_init__(self) -> None:
         for name in ("label_counts", "seeds", "inits", "targets"):
@@ -93,6 +112,8 @@ class Resources:
     """auto: CUDA where Ray sees a GPU, else the CPU."""
     pretrain: Share = Share()
     finetune: Share = Share()
+    score: Share | None = None
+    """None: what a fine-tuning gets, on one device."""
     residency: Residency = "auto"
     """Where the slices are while a run trains: device (the GPU's memory), shared (memory of the
     node, or its disk, one copy for all runs), stream (the store). auto: the first that has room."""
@@ -104,6 +125,16 @@ class Resources:
     def __post_init__(self) -> None:
         if self.system_metrics_every_s is not None and self.system_metrics_every_s <= 0:
             raise ValueError("system_metrics_every_s is above 0, or null for no samples")
+        if self.score is not None and self.score.devices > 1:
+            raise ValueError("a score runs on one device")
+
+    def share_of(self, kind: str) -> Share:
+        """What a run of this kind of spec gets."""
+        if kind == "pretrain":
+            return self.pretrain
+        if kind == "finetune":
+            return self.finetune
+        return self.score or replace(self.finetune, devices=1)
 
 
 @dataclass(frozen=True)
@@ -177,12 +208,14 @@ def parse_study(document: dict[str, Any], where: str) -> Study:
     try:
         study = _STUDY.validate_python(document)
     except ValidationError as error:
-        mistakes = [_explain(e["type"], e["loc"], e["msg"], e["input"]) for e in error.errors()]
+        mistakes = [
+            _explain(e["type"], e["loc"], e["msg"], e["input"], document) for e in error.errors()
+        ]
         raise StudyError(
             "the study file has mistakes:\n" + "\n".join(f"    {m}" for m in mistakes),
             where=where,
             expected="the keys and values of experiments/paper.yaml, which says what each means",
-            remedy="mend each line above; `fewscan plan STUDY` checks the file and runs nothing",
+            remedy="fix each line above; `fewscan plan STUDY` checks the file and runs nothing",
         ) from None
     return _with_absolute_paths(study)
 
@@ -237,10 +270,12 @@ def _override(document: dict[str, Any], override: str) -> None:
     document[last] = yaml.safe_load(text)
 
 
-def _explain(kind: str, location: tuple[int | str, ...], message: str, value: Any) -> str:
+def _explain(
+    kind: str, location: tuple[int | str, ...], message: str, value: Any, document: Any
+) -> str:
     name = ".".join(str(part) for part in location)
     if kind == "unexpected_keyword_argument":
-        known = _known_keys(location[:-1])
+        known = _known_keys(location[:-1], document)
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{name}: unknown key; {hint}"
@@ -249,15 +284,25 @@ def _explain(kind: str, location: tuple[int | str, ...], message: str, value: An
     return f"{name}: {message}, found {value!r}"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that a study file may have at `location`."""
+def _known_keys(location: tuple[int | str, ...], document: Any) -> list[str]:
+    """The keys that a study file may have at `location`; which of a scheme, says its kind."""
     here: Any = Study
     for part in location:
         inner = [t for t in get_args(here) if is_dataclass(t)]
         here = inner[0] if inner else get_type_hints(here).get(str(part))
+        document = _at(document, part)
+        if part == "scheme":
+            here = SCHEMES.get(str(_at(document, "kind")), Denoise)
     optional = [t for t in get_args(here) if is_dataclass(t)]
     here = optional[0] if optional else here
     return [f.name for f in fields(here)] if is_dataclass(here) else []
+
+
+def _at(document: Any, part: int | str) -> Any:
+    try:
+        return document[part]
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 def _with_absolute_paths(study: Study) -> Study:

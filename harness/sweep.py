@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from fewscan.experiments.catalogue import panels
+from fewscan.experiments.results import Result
 from fewscan.harness.on_slurm import workers_wanted
 from fewscan.harness.plan import Plan
 from fewscan.harness.ray_environment import prepare_environment, set_defaults
@@ -51,7 +53,7 @@ def sweep(plan: Plan, console: Console, stage: "Stage | None" = None) -> StudySt
     )
     with exclusive(folder.lock, busy):
         write_bytes(folder.study, dump_study(plan.study).encode())
-        view = View(plan, console)
+        view = MlflowUpdates(plan, console)
         try:
             status = without_failures(read_status(plan))
             if not status.is_finished:
@@ -92,7 +94,7 @@ def _run_on_ray(plan: Plan, on_offer: Callable[[str], None], stage: "Stage | Non
             run_all(plan, scratch, on_offer, stage)
 
 
-class View:
+class MlflowUpdates:
     """MLflow as seen by a sweep: if it cannot be reached the sweep goes on, and it catches up."""
 
     def __init__(self, plan: Plan, console: Console) -> None:
@@ -172,7 +174,9 @@ def drain(queue: SimpleQueue[str]) -> list[str]:
 
 
 @contextmanager
-def watched(status: StudyStatus, console: Console, view: View) -> Iterator[Callable[[str], None]]:
+def watched(
+    status: StudyStatus, console: Console, view: MlflowUpdates
+) -> Iterator[Callable[[str], None]]:
     """Follow the runs for the block: a line for each that ends, a bar for the whole, MLflow.
 
     Yields what has to be told the id of each run before it starts. MLflow has a thread of its own,
@@ -246,13 +250,14 @@ def announce(before: StudyStatus, now: StudyStatus, console: Console) -> None:
         if state == "failed":
             detail = folder.read_error()["message"].partition("\n")[0]
         else:
-            detail = headline(folder.read_result())
+            detail = headline(Result.read(folder))
         console.print(f"{SYMBOLS[state]} {run.name}  {detail}", highlight=False)
 
 
-def headline(result: dict) -> str:
+def headline(result: Result) -> str:
     """The numbers of a result that fit on a line."""
-    test = result.get("test", {})
-    names = {"pooled_ap": "AP", "pooled_best_dice": "⌈Dice⌉", "class_dice_mean": "class Dice"}
-    shown = [f"{names[k]} {test[k]:.3f}" for k in names if test.get(k) is not None]
-    return ", ".join(shown) or f"validation loss {result['validation_loss']:.5f}"
+    numbers = {metric.title: result.test.get(metric.result_key()) for _, metric in panels()}
+    shown = [f"{title} {value:.3f}" for title, value in numbers.items() if value is not None]
+    if shown or result.validation_loss is None:
+        return ", ".join(shown)
+    return f"validation loss {result.validation_loss:.5f}"

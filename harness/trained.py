@@ -1,4 +1,4 @@
-"""A trained network with what must be known to use it: from a run folder or from MLflow."""
+"""Trained networks with what must be known to use them: from a run folder or from MLflow."""
 
 import re
 from collections.abc import Mapping
@@ -6,93 +6,72 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewscan.experiments.checkpoint import load_model
-from fewscan.experiments.spec import Anomaly
+from fewscan.experiments.predictor import Predictor, load_predictor
+from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.spec import Finetune, Score, scheme_from_json
 from fewscan.experiments.unet import UNet
 from fewscan.storage.errors import RunError
-from fewscan.storage.geometry import Axis
-from fewscan.storage.intensity import Normalisation
 from fewscan.storage.runs import RunFolder
+from fewscan.storage.slice_format import SliceFormat
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]*:/.*")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network, what it was taught, and what its slices were made with."""
+    """A predictor, and what its slices were made with."""
 
-    network: UNet
-    """in float32, on the CPU"""
+    predictor: Predictor
+    """on the CPU"""
     run_id: str
-    stage: str
-    """segment; or denoise, imported or anomaly, whose network reconstructs"""
-    target: str | None
-    """binary or multiclass, if it segments"""
     threshold: float | None
     """of the lesion mask, as validation chose it"""
-    channels: tuple[str, ...]
-    classes: tuple[str, ...]
-    slice_size: int
-    axis: Axis
-    normalisation: Normalisation
-    orientations: tuple[str, ...]
-    """of the scans it was trained on, the most frequent first"""
-
-    @property
-    def has_classes(self) -> bool:
-        """Whether it tells the classes apart, so that no threshold is needed."""
-        return self.target == "multiclass"
+    wants_threshold: bool
+    """whether it was scored with one, or could be; a pre-training gives a map alone"""
+    slices: SliceFormat
 
 
 def load_trained(run: str | Path) -> Trained:
-    """The model of a finished run.
+    """The networks of a finished run: a score's, or one training's.
 
     `run` is its folder or the MLflow URI of its model, such as "models:/m-0123" (MLflow is then
-    where MLFLOW_TRACKING_URI says). Raises `RunError` or `TrackingError` if it is not there, is not
-    finished or does not say what it was trained on.
+    where MLFLOW_TRACKING_URI says). A fine-tuning has the threshold of its score. Raises `RunError`
+    or `TrackingError` if it is not there, is not finished or does not say what it was trained on.
     """
     if _URI.fullmatch(str(run)):
         from fewscan.harness.tracking.models import load_logged
 
-        network, facts = load_logged(str(run))
-        return _trained(network, facts, where=str(run))
-    folder = RunFolder(Path(run))
+        return _from_mlflow(*load_logged(str(run)), where=str(run))
+    folder = RunFolder(Path(run).absolute())
     _require_finished(folder)
-    record = folder.read_spec()
-    spec = record["spec"]
-    weights = folder.sibling(spec["init"]) if spec["kind"] == Anomaly.kind else folder
-    facts = {
-        **record.get("slices", {}),
-        "run_id": record["id"],
-        "stage": spec["kind"],
-        "target": spec.get("target"),
-        "threshold": folder.read_result().get("validation", {}).get("threshold"),
-    }
-    return _trained(load_model(weights.model).float(), facts, where=str(folder.path))
+    record = RunRecord.read(folder)
+    is_score = isinstance(record.spec, Score)
+    parents = record.spec.parents if is_score else (folder.run_id,)
+    predictor = load_predictor([folder.sibling(parent) for parent in parents])
+    score = folder if is_score else _score_of(folder) if predictor.target == "binary" else None
+    threshold = None if score is None else Result.read(score).threshold
+    wants = is_score or isinstance(record.spec, Finetune)
+    return Trained(predictor, record.run_id, threshold, wants, record.slices)
 
 
-def _trained(network: UNet, facts: Mapping[str, Any], where: str) -> Trained:
-    try:
-        return Trained(
-            network,
-            run_id=facts["run_id"],
-            stage=facts["stage"],
-            target=facts.get("target"),
-            threshold=facts.get("threshold"),
-            channels=tuple(facts["channels"]),
-            classes=tuple(facts["classes"]),
-            slice_size=facts["slice_size"],
-            axis=facts["axis"],
-            normalisation=facts["normalisation"],
-            orientations=tuple(facts["orientations"]),
-        )
-    except KeyError as error:
-        raise RunError(
-            f"the model does not say its {error.args[0]}",
-            where=where,
-            expected="a model of this version of fewscan",
-            remedy="sweep the study again into another folder",
-        ) from error
+def _score_of(folder: RunFolder) -> RunFolder | None:
+    """A finished score of this run alone; whichever, as all choose the same threshold."""
+    for path in sorted(folder.path.parent.iterdir()):
+        other = RunFolder(path)
+        if other.result.exists():
+            spec = RunRecord.read(other).spec
+            if isinstance(spec, Score) and spec.parents == (folder.run_id,):
+                return other
+    return None
+
+
+def _from_mlflow(network: UNet, facts: Mapping[str, Any], where: str) -> Trained:
+    slices = SliceFormat.from_json(facts, where)
+    target, scheme = facts.get("target"), facts.get("scheme")
+    known = None if scheme is None else scheme_from_json(scheme)
+    predictor = Predictor((network,), target, known).to("cpu")
+    threshold = facts.get("threshold")
+    return Trained(predictor, facts["run_id"], threshold, target is not None, slices)
 
 
 def _require_finished(folder: RunFolder) -> None:

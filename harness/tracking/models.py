@@ -25,7 +25,7 @@ from mlflow.types import Schema, TensorSpec
 
 from fewscan.experiments.checkpoint import load_model
 from fewscan.experiments.unet import UNet
-from fewscan.harness.tracking.run_view import RUN_ID, RunView
+from fewscan.harness.tracking.mlflow_run import RUN_ID, MlflowRun
 from fewscan.storage.errors import TrackingError
 
 NAME = "model"
@@ -33,6 +33,7 @@ MODEL_TYPE = "U-Net"
 MODULES = (
     "fewscan",
     "fewscan.experiments",
+    "fewscan.experiments.settings",
     "fewscan.experiments.unet",
     "fewscan.storage",
     "fewscan.storage.errors",
@@ -46,7 +47,7 @@ GREY = 0.5
 
 
 def log_model(
-    client: MlflowClient, experiment_id: str, mlflow_id: str, view: RunView, dataset: Dataset
+    client: MlflowClient, experiment_id: str, mlflow_id: str, view: MlflowRun, dataset: Dataset
 ) -> None:
     """Log the view's model once: if it is there and complete, nothing happens.
 
@@ -91,7 +92,9 @@ def logged_models(client: MlflowClient, experiment_id: str, mlflow_id: str) -> l
     return list(client.search_logged_models([experiment_id], f"source_run_id = '{mlflow_id}'"))
 
 
-def _create(client: MlflowClient, experiment_id: str, mlflow_id: str, view: RunView) -> LoggedModel:
+def _create(
+    client: MlflowClient, experiment_id: str, mlflow_id: str, view: MlflowRun
+) -> LoggedModel:
     return client.create_logged_model(
         experiment_id,
         name=NAME,
@@ -144,7 +147,7 @@ def _save(
 
 
 def _link(
-    client: MlflowClient, mlflow_id: str, logged: LoggedModel, view: RunView, dataset: Dataset
+    client: MlflowClient, mlflow_id: str, logged: LoggedModel, view: MlflowRun, dataset: Dataset
 ) -> None:
     """Show the model on the run's page, and the run's results on the model's."""
     outputs = client.get_run(mlflow_id).outputs

@@ -4,22 +4,24 @@
 chose each checkpoint, on the same validation slices for all of them. The test split has no say.
 """
 
+from statistics import fmean
+
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from fewscan.experiments.spec import Segment
+from fewscan.experiments.results import Result
 from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.tracking.mlflow_run import RUN_ID
+from fewscan.harness.tracking.mlflow_study import MlflowStudy
 from fewscan.harness.tracking.models import logged_models
-from fewscan.harness.tracking.run_view import RUN_ID
-from fewscan.harness.tracking.view import StudyView
 from fewscan.storage.errors import TrackingError
 
 ALIAS = "best"
 
 
-def register_best(view: StudyView, plan: Plan, name: str) -> dict[str, str]:
+def register_best(view: MlflowStudy, plan: Plan, name: str) -> dict[str, str]:
     """Give the best model of each target a version of NAME-TARGET, and that version the alias.
 
     A model that is registered already gets no second version. Returns target → model URI. Raises
@@ -37,20 +39,21 @@ def register_best(view: StudyView, plan: Plan, name: str) -> dict[str, str]:
 
 
 def best_runs(plan: Plan) -> dict[str, PlannedRun]:
-    """Target → the finished fine-tuning with the lowest validation loss."""
-    finished = [
-        (plan.folder_of(run).read_result()["validation_loss"], run)
-        for run in plan.runs
-        if isinstance(run.spec, Segment) and plan.folder_of(run).result.exists()
-    ]
+    """Target → the score of the finished fine-tuning with the lowest validation loss."""
+    finished = [run for run in plan.grid if plan.folder_of(run).result.exists()]
     best: dict[str, PlannedRun] = {}
-    for _, run in sorted(finished, key=lambda pair: pair[0]):
-        assert isinstance(run.spec, Segment)
-        best.setdefault(run.spec.target, run)
+    for run in sorted(finished, key=lambda run: validation_loss(plan, run)):
+        best.setdefault(str(run.place.target), run)
     return best
 
 
-def _register(view: StudyView, name: str, run: PlannedRun, plan: Plan) -> str:
+def validation_loss(plan: Plan, score: PlannedRun) -> float:
+    """Of the fine-tuning that was scored; of several the mean."""
+    losses = [Result.read(plan.folder.run(parent)).validation_loss for parent in score.parents]
+    return fmean(loss for loss in losses if loss is not None)
+
+
+def _register(view: MlflowStudy, name: str, run: PlannedRun, plan: Plan) -> str:
     client = view.client
     _ensure_name(client, name, plan)
     versions = client.search_model_versions(f"name = '{name}'")
@@ -72,14 +75,14 @@ def _ensure_name(client: MlflowClient, name: str, plan: Plan) -> None:
             raise
 
 
-def _create_version(view: StudyView, name: str, run: PlannedRun, plan: Plan) -> ModelVersion:
+def _create_version(view: MlflowStudy, name: str, run: PlannedRun, plan: Plan) -> ModelVersion:
     sent = view.children[run.run_id]
     (model,) = [
         m
         for m in logged_models(view.client, view.experiment_id, sent.mlflow_id)
         if m.status == LoggedModelStatus.READY
     ]
-    loss = plan.folder_of(run).read_result()["validation_loss"]
+    loss = validation_loss(plan, run)
     return view.client.create_model_version(
         name,
         source=model.artifact_location,

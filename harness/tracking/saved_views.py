@@ -6,13 +6,15 @@ their sources, as it is documented nowhere). A UI that does not know them shows 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from fewscan.experiments.catalogue import leading, panels
+from fewscan.experiments.spec import Target
 from fewscan.harness.plan import Plan
-from fewscan.harness.tracking.metrics import LABEL_COUNT
+from fewscan.harness.tracking.points import LABEL_COUNT
 
 PREFIX = "mlflow.sharedViewState."
 STUDY = "study"
@@ -24,15 +26,16 @@ TRAINING = {"workflowType": "machine_learning"}
 """Asks for the pages of model training; MLflow shows those for language models by itself."""
 REPORT = "report.html"
 
-CHARTS: Mapping[str, tuple[str, ...]] = {
-    "binary": (
-        "test/pooled_ap",
-        "test/pooled_best_dice",
-        "test/patient_dice_at_validation_threshold",
-    ),
-    "multiclass": ("test/class_dice_mean", "test/pooled_ap", "test/pooled_best_dice"),
-}
-"""The final numbers that are drawn against the label count, by target."""
+
+def charts(target: Target) -> tuple[str, ...]:
+    """The final numbers that are drawn against the label count: of the published figure, and what
+    the target's verdict is about."""
+    metrics = [metric for it, metric in panels() if it == target]
+    others = [metric for it, metric in panels() if it != target and target in metric.targets]
+    shown = dict.fromkeys([*metrics, leading(target), *others])
+    return tuple(f"test/{metric.result_key()}" for metric in shown)
+
+
 SECTION = {
     "uuid": "fewscan-curve",
     "name": "Test scores; the step is the number of labelled scans",
@@ -42,9 +45,7 @@ SECTION = {
     "isGenerated": False,
 }
 ALL_RUNS_METRICS = (
-    "test/pooled_ap",
-    "test/pooled_best_dice",
-    "test/class_dice_mean",
+    *(f"test/{metric.result_key()}" for _, metric in panels()),
     "validation/loss",
 )
 
@@ -102,17 +103,19 @@ def _views(plan: Plan, study: str) -> Iterator[SavedView]:
     )
 
 
-def _curve(target: str, study: str) -> dict[str, Any]:
+def _curve(target: Target, study: str) -> dict[str, Any]:
     """Charts of the arms, each the mean over seeds with their range, over the label count."""
     return {
-        **_search(f"params.target = '{target}' and tags.{STUDY} = '{study}'"),
-        **_table(("arm", "label_count", "seed"), CHARTS[target]),
+        **_search(
+            f"params.stage = 'score' and params.target = '{target}' and tags.{STUDY} = '{study}'"
+        ),
+        **_table(("arm", "label_count", "seed"), charts(target)),
         "groupBy": {
             "aggregateFunction": "average",
             "groupByKeys": [{"mode": "param", "groupByData": "arm"}],
         },
         "useGroupedValuesInCharts": True,
-        "compareRunCharts": [_line(metric) for metric in CHARTS[target]],
+        "compareRunCharts": [_line(metric) for metric in charts(target)],
         "compareRunSections": [SECTION],
         "isAccordionReordered": True,
         "hideEmptyCharts": True,

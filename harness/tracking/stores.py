@@ -13,7 +13,7 @@ from mlflow.entities import Experiment
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from fewscan.harness.plan import Plan
-from fewscan.harness.tracking.trouble import without_password
+from fewscan.harness.tracking.mlflow_errors import without_password
 from fewscan.storage.atomic import TEMPORARY_SUFFIX, replacing
 from fewscan.storage.errors import TrackingError
 

@@ -16,16 +16,19 @@ from contextlib import contextmanager, suppress
 
 from mlflow.exceptions import RestException
 
-from fewscan.experiments.spec import from_json
+from fewscan.experiments.results import RunRecord
+from fewscan.harness.arms import Arm, Place
 from fewscan.harness.plan import Plan, PlannedRun
-from fewscan.harness.tracking.registry import register_best
-from fewscan.harness.tracking.run_view import (
+from fewscan.harness.tracking.mlflow_errors import explained, its_version, without_password
+from fewscan.harness.tracking.mlflow_run import (
     AFTER_THE_SWEEP,
     FROM_OUTSIDE,
     WHILE_SWEEPING,
     Statuses,
     view_of,
 )
+from fewscan.harness.tracking.mlflow_study import MlflowStudy, now_ms, reported_run, study_identity
+from fewscan.harness.tracking.registry import register_best
 from fewscan.harness.tracking.saved_views import report_page, saved_views
 from fewscan.harness.tracking.stores import (
     make_client,
@@ -33,9 +36,7 @@ from fewscan.harness.tracking.stores import (
     tracked_experiment,
     tracking_uri,
 )
-from fewscan.harness.tracking.trouble import explained, its_version, without_password
 from fewscan.harness.tracking.ui import serve
-from fewscan.harness.tracking.view import StudyView, now_ms, reported_run, study_identity
 from fewscan.storage.errors import RunError, StudyError, TrackingError
 from fewscan.storage.locks import exclusive
 from fewscan.storage.runs import OVER, RunFolder
@@ -64,7 +65,7 @@ class Tracker:
         self.plan = plan
         self.uri = tracking_uri(plan, uri)
         self._progress = progress
-        self._view: StudyView | None = None
+        self._view: MlflowStudy | None = None
         self._changing: set[str] = set()
 
     def update(self, begun: Iterable[str] | None = None) -> None:
@@ -129,7 +130,7 @@ class Tracker:
 
     def _send_changes(
         self,
-        view: StudyView,
+        view: MlflowStudy,
         runs: Sequence[tuple[PlannedRun, RunFolder]],
         statuses: Statuses,
         deadline: float,
@@ -154,7 +155,7 @@ class Tracker:
             self._progress(done, len(runs))
 
     @contextmanager
-    def _connected(self) -> Iterator[StudyView]:
+    def _connected(self) -> Iterator[MlflowStudy]:
         """The study in MLflow; after an error, or a kill, the next pass looks at it anew."""
         try:
             with explained(self.uri):
@@ -166,9 +167,9 @@ class Tracker:
             self._view = None
             raise
 
-    def _study_view(self) -> StudyView:
+    def _study_view(self) -> MlflowStudy:
         client = make_client(self.uri)
-        return StudyView(client, study_experiment(client, self.plan, self.uri), self.plan)
+        return MlflowStudy(client, study_experiment(client, self.plan, self.uri), self.plan)
 
 
 def sync(
@@ -229,8 +230,9 @@ def _runs(
         return
     for run_id in plan.folder.read_imports().values():
         folder = plan.folder.run(run_id)
-        record = folder.read_spec()
-        yield PlannedRun(from_json(record["spec"]), record["init"], record["name"], 0.0), folder
+        record = RunRecord.read(folder)
+        place = Place(Arm("pre-training"), None, None, 0)
+        yield PlannedRun(record.spec, place, record.name, 0.0), folder
     for run in plan.runs:
         yield run, plan.folder_of(run)
 

@@ -8,7 +8,7 @@ from fake_folders import make_plan
 from mlflow.utils.validation import MAX_EXPERIMENT_TAG_VAL_LENGTH
 
 from fewscan.harness.plan import load_plan
-from fewscan.harness.tracking.run_view import view_of
+from fewscan.harness.tracking.mlflow_run import view_of
 from fewscan.harness.tracking.saved_views import saved_views
 
 

@@ -17,7 +17,7 @@ from fewscan.experiments.spec import (
 )
 from fewscan.experiments.unet import UNet
 from fewscan.harness.plan import Plan, PlannedRun
-from fewscan.harness.tracking.run_view import view_of
+from fewscan.harness.tracking.mlflow_run import view_of
 from fewscan.harness.tracking.tracker import Tracker
 from fewscan.storage.atomic import write_json
 from fewscan.storage.errors import TrackingError

@@ -20,6 +20,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fewscan.experiments.results import Result
+
 LABEL_COUNT = "run/label_count"
 """A metric as well as a parameter: MLflow sorts parameters as text, 1, 30, 4."""
 
@@ -49,20 +51,19 @@ def learning_curves(events: Sequence[Mapping[str, Any]]) -> Iterator[Point]:
 
 
 def final_numbers(
-    result: Mapping[str, Any],
+    result: Result,
     more: Mapping[str, Any],
     label_counts: Sequence[int],
     time_ms: int,
 ) -> Iterator[Point]:
     """What no further attempt can change, and `more`, at each label count that it stands for."""
-    named = dict(more)
-    for key, value in result.items():
-        if isinstance(value, Mapping):
-            named[key] = value
-        elif key == "validation_loss":
-            named["validation/loss"] = value
-        else:
-            named[f"run/{key}"] = value
+    named = {
+        **more,
+        "run/best_step": result.best_step,
+        "validation/loss": result.validation_loss,
+        "validation": result.validation,
+        "test": result.test,
+    }
     for count in label_counts:
         yield from _points(named, time_ms, count)
 

@@ -6,13 +6,14 @@ import torch
 
 from fewscan.experiments.checkpoint import load_model
 from fewscan.experiments.devices import Devices
-from fewscan.experiments.spec import Denoise, Segment, run_id, seed_for
+from fewscan.experiments.seeds import seed_for
+from fewscan.experiments.spec import Finetune, Pretrain
 from fewscan.experiments.unet import UNet, load_for_transfer, require_same_tensors
 from fewscan.storage.runs import RunFolder
 
 
 def initial_network(
-    spec: Denoise | Segment,
+    spec: Pretrain | Finetune,
     in_channels: int,
     out_channels: int,
     folder: RunFolder,
@@ -20,18 +21,20 @@ def initial_network(
 ) -> tuple[UNet, dict[str, Any]]:
     """The network on its device, and what it took over from which run, for the record.
 
-    Random weights are drawn on the CPU from the run's id, so that they are the same everywhere.
-    A fine-tuning takes everything but the head; a pre-training that goes on from another takes
-    the head too. Raises `RunError` if the parent's network does not fit.
+    Random weights are drawn on the CPU from the cell's seed, the head's last: they are the same
+    everywhere, and arms of a cell have the same head. A fine-tuning takes what `transfer` says and
+    never the head; a pre-training that goes on from another takes the head too. Raises `RunError`
+    if the parent's network does not fit.
     """
+    skips = spec.scheme.skips if isinstance(spec, Pretrain) else True
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(run_id(spec), "weights"))
-        model = UNet(in_channels, out_channels, spec.network.width, spec.network.depth)
+        torch.manual_seed(seed_for(spec.kind, spec.seed, "weights"))
+        model = UNet(in_channels, out_channels, spec.network.width, spec.network.depth, skips)
     facts: dict[str, Any] = {"init": spec.init or "scratch", "loaded": [], "replaced": []}
     if spec.init is not None:
         weights = load_model(folder.sibling(spec.init).model).state_dict()
-        if isinstance(spec, Segment):
-            report = load_for_transfer(model, weights)
+        if isinstance(spec, Finetune):
+            report = load_for_transfer(model, weights, spec.transfer)
             facts |= {"loaded": list(report.loaded), "replaced": list(report.replaced)}
         else:
             fit = "start from a run with the same network and modalities"

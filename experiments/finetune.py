@@ -1,37 +1,36 @@
-"""Fine-tuning: learn to segment from a few labelled scans, then score the test split.
+"""Fine-tuning: learn to segment from a few labelled scans.
 
 Holzschuh et al., "Combining Anomaly Detection and Supervised Learning for Medical Image
 Segmentation" (MIDL 2023): soft Dice and cross-entropy, nnU-Net-like augmentation, the model with
 the lowest validation loss.
 """
 
-from typing import Any
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from fewscan.experiments import augment
-from fewscan.experiments.checkpoint import load_model, save_model
+from fewscan.experiments.checkpoint import save_model
 from fewscan.experiments.data import SliceData, open_store
 from fewscan.experiments.devices import Devices
-from fewscan.experiments.evaluate import Prediction, evaluate
+from fewscan.experiments.initial_weights import initial_network
 from fewscan.experiments.losses import (
     SegmentationSums,
     segmentation_loss,
     segmentation_sums,
     sums_over_ranks,
 )
-from fewscan.experiments.spec import Segment, Target, run_id, seed_for
-from fewscan.experiments.start import initial_network
-from fewscan.experiments.surfaces import require_surfaces
-from fewscan.experiments.train import BatchOrder, train
+from fewscan.experiments.order import BatchOrder
+from fewscan.experiments.results import Result
+from fewscan.experiments.seeds import generator_for, seed_for
+from fewscan.experiments.spec import Finetune
+from fewscan.experiments.train import train
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.splits import label_subset
 
 
-def finetune(spec: Segment, folder: RunFolder, devices: Devices) -> dict[str, Any]:
-    """The stage of `Segment`: leaves the best model and the cases, and returns the result."""
-    require_surfaces(spec.evaluation)
+def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
+    """The stage of `Finetune`: leaves the best model in the folder and returns the result."""
     store = open_store(folder, spec.data)
     dtype = devices.dtype(spec.training.precision)
     labelled = label_subset(store.split.train, spec.label_count, spec.seed)
@@ -47,28 +46,14 @@ def finetune(spec: Segment, folder: RunFolder, devices: Devices) -> dict[str, An
     model, start = initial_network(spec, len(store.channels), 1 + classes, folder, devices)
     facts = start | {"slices": task.training.note}
     state = train(model, task, spec.training, folder, devices, facts)
-    if not devices.is_first:
-        return {}
-    save_model(folder.model, model, state.best)
-    kept = load_model(folder.model).float().to(devices.device)
-
-    def predict(images_NCHW: Tensor) -> Prediction:
-        return prediction(kept(images_NCHW), spec.target)
-
-    return {
-        "kind": spec.kind,
-        "labelled": list(labelled),
-        "best_step": state.best_step,
-        "validation_loss": state.best_loss,
-        **evaluate(predict, spec.evaluation, store, folder, devices),
-    }
-
-
-def prediction(logits_NCHW: Tensor, target: Target) -> Prediction:
-    """Probability of any lesion, and if the target is classes the most probable one."""
-    probabilities = logits_NCHW.softmax(dim=1)
-    labels = probabilities.argmax(dim=1) if target == "multiclass" else None
-    return Prediction(probabilities[:, 1:].sum(dim=1), labels)
+    if devices.is_first:
+        save_model(folder.model, model, state.best)
+    return Result(
+        spec.kind,
+        best_step=state.best_step,
+        validation_loss=state.best_loss,
+        labelled=labelled,
+    )
 
 
 class SegmentTask:
@@ -76,7 +61,7 @@ class SegmentTask:
 
     def __init__(
         self,
-        spec: Segment,
+        spec: Finetune,
         classes: int,
         training: SliceData,
         validation: SliceData,
@@ -88,8 +73,14 @@ class SegmentTask:
         self.validation = validation
         self.devices = devices
         self.batch_size = spec.training.batch_size
-        self.seed = seed_for(run_id(spec), "segment")
-        self.order = BatchOrder(len(training), self.batch_size, self.seed)
+        self.cell = (spec.kind, spec.seed)
+        order_seed = seed_for(*self.cell, "order")
+        self.order = BatchOrder(len(training), self.batch_size, order_seed)
+
+    @property
+    def keeps(self) -> Literal["best", "last"]:
+        """The validation loss chooses the model."""
+        return "best"
 
     def loss(self, model: nn.Module, step: int) -> Tensor:
         """The loss of the whole global batch, to which this rank adds the sums of its share."""
@@ -102,9 +93,9 @@ class SegmentTask:
         batch = self.training.batch(*indices)
         images_NCHW, labels_NHW = batch.images_NCHW, batch.labels_NHW
         if self.augmented:
-            generator = torch.Generator().manual_seed(seed_for(self.seed, "augment", step))
+            generator = generator_for(*self.cell, "augment", step)
             channels = images_NCHW.shape[1]
-            draws = augment.draw(augment.Augmentation(), self.batch_size, channels, generator)
+            draws = augment.draw(augment.NNUNET, self.batch_size, channels, generator)
             images_NCHW, labels_NHW = augment.apply(images_NCHW, labels_NHW, draws[share])
         return images_NCHW, self._targets(labels_NHW)
 
@@ -116,7 +107,7 @@ class SegmentTask:
     def validation_loss(self, model: nn.Module) -> float:
         """The loss of all validation slices taken as one batch, not augmented."""
         sums = SegmentationSums.of_nothing(self.classes, self.devices.device)
-        for _, batch in self.validation.validation_batches(self.devices):
+        for _, _, batch in self.validation.validation_batches(self.devices):
             logits_NCHW = model(batch.images_NCHW)
             sums += segmentation_sums(logits_NCHW, self._targets(batch.labels_NHW))
         return segmentation_loss(sums_over_ranks(sums)).item()

@@ -18,8 +18,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from fewscan.experiments.spec import PROTOCOL
 from fewscan.harness.plan import Plan
 from fewscan.harness.tracking.dataset import dataset_of
+from fewscan.harness.tracking.mlflow_run import BEGUN, ERROR, LIVE, RUN_ID, MlflowRun
 from fewscan.harness.tracking.models import log_model, logged_models
-from fewscan.harness.tracking.run_view import BEGUN, ERROR, LIVE, RUN_ID, RunView
 from fewscan.harness.tracking.saved_views import STUDY, saved_views
 from fewscan.storage.atomic import write_bytes
 
@@ -48,13 +48,13 @@ class Sent:
     stamp: tuple[object, ...] = ()
     """Status and files of the folder when it was last sent; empty if not by this process."""
 
-    def contradicts(self, view: RunView) -> bool:
+    def contradicts(self, view: MlflowRun) -> bool:
         """Whether it shows an earlier life of the folder; points and params cannot be unsaid."""
         begun_anew = self.has_metrics and self.tags.get(BEGUN) != view.tags[BEGUN]
         return begun_anew or any(self.params.get(k, v) != v for k, v in view.params.items())
 
 
-class StudyView:
+class MlflowStudy:
     """What MLflow has of a study, and the means to make it like the views of the run folders."""
 
     def __init__(self, client: MlflowClient, experiment: Experiment, plan: Plan) -> None:
@@ -69,7 +69,7 @@ class StudyView:
             if experiment.tags.get(key) != value:
                 client.set_experiment_tag(self.experiment_id, key, value)
 
-    def send(self, view: RunView) -> Sent:
+    def send(self, view: MlflowRun) -> Sent:
         """Make the run of `view` look like it; sends what is missing or has changed."""
         sent = self.children.get(view.run_id)
         if sent is not None and sent.contradicts(view):
@@ -95,7 +95,7 @@ class StudyView:
             self.client.set_terminated(sent.mlflow_id, status, ended_ms)
         sent.status = status
 
-    def _send_content(self, sent: Sent, view: RunView, new_tags: dict[str, str]) -> None:
+    def _send_content(self, sent: Sent, view: MlflowRun, new_tags: dict[str, str]) -> None:
         points = (*view.learning[sent.learning :], *view.usage[sent.usage :], *view.results)
         self.client.log_batch(  # which splits it into requests of the size that servers take
             sent.mlflow_id,

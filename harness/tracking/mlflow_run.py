@@ -1,7 +1,7 @@
 """What MLflow is to show of a run, computed from its folder alone.
 
 Plain values, no MLflow in here: the same folder gives the same view, on any machine, at any time.
-`harness.tracking.view` makes MLflow look like it.
+`harness.tracking.mlflow_study` makes MLflow look like it.
 """
 
 import hashlib
@@ -11,9 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fewscan.experiments.spec import Anomaly, Imported, Segment
+from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.schemes import Denoise
+from fewscan.experiments.spec import PROTOCOL, Finetune, Pretrain, Score, scheme_to_json, to_json
+from fewscan.harness.arms import SCRATCH
 from fewscan.harness.plan import Plan, PlannedRun
-from fewscan.harness.tracking.metrics import (
+from fewscan.harness.tracking.points import (
     LABEL_COUNT,
     SECONDS,
     Point,
@@ -52,7 +55,7 @@ LIVE = ("RUNNING", "SCHEDULED")
 
 
 @dataclass(frozen=True)
-class RunView:
+class MlflowRun:
     """One run as MLflow is to show it."""
 
     run_id: str
@@ -87,7 +90,7 @@ class RunView:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> RunView:
+def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> MlflowRun:
     """The view of a run whose folder is in `state`.
 
     Raises `RunError` if a file of the folder is damaged.
@@ -95,19 +98,19 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> RunView:
     folder = plan.folder_of(run)
     events = _lines(folder.events, folder.committed_events)
     begun_ms = _begun_ms(folder, events)
-    result = folder.read_result() if state == "finished" else {}
+    result = Result.read(folder) if state == "finished" else None
     error = _error(folder) if state == "failed" else {}
     last_ms = milliseconds(events[-1]["time"]) if events else begun_ms
     ended_ms = milliseconds(error["time"]) if error else last_ms
-    return RunView(
+    return MlflowRun(
         run_id=run.run_id,
         name=_name(run),
         status=status,
         begun_ms=begun_ms,
         ended_ms=None if status in LIVE else ended_ms,
-        params=_params(plan, run),
+        params=_params(run),
         tags={
-            **_identity(plan, run, folder),
+            **_identity(run, folder),
             **_attempts(events),
             **_first_line(error),
             BEGUN: str(milliseconds(events[0]["time"]) if events else begun_ms),
@@ -116,17 +119,19 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> RunView:
         usage=tuple(usage_curves(_lines(folder.usage, folder.usage_samples))),
         results=tuple(_results(plan, run, result, events, last_ms)),
         files=tuple(f for f in (folder.result, folder.cases) if result and f.exists()),
-        model=_model(run, folder) if state == "finished" else None,
-        model_facts=_model_facts(plan, run, result),
+        model=_model(run, folder) if result else None,
+        model_facts=_model_facts(plan, run, folder, result),
     )
 
 
 def _name(run: PlannedRun) -> str:
     """What tells the runs of an arm apart comes first: the UI's list has room for little more."""
-    if not isinstance(run.spec, Segment):
+    place = run.place
+    if place.labels is None:
         return run.name
-    scans = "scan" if run.spec.label_count == 1 else "scans"
-    return f"{run.spec.label_count} {scans} · seed {run.spec.seed} · {run.init} · {run.spec.target}"
+    scans = "scan" if place.labels == 1 else "scans"
+    cell = f"{place.labels} {scans} · seed {place.seed} · {place.arm.key} · {place.target}"
+    return cell if run.kind == Score.kind else f"{cell} · training"
 
 
 def _lines(file: Path, read: Any) -> list[dict[str, Any]]:
@@ -148,25 +153,29 @@ def _begun_ms(folder: RunFolder, events: list[dict[str, Any]]) -> int:
     return milliseconds(starts[0] if starts else folder.spec.stat().st_mtime)
 
 
-def _params(plan: Plan, run: PlannedRun) -> dict[str, str]:
-    """The spec, flat, with names for people in front; what is None is left out."""
-    spec = dict(plan.record(run)["spec"])
-    for key in ("protocol", "data", "init"):  # tags
+def _params(run: PlannedRun) -> dict[str, str]:
+    """Place and spec, flat, with names for people in front; what is None is left out."""
+    place, spec = run.place, to_json(run.spec)
+    for key in ("protocol", "data", "init", "parents"):  # tags
         spec.pop(key, None)
-    named = {"stage": spec.pop("kind"), "arm": run.arm, "init": run.init}
-    if isinstance(run.spec, Anomaly):  # it tells lesion from not, without any label
-        named |= {"target": "binary", "label_count": _label_count(run)}
+    named = {
+        "stage": spec.pop("kind"),
+        "arm": place.arm.key,
+        "init": place.arm.init or SCRATCH,
+        "target": place.target,
+        "label_count": _label_count(run),
+        "seed": place.seed,
+    }
     return {k: str(v) for k, v in flat({**named, **spec}) if v is not None}
 
 
-def _identity(plan: Plan, run: PlannedRun, folder: RunFolder) -> dict[str, str]:
-    spec = plan.record(run)["spec"]
+def _identity(run: PlannedRun, folder: RunFolder) -> dict[str, str]:
     tags = {
         RUN_ID: run.run_id,
         "fewscan.run_folder": str(folder.path),
-        "protocol": spec["protocol"],
-        "data": spec.get("data"),
-        "starts_from": spec["init"],
+        "protocol": PROTOCOL,
+        "data": to_json(run.spec).get("data"),
+        "starts_from": ", ".join(run.parents) or None,
     }
     return {key: str(value) for key, value in tags.items() if value is not None}
 
@@ -203,7 +212,7 @@ def _first_line(error: dict[str, Any]) -> dict[str, str]:
 def _results(
     plan: Plan,
     run: PlannedRun,
-    result: dict[str, Any],
+    result: Result | None,
     events: list[dict[str, Any]],
     ended_ms: int,
 ) -> Iterator[Point]:
@@ -214,36 +223,46 @@ def _results(
 
 
 def _label_count(run: PlannedRun) -> int | None:
-    if isinstance(run.spec, Segment):
-        return run.spec.label_count
-    return 0 if isinstance(run.spec, Anomaly) else None
+    """0 for the unsupervised score, which uses none; None for a pre-training."""
+    unsupervised = run.place.arm.kind == "unsupervised"
+    return 0 if unsupervised else run.place.labels
 
 
 def _stands_for(plan: Plan, run: PlannedRun) -> list[int]:
     """The label counts at which a chart shows the result: all of them if it uses no label."""
-    if isinstance(run.spec, Segment):
-        return [run.spec.label_count]
-    counts = {r.spec.label_count for r in plan.runs if isinstance(r.spec, Segment)}
-    return sorted(counts) if isinstance(run.spec, Anomaly) and counts else [0]
+    if run.place.labels is not None:
+        return [run.place.labels]
+    counts = {score.place.labels for score in plan.grid if score.place.labels is not None}
+    return sorted(counts) if run.kind == Score.kind and counts else [0]
 
 
 def _model(run: PlannedRun, folder: RunFolder) -> Path | None:
-    if isinstance(run.spec, Anomaly):
-        return None
-    return None if isinstance(run.spec, Imported) and not folder.model.exists() else folder.model
+    """Of a score the one that it scored: there stand its numbers and its threshold."""
+    match run.spec:
+        case Finetune():
+            return None
+        case Score(parents=(parent,)):
+            learnt_labels = run.place.labels is not None  # else the pre-training's row has it
+            return folder.sibling(parent).model if learnt_labels else None
+        case Score():
+            return None
+    return folder.model if folder.model.exists() else None
 
 
-def _model_facts(plan: Plan, run: PlannedRun, result: dict[str, Any]) -> dict[str, Any]:
-    spec = plan.record(run)["spec"]
+def _model_facts(
+    plan: Plan, run: PlannedRun, folder: RunFolder, result: Result | None
+) -> dict[str, Any]:
+    scheme = run.spec.scheme if isinstance(run.spec, Pretrain) else Denoise()
     facts = {
         "run_id": run.run_id,
-        "stage": spec["kind"],
-        "target": spec.get("target"),
-        "protocol": spec["protocol"],
-        "data": spec.get("data"),
+        "stage": run.kind,
+        "target": run.place.target,
+        "scheme": scheme_to_json(scheme) if run.place.target is None else None,
+        "protocol": PROTOCOL,
+        "data": to_json(run.spec).get("data"),
         "store_protocol": plan.store.protocol,
-        **plan.slices,
-        "best_step": result.get("best_step"),
-        "threshold": result.get("validation", {}).get("threshold"),
+        **RunRecord.read(folder).slices.to_json(),
+        "best_step": result.best_step if result else None,
+        "threshold": result.threshold if result else None,
     }
     return {key: value for key, value in facts.items() if value is not None}

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fewscan.experiments.median import median_filter
-
 FOREGROUND_ABOVE = 0.01
 """A pixel is foreground where its channels sum to more than this."""
 
@@ -27,8 +25,7 @@ SMALL_COMPONENT_VOXELS = 20
 _VOXELS_AROUND_A_HOLE = 3**3 - 1  # a component with fewer has no hole
 
 
-@torch.no_grad()
-def anomaly_score(images_NCHW: torch.Tensor, outputs_NCHW: torch.Tensor) -> torch.Tensor:
+def reconstruction_anomaly(images_NCHW: torch.Tensor, outputs_NCHW: torch.Tensor) -> torch.Tensor:
     """How anomalous each pixel is: a float32 tensor of shape NHW, on the device of the images.
 
     The mean over channels of |input − output| inside the eroded foreground, 0 outside, then the
@@ -37,6 +34,27 @@ def anomaly_score(images_NCHW: torch.Tensor, outputs_NCHW: torch.Tensor) -> torc
     kept_NHW = eroded(foreground(images_NCHW))
     error_NHW = (images_NCHW.float() - outputs_NCHW.float()).abs_().mean(dim=1)
     return median_filter(error_NHW * kept_NHW)
+
+
+def median_filter(images_NHW: torch.Tensor) -> torch.Tensor:
+    """The median of each pixel's 5×5 window, borders reflected: float32, on the same device.
+
+    Exact. A window with a NaN in it is NaN, as torch's median has it. On a CPU it is OpenCV's,
+    which sorts NaN anywhere, so that such images are left to unfolding.
+    """
+    padded_NHW = F.pad(images_NHW.float()[:, None], (_WINDOW // 2,) * 4, mode="reflect")[:, 0]
+    if images_NHW.device.type != "cpu" or bool(padded_NHW.isnan().any()):
+        return _unfolded_median(padded_NHW)
+    import cv2
+
+    rim = slice(_WINDOW // 2, -(_WINDOW // 2))
+    filtered = [cv2.medianBlur(image.numpy(), _WINDOW)[rim, rim] for image in padded_NHW]
+    return torch.from_numpy(np.stack(filtered)) if filtered else images_NHW.float()
+
+
+def _unfolded_median(padded_NHW: torch.Tensor) -> torch.Tensor:
+    windows = padded_NHW.unfold(1, _WINDOW, 1).unfold(2, _WINDOW, 1)
+    return windows.flatten(start_dim=3).median(dim=3).values
 
 
 def foreground(images_NCHW: torch.Tensor) -> torch.Tensor:

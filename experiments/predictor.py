@@ -1,0 +1,128 @@
+"""Trained networks as one predictor: for scoring, for new scans, for the report's examples.
+
+Predictions are computed in float32 whatever the training used: half of the bits would make ties,
+and a reconstruction error is a small difference of large numbers.
+
+Letters in names: N slices, C channels, K maps, H and W rows and columns.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fewscan.experiments.checkpoint import load_model
+from fewscan.experiments.results import RunRecord
+from fewscan.experiments.schemes import Denoise
+from fewscan.experiments.schemes.scheme import Scheme
+from fewscan.experiments.spec import Finetune, Pretrain, Score, Target
+from fewscan.storage.errors import RunError
+from fewscan.storage.runs import RunFolder
+
+PREDICTION_BATCH = 64
+"""Fixed: a convolution's last bits depend on how many slices it is given at once."""
+_FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """One network, or several whose maps are averaged: all segment, or all reconstruct."""
+
+    networks: tuple[nn.Module, ...]
+    target: Target | None
+    """None: pre-trained networks, whose map is the anomaly score."""
+    scheme: Scheme | None = None
+    """How a pre-trained network was taught, and with that its anomaly score."""
+    mirror: bool = False
+    """Average over the slice and its three mirror images, as nnU-Net predicts."""
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether it tells the classes apart, so that no threshold is needed."""
+        return self.target == "multiclass"
+
+    def to(self, device: str) -> "Predictor":
+        """The same on a device, in float32."""
+        networks = tuple(network.float().to(device).eval() for network in self.networks)
+        return Predictor(networks, self.target, self.scheme, self.mirror)
+
+    @torch.no_grad()
+    def maps(self, images_NCHW: Tensor) -> Tensor:
+        """maps_NKHW of float32 images: the probability of background and each class, or one map,
+        the anomaly score."""
+        flips = _FLIPS if self.mirror else _FLIPS[:1]
+        each = [
+            self._of(network, images_NCHW.flip(flip)).flip(flip)
+            for network in self.networks
+            for flip in flips
+        ]
+        return each[0] if len(each) == 1 else torch.stack(each).mean(dim=0)
+
+    def in_batches(self, images_NCHW: Tensor) -> Iterator[Tensor]:
+        """The maps of all slices, a batch after the other, on the device of the networks."""
+        device = next(self.networks[0].parameters()).device
+        for start in range(0, len(images_NCHW), PREDICTION_BATCH):
+            batch_NCHW = images_NCHW[start : start + PREDICTION_BATCH]
+            yield self.maps(batch_NCHW.to(device, torch.float32))
+
+    def labels(self, maps_NKHW: Tensor, threshold: float | None) -> Tensor | None:
+        """uint8 labels_NHW: k the k-th class, or 1 any lesion; None without classes and threshold.
+
+        Classes are the most probable ones.
+        """
+        if self.has_classes:
+            return maps_NKHW.argmax(dim=1).to(torch.uint8)
+        return None if threshold is None else above(lesion_score(maps_NKHW), threshold).byte()
+
+    def _of(self, network: nn.Module, images_NCHW: Tensor) -> Tensor:
+        if self.target is not None:
+            return network(images_NCHW).softmax(dim=1)
+        assert self.scheme is not None
+        return self.scheme.anomaly_score(network, images_NCHW)[:, None]
+
+
+def lesion_score(maps_NKHW: Tensor) -> Tensor:
+    """scores_NHW, the higher, the more lesion: of any class, or the anomaly score."""
+    return maps_NKHW[:, 1:].sum(dim=1) if maps_NKHW.shape[1] > 1 else maps_NKHW[:, 0]
+
+
+def above(scores: Tensor, threshold: float) -> Tensor:
+    """Where a score is above a threshold: both in half precision, in which it was chosen."""
+    return scores.half() > torch.tensor(threshold, dtype=torch.float16)
+
+
+def load_predictor(folders: Sequence[RunFolder]) -> Predictor:
+    """The networks of finished trainings as one predictor, on the CPU.
+
+    Raises `RunError` if a model is missing, if they were taught different things, or if a
+    pre-training has no anomaly score.
+    """
+    taught = {_taught(RunRecord.read(folder), folder) for folder in folders}
+    if len(taught) > 1:
+        raise RunError(
+            "networks that were taught different things cannot be averaged",
+            where=", ".join(str(folder.path) for folder in folders),
+            expected="fine-tunings of one target, or pre-trainings of one scheme",
+            remedy="score them one by one",
+        )
+    networks = tuple(load_model(folder.model) for folder in folders)
+    return Predictor(networks, *taught.pop()).to("cpu")
+
+
+def _taught(record: RunRecord, folder: RunFolder) -> tuple[Target | None, Scheme | None]:
+    match record.spec:
+        case Finetune(target=target):
+            return target, None
+        case Score():
+            raise RunError("a score has no network", where=folder.path, expected="a training")
+        case Pretrain(scheme=scheme) if not scheme.has_anomaly_score:
+            raise RunError(
+                f"a network that was pre-trained by {scheme.kind} has no anomaly score",
+                where=folder.path,
+                expected="a scheme with one, such as denoise",
+                remedy="leave unsupervised out of the study's baselines for it",
+            )
+        case Pretrain(scheme=scheme):
+            return None, scheme
+    return None, Denoise()  # imported weights are those of the public DenoisingAE code

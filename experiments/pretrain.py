@@ -1,0 +1,108 @@
+"""Pre-training by any scheme: learn from slices of the training split, without their labels.
+
+The published one (Kascenas et al., "Denoising Autoencoders for Unsupervised Anomaly Detection in
+Brain MRI", MIDL 2022) takes the slices that the masks call healthy and keeps the model with the
+lowest noisy validation loss.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewscan.experiments.checkpoint import save_model
+from fewscan.experiments.data import SliceData, open_store
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.initial_weights import initial_network
+from fewscan.experiments.results import Result
+from fewscan.experiments.schemes.scheme import Draw
+from fewscan.experiments.seeds import generator_for, seed_for
+from fewscan.experiments.spec import Pretrain
+from fewscan.experiments.train import train
+from fewscan.storage.errors import DeviceError
+from fewscan.storage.runs import RunFolder
+
+
+def pretrain(spec: Pretrain, folder: RunFolder, devices: Devices) -> Result:
+    """The stage of `Pretrain`: leaves the model in the folder and returns the result."""
+    store = open_store(folder, spec.data)
+    dtype = devices.dtype(spec.training.precision)
+    training = SliceData.load(store, store.split.train, devices, dtype, healthy_only=True)
+    at_most = spec.training.validation_slices
+    validation = SliceData.load(
+        store, store.split.validation, devices, dtype, healthy_only=True, at_most=at_most
+    )
+    channels = len(store.channels)
+    outputs = spec.scheme.out_channels(channels)
+    body, start = initial_network(spec, channels, outputs, folder, devices)
+    model = spec.scheme.network(body).to(devices.device, dtype)
+    task = PretextTask(spec, training, validation, devices)
+    state = train(model, task, spec.training, folder, devices, start | {"slices": training.note})
+    if devices.is_first:
+        model.load_state_dict(state.best)
+        save_model(folder.model, body, body.state_dict())
+    return Result(spec.kind, best_step=state.best_step, validation_loss=state.best_loss)
+
+
+class PretextTask:
+    """What a scheme asks of a network, batch after batch."""
+
+    def __init__(
+        self, spec: Pretrain, training: SliceData, validation: SliceData, devices: Devices
+    ) -> None:
+        self.scheme = spec.scheme
+        self.training = training
+        self.validation = validation
+        self.devices = devices
+        self.cell = (spec.kind, spec.seed)
+        self.slices = _slices_of_a_step(spec)
+        order_seed = seed_for(*self.cell, "order")
+        self.order = spec.scheme.order(training.table, self.slices, order_seed)
+
+    @property
+    def keeps(self) -> Literal["best", "last"]:
+        """As the scheme says."""
+        return self.scheme.keeps
+
+    def loss(self, model: nn.Module, step: int) -> Tensor:
+        """The scheme's loss on this rank's share of the global batch."""
+        return self.loss_of(model, *self.batch(step))
+
+    def batch(self, step: int) -> tuple[Tensor, Any]:
+        """This rank's share of the global batch, on the device: what is fed, what is asked."""
+        share = self.devices.share_of(self.slices)
+        indices = self.order.indices(step)
+        following = self.order.indices(step + 1)[share]
+        images_NCHW = self.training.batch(indices[share], following).images_NCHW
+        draw = self._draw(self.training, indices, "draw", step)
+        return self.scheme.pretext(images_NCHW, draw[share])
+
+    def loss_of(self, model: nn.Module, inputs: Tensor, targets: Any) -> Tensor:
+        """The loss of a batch; what was fed and asked decides it, and no random number."""
+        return self.scheme.loss(model(inputs), targets)
+
+    def validation_loss(self, model: nn.Module) -> float:
+        """The same on the validation slices, under draws that are the same every time."""
+        total = torch.zeros((), dtype=torch.float64, device=self.devices.device)
+        for number, indices, batch in self.validation.validation_batches(self.devices):
+            draw = self._draw(self.validation, indices, "validation draw", number)
+            inputs, targets = self.scheme.pretext(batch.images_NCHW, draw)
+            total += self.loss_of(model, inputs, targets) * len(indices)
+        return self.devices.sum_over_ranks(total).item() / len(self.validation)
+
+    def _draw(self, data: SliceData, indices: Tensor, purpose: str, number: int) -> Draw:
+        generator = generator_for(*self.cell, purpose, number)
+        return self.scheme.draw(data.table.of(indices.numpy()), generator)
+
+
+def _slices_of_a_step(spec: Pretrain) -> int:
+    """Slices of which `batch_size` forward passes are made."""
+    slices, rest = divmod(spec.training.batch_size, spec.scheme.views)
+    if rest:
+        raise DeviceError(
+            f"a batch of {spec.training.batch_size} slices for {spec.scheme.views} views of each",
+            where="pretrain.training.batch_size",
+            expected=f"a multiple of {spec.scheme.views}",
+            remedy="change batch_size",
+        )
+    return slices

@@ -1,0 +1,12 @@
+"""Ways of pre-training, a file each. Here is the list of them.
+
+A scheme's settings are read where no torch is loaded, so its file imports torch inside functions.
+"""
+
+from fewscan.experiments.schemes.denoise import Denoise
+from fewscan.experiments.schemes.scheme import Scheme
+
+SCHEMES: dict[str, type[Scheme]] = {
+    "denoise": Denoise,
+}
+"""By the name that stands in a study file as `scheme: {kind: …}`."""

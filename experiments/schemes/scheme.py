@@ -1,0 +1,122 @@
+"""What a way of pre-training must say of itself; everything else is the same for all of them.
+
+The stage (`experiments.pretrain`) owns data, order, seeds, ranks, loop, checkpoints and the model's
+file. A scheme owns what is done to a batch and what is asked of the network.
+
+How the schemes that are planned fit: `dae`, `dae_fine`, `ddep` and `ae` are a `draw` of noise, or
+none, with `skips` off for the last; `inpaint`, `mae` and `genesis` draw boxes, block keys or curves
+and place them in `pretext`, where the foreground is known; `fpi` pairs neighbours of the batch,
+which an `order` of its own puts there, and predicts one channel, a label made from the draw;
+contrastive schemes take two `views` of a slice, a second head in `network`, `heights_N` for
+positives by position, a loss over the ranks, and keep the last model.
+
+Letters in names: N images, C channels, H and W rows and columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from fewscan.experiments.settings import Transfer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Generator, Tensor, nn
+
+    from fewscan.experiments.order import BatchOrder
+    from fewscan.experiments.unet import UNet
+
+
+class Draw(Protocol):
+    """The random numbers of a global batch; `draw[a:b]` is what concerns its slices a to b."""
+
+    def __getitem__(self, slices: slice, /) -> Draw:
+        """Those of a rank's share."""
+
+
+@dataclass(frozen=True)
+class SliceTable:
+    """What is known of slices without looking at them."""
+
+    channels: int
+    size: tuple[int, int]
+    """Rows and columns."""
+    scans_N: np.ndarray
+    """For each slice a number that is the same for slices of one scan."""
+    heights_N: np.ndarray
+    """Where it lies in its scan, from 0, the first slice, to 1, the last."""
+
+    @classmethod
+    def unrelated(cls, channels: int, size: tuple[int, int], count: int) -> SliceTable:
+        """Slices of which nothing is known: each is a scan of its own."""
+        import numpy as np
+
+        return cls(channels, size, np.arange(count), np.zeros(count))
+
+    def __len__(self) -> int:
+        return len(self.scans_N)
+
+    def of(self, indices_N: np.ndarray) -> SliceTable:
+        """The table of some of the slices."""
+        return SliceTable(
+            self.channels, self.size, self.scans_N[indices_N], self.heights_N[indices_N]
+        )
+
+
+class Scheme:
+    """A way of pre-training: a frozen dataclass of its settings, with these members.
+
+    Random numbers are drawn on the CPU for the global batch and applied to each rank's share, so
+    the result depends on no number of devices. Labels are never seen. The mean of the loss's
+    gradients over ranks must be the gradient of the global batch.
+    """
+
+    kind: ClassVar[str]
+    """Its name in study files."""
+    views: ClassVar[int] = 1
+    """Forward passes that a slice of the batch is worth; a step draws batch_size / views slices."""
+    transfer: ClassVar[Transfer] = "all"
+    """What a fine-tuning takes over, unless the study says otherwise."""
+    keeps: ClassVar[Literal["best", "last"]] = "best"
+    """Whether its validation loss may choose the model."""
+    has_anomaly_score: ClassVar[bool] = False
+    """Whether `anomaly_score` is there, so that the unsupervised baseline can be scored."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether the network has its skip connections. Without them transfer the encoder alone."""
+        return True
+
+    def out_channels(self, channels: int) -> int:
+        """Of the network's head, for images of so many channels."""
+        return channels
+
+    def network(self, body: UNet) -> nn.Module:
+        """What is trained: the body, or a module around it with another head.
+
+        The body alone is kept and handed on.
+        """
+        return body
+
+    def order(self, slices: SliceTable, batch_size: int, seed: int) -> BatchOrder:
+        """Which slices make the batch of a step."""
+        from fewscan.experiments.order import BatchOrder
+
+        return BatchOrder(len(slices), batch_size, seed)
+
+    def draw(self, slices: SliceTable, generator: Generator) -> Draw:
+        """The random numbers for these slices, the global batch of a step."""
+        raise NotImplementedError
+
+    def pretext(self, images_NCHW: Tensor, draw: Draw) -> tuple[Tensor, Any]:
+        """What the network is fed, and what is asked of it, for a share of the batch."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Tensor, targets: Any) -> Tensor:
+        """How far the answer is from what was asked: a scalar with a gradient."""
+        raise NotImplementedError
+
+    def anomaly_score(self, network: nn.Module, images_NCHW: Tensor) -> Tensor:
+        """How anomalous each pixel is, as the body sees it: float32 NHW, not negative."""
+        raise NotImplementedError

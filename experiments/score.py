@@ -1,0 +1,197 @@
+"""Scoring: what trained networks are worth on a split. No training waits for it.
+
+Letters in names: N slices, C channels, Z slices of a scan, H and W rows and columns.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+import torch
+
+from fewscan.experiments.anomaly import remove_small_components
+from fewscan.experiments.cases import Case, Row, case_row, means, to_csv
+from fewscan.experiments.data import open_store
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.metrics import PixelScores
+from fewscan.experiments.predictor import (
+    PREDICTION_BATCH,
+    Predictor,
+    above,
+    lesion_score,
+    load_predictor,
+)
+from fewscan.experiments.results import Result
+from fewscan.experiments.spec import Evaluation, Score
+from fewscan.experiments.surface_distance import require_surface_distances
+from fewscan.storage.atomic import write_bytes
+from fewscan.storage.runs import RunFolder
+from fewscan.storage.slices import Slices, SliceStore
+
+PATIENTS_WAITING = 8
+"""Whose masks are in memory at most, until a thread has compared them."""
+
+
+def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
+    """The stage of `Score`: leaves `cases.csv` in the folder and returns the result.
+
+    Raises `RunError` if a parent's model cannot be used, or MONAI is needed and missing.
+    """
+    require_surface_distances(spec.evaluation)
+    store = open_store(folder, spec.data)
+    parents = [folder.sibling(run_id) for run_id in spec.parents]
+    predictor = load_predictor(parents).to(devices.device)
+    scan = _Scan(predictor, store, devices)
+    labelled = dict.fromkeys(s for parent in parents for s in Result.read(parent).labelled)
+    validation, threshold = _score_validation(scan)
+    test: dict[str, float] = {}
+    if spec.split == "test":
+        test, rows = score_test_split(scan, spec.evaluation, threshold)
+        write_bytes(folder.cases, to_csv(rows))
+    return Result(
+        spec.kind,
+        labelled=tuple(labelled),
+        validation=_defined(validation),
+        test=_defined(test),
+    )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the networks say of one scan."""
+
+    subject: str
+    pixels: PixelScores
+    """Of all kept slices."""
+    scores_ZHW: torch.Tensor
+    """float16, on the CPU."""
+    labels_ZHW: np.ndarray | None
+    """uint8; from networks that know classes."""
+    truth_ZHW: np.ndarray
+    """uint8."""
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Runs the networks over the slices of one scan after the other."""
+
+    predictor: Predictor
+    store: SliceStore
+    devices: Devices
+
+    def each(self, subjects: Sequence[str]) -> Iterator[Scored]:
+        """One scan after the other; the next one is read while this one is scored."""
+        with ThreadPoolExecutor(1) as reader:
+            coming: list[Future[Slices]] = []
+            for subject, following in zip_longest(subjects, subjects[1:]):
+                slices = coming.pop().result() if coming else self.store.read_subject(subject)
+                if following is not None:
+                    coming.append(reader.submit(self.store.read_subject, following))
+                yield self._scored(subject, slices)
+
+    def _scored(self, subject: str, slices: Slices) -> Scored:
+        """All slices of a scan, a batch at a time."""
+        pixels, scores, labels = PixelScores(), [], []
+        truth_NHW = torch.from_numpy(slices.labels_NHW).split(PREDICTION_BATCH)
+        batches = self.predictor.in_batches(torch.from_numpy(slices.images_NCHW))
+        for maps_NKHW, true_NHW in zip(batches, truth_NHW, strict=True):
+            scores_NHW = lesion_score(maps_NKHW)
+            pixels.update(scores_NHW, true_NHW.to(scores_NHW.device) > 0)
+            scores.append(scores_NHW.half().cpu())
+            found_NHW = self.predictor.labels(maps_NKHW, None)
+            if found_NHW is not None:
+                labels.append(found_NHW.cpu().numpy())
+        labels_ZHW = np.concatenate(labels) if labels else None
+        return Scored(subject, pixels, torch.cat(scores), labels_ZHW, slices.labels_NHW)
+
+
+def _score_validation(scan: _Scan) -> tuple[dict[str, float], float]:
+    """Numbers of the validation split, and the threshold that is chosen on it."""
+    pooled = _pooled(scored.pixels for scored in scan.each(scan.store.split.validation))
+    dice, threshold = pooled.best_dice()
+    numbers = {
+        "pooled_ap": pooled.average_precision(),
+        "pooled_best_dice": dice,
+        "threshold": threshold,
+    }
+    return numbers, threshold
+
+
+def score_test_split(
+    scan: _Scan, evaluation: Evaluation, threshold: float
+) -> tuple[dict[str, float], list[Row]]:
+    """All numbers of the catalogue, and a row a scan; masks are compared in threads."""
+    store, target = scan.store, scan.predictor.target or "binary"
+    pooled = PixelScores()
+    rows: list[Future[Row]] = []
+    with ThreadPoolExecutor(scan.devices.threads) as threads:
+        for scored in scan.each(store.split.test):
+            pooled += scored.pixels
+            case = _case(scored, store, threshold)
+            rows.append(threads.submit(case_row, case, target, store.classes, evaluation))
+            if len(rows) > PATIENTS_WAITING:
+                rows[-PATIENTS_WAITING].result()
+    found = [row.result() for row in rows]
+    numbers = _pooled_numbers(scan, evaluation, pooled, threshold)
+    return numbers | means(found, target, store.classes, evaluation), found
+
+
+def _pooled_numbers(
+    scan: _Scan, evaluation: Evaluation, pooled: PixelScores, threshold: float
+) -> dict[str, float]:
+    """Of all pixels of all scans at once, as published.
+
+    ⌈Dice⌉'s threshold is chosen on the test split itself; "…_at_validation_threshold" is what can
+    be had without looking.
+    """
+    best_dice, best_threshold = pooled.best_dice()
+    numbers = {
+        "pooled_ap": pooled.average_precision(),
+        "pooled_best_dice": best_dice,
+        "pooled_best_dice_threshold": best_threshold,
+        "pooled_dice_at_validation_threshold": dice_at(pooled, threshold),
+    }
+    if evaluation.min_component_voxels:
+        sums = [
+            without_specks(scored, best_threshold, evaluation.min_component_voxels)
+            for scored in scan.each(scan.store.split.test)
+        ]
+        numbers["pooled_best_dice_without_specks"] = float(np.divide(*np.sum(sums, axis=0)))
+    return numbers
+
+
+def _case(scored: Scored, store: SliceStore, threshold: float) -> Case:
+    lesion_ZHW = None if math.isnan(threshold) else above(scored.scores_ZHW, threshold).numpy()
+    found_ZHW = lesion_ZHW.view(np.uint8) if lesion_ZHW is not None else None
+    return Case(
+        scored.subject,
+        scored.subject,
+        scored.pixels,
+        found_ZHW if scored.labels_ZHW is None else scored.labels_ZHW,
+        scored.truth_ZHW,
+        lesion_ZHW,
+        store.spacing_mm_ZHW(scored.subject),
+    )
+
+
+def without_specks(scored: Scored, threshold: float, max_voxels: int) -> tuple[int, int]:
+    """Twice the hits, and predicted plus true pixels, without small components."""
+    mask_ZHW = remove_small_components(above(scored.scores_ZHW, threshold).numpy(), max_voxels)
+    truth_ZHW = scored.truth_ZHW > 0
+    return 2 * int((mask_ZHW & truth_ZHW).sum()), int(mask_ZHW.sum() + truth_ZHW.sum())
+
+
+def dice_at(scores: PixelScores, threshold: float) -> float:
+    """Dice at a threshold that another split chose; nan if that split had no lesion."""
+    return math.nan if math.isnan(threshold) else scores.dice_at(threshold)
+
+
+def _pooled(parts: Iterable[PixelScores]) -> PixelScores:
+    return sum(parts, PixelScores())
+
+
+def _defined(numbers: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in numbers.items()}
