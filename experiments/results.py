@@ -36,7 +36,7 @@ class RunRecord:
 
     def write(self, folder: RunFolder) -> None:
         """Write it, unless it stands there already. The store's path is relative to the folder."""
-        store = None if self.store is None else os.path.relpath(self.store, folder.path)
+        store = None if self.store is None else os.path.relpath(self.store, folder.path.absolute())
         folder.create(
             {
                 "id": self.run_id,
@@ -58,7 +58,7 @@ class RunRecord:
         except (KeyError, TypeError, ValueError) as error:
             raise _not_ours(folder.spec, error) from error
         format_ = SliceFormat.from_json(slices, where=str(folder.path))
-        place = None if store is None else Path(os.path.normpath(folder.path / store))
+        place = None if store is None else Path(os.path.normpath(folder.path.absolute() / store))
         return cls(spec, study, name, format_, place)
 
 

@@ -47,6 +47,6 @@ def run_stage(folder: RunFolder, devices: Devices) -> None:
 
 
 def _finish(folder: RunFolder, result: Result, seconds: float) -> None:
-    folder.append_event("finished", step=result.best_step or 0, seconds=round(seconds, 3))
+    folder.append_event("finished", result.best_step or 0, seconds=round(seconds, 3))
     result.write(folder)
     folder.checkpoint.unlink(missing_ok=True)

@@ -127,8 +127,8 @@ class Loop:
         """Open an attempt in the events, after those that the checkpoint covers."""
         if self.devices.is_first:
             self.folder.truncate_events(self.state.events_bytes)
-            facts = describe(self.devices) | facts
-            self.folder.append_event("started", step=self.state.step, **facts)
+            attempt = describe(self.devices) | facts
+            self.folder.append_event("started", self.state.step, attempt=attempt)
         if self.devices.world_size > 1:
             self._group_gradients()
 
@@ -249,7 +249,7 @@ class Loop:
         """
         written = self.writer.ended(wait)
         if written is not None:
-            self.folder.append_event("checkpoint", step=written)
+            self.folder.append_event("checkpoint", written)
         if not self.writer.is_writing:
             for metrics in self.unwritten:
                 self.folder.append_event("metrics", **metrics)

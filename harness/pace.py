@@ -33,10 +33,10 @@ def read_pace(status: StudyStatus) -> Pace:
 
 def _with(pace: Pace, run: PlannedRun, folder: RunFolder) -> Pace:
     beat = folder.read_progress()
-    starts = [event for event in folder.committed_events() if event["kind"] == "started"]
+    starts = [event for event in folder.committed_events() if event.kind == "started"]
     if not beat or not starts or not run.slices_a_step:
         return pace
-    steps, seconds = beat["step"] - starts[-1]["step"], beat["time"] - starts[-1]["time"]
+    steps, seconds = beat["step"] - starts[-1].step, beat["time"] - starts[-1].time
     if steps <= 0 or seconds <= 0:
         return pace
     rate = steps / seconds

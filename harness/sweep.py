@@ -17,7 +17,7 @@ from fewscan.experiments.catalogue import panels
 from fewscan.experiments.results import Result
 from fewscan.harness.on_slurm import workers_wanted
 from fewscan.harness.plan import Plan
-from fewscan.harness.ray_environment import prepare_environment, set_defaults
+from fewscan.harness.ray_cluster import cluster_ray, local_ray
 from fewscan.harness.status import SYMBOLS, StudyStatus, read_status
 from fewscan.harness.study import dump_study
 from fewscan.slurm import inside
@@ -78,20 +78,10 @@ def without_failures(status: StudyStatus) -> StudyStatus:
 
 
 def _run_on_ray(plan: Plan, on_offer: Callable[[str], None], stage: "Stage | None") -> None:
-    if inside.is_on_slurm():
-        set_defaults()  # the token is in the environment already
-        from fewscan.harness.ray_clusters import cluster_ray
+    with cluster_ray() if inside.is_on_slurm() else local_ray(plan.folder) as scratch:
         from fewscan.harness.schedule import run_all
 
-        with cluster_ray() as scratch:
-            run_all(plan, scratch, on_offer, stage)
-    else:
-        prepare_environment(plan.folder.ray_token)
-        from fewscan.harness.ray_clusters import local_ray
-        from fewscan.harness.schedule import run_all
-
-        with local_ray(plan.folder) as scratch:
-            run_all(plan, scratch, on_offer, stage)
+        run_all(plan, scratch, on_offer, stage)
 
 
 class MlflowUpdates:

@@ -16,9 +16,11 @@ from ray import train, tune
 from fewscan.experiments.devices import Devices, Preempted
 from fewscan.experiments.stages import run_stage
 from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.ray_cluster import require_same_code
 from fewscan.harness.study import Share
 from fewscan.slurm import inside
 from fewscan.storage import node_folder
+from fewscan.storage.code_digest import code_digest
 from fewscan.storage.runs import RunFolder
 
 Stage = Callable[[RunFolder, Devices], None]
@@ -38,6 +40,7 @@ def config_of(plan: Plan, run: PlannedRun, use_gpu: bool, scratch: Path) -> dict
         "checkpoint_every_s": plan.study.resources.checkpoint_every_s,
         "sample_every_s": plan.study.resources.system_metrics_every_s,
         "scratch": str(scratch),
+        "code": code_digest(),
     }
 
 
@@ -67,6 +70,7 @@ def run_trial(config: dict[str, Any], stage: Stage = run_stage) -> dict[str, flo
     folder.error.unlink(missing_ok=True)
     share = Share(**config["share"])
     try:
+        require_same_code(config["code"])
         if share.devices > 1:
             _run_on_several_devices(config, share)
         else:
@@ -143,6 +147,7 @@ def errors_of_ranks(error: train.WorkerGroupError) -> Iterator[Exception]:
 
 
 def _rank_main(config: dict[str, Any]) -> None:
+    require_same_code(config["code"])
     context = train.get_context()
     devices = replace(
         _place(config),

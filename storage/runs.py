@@ -22,9 +22,9 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,35 @@ RUNNING_IF_SEEN_WITHIN_S = 60.0
 OWNER_WAIT_S = 60.0
 LONGEST_LINE_BYTES = 4096
 """Of the line that closes the events of a run, which has a few numbers."""
-COMMITTING = frozenset({"checkpoint", "started", "finished"})
+EventKind = Literal["started", "metrics", "checkpoint", "finished"]
+COMMITTING: tuple[EventKind, ...] = ("checkpoint", "started", "finished")
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of a run's events."""
+
+    kind: EventKind
+    time: float
+    """Seconds since 1970."""
+    step: int
+    """Of the optimiser."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Of metrics: name → value."""
+    seconds: float | None = None
+    """Of the end: how long this attempt took."""
+    attempt: Mapping[str, Any] = field(default_factory=dict)
+    """Of a start: where it runs (host, device, ranks, threads, versions), what it starts from."""
+
+    def to_line(self) -> bytes:
+        """JSON without what is empty, and a line feed."""
+        given = {name: value for name, value in vars(self).items() if value not in ({}, None)}
+        return json.dumps(given, allow_nan=False).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> "Event":
+        """Undo `to_line`. Raises ValueError or TypeError for a line that is none of ours."""
+        return cls(**json.loads(line))
 
 
 @dataclass(frozen=True)
@@ -189,11 +217,11 @@ class RunFolder:
         temporary.write_text(json.dumps(beat))
         os.replace(temporary, self.progress)
 
-    def append_event(self, kind: str, **fields: Any) -> int:
+    def append_event(self, kind: EventKind, step: int, **fields: Any) -> int:
         """Add one line with the current time; returns the size of the file after it, in bytes."""
-        line = json.dumps({"kind": kind, "time": round(time.time(), 3), **fields}, allow_nan=False)
+        line = Event(kind, round(time.time(), 3), step, **fields).to_line()
         with disk_full_explained(self.events), self.events.open("ab") as file:
-            file.write(line.encode() + b"\n")
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
             return file.tell()
@@ -203,13 +231,24 @@ class RunFolder:
         if self.events.exists():
             os.truncate(self.events, size_bytes)
 
-    def committed_events(self) -> list[dict[str, Any]]:
-        """The events up to the last one that a checkpoint covers, oldest first."""
+    def committed_events(self) -> list[Event]:
+        """The events up to the last one that a checkpoint covers, oldest first.
+
+        Raises `RunError` for a line that is none of ours.
+        """
         if not self.events.exists():
             return []
         whole_lines = self.events.read_bytes().split(b"\n")[:-1]
-        events = [json.loads(line) for line in whole_lines]
-        while events and events[-1]["kind"] not in COMMITTING:
+        try:
+            events = [Event.from_line(line) for line in whole_lines]
+        except (ValueError, TypeError) as error:
+            raise RunError(
+                f"a line is not what it should be ({error})",
+                where=self.events,
+                expected="one JSON object a line, as fewscan writes them",
+                remedy=f"disk or hand has changed it: delete {self.path} and sweep again",
+            ) from error
+        while events and events[-1].kind not in COMMITTING:
             events.pop()
         return events
 
@@ -240,8 +279,8 @@ class RunFolder:
                 *_, last, rest = b"", *file.read().split(b"\n")
         except FileNotFoundError:
             return 0.0
-        event = json.loads(last) if last and not rest else {}
-        return float(event["seconds"]) if event.get("kind") == "finished" else 0.0
+        event = Event.from_line(last) if last and not rest else None
+        return event.seconds or 0.0 if event and event.kind == "finished" else 0.0
 
 
 @dataclass(frozen=True)

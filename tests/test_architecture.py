@@ -25,7 +25,7 @@ MLFLOW_ROOMS = ("dataset", "models", "registry", "stores", "tracker", "trouble",
 ONE_ROOM = {
     "nibabel": {"storage/nifti.py"},
     "zarr": {"storage/slices.py"},
-    "ray": {"harness/schedule.py", "harness/trial.py", "harness/ray_clusters.py"},
+    "ray": {"harness/schedule.py", "harness/trial.py", "harness/ray_cluster.py"},
     "mlflow": {f"harness/tracking/{name}.py" for name in MLFLOW_ROOMS},
 }
 

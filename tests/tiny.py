@@ -23,7 +23,12 @@ def tiny_values(store_path: Path, folder: Path) -> dict[str, Any]:
         "store": str(store_path),
         "folder": str(folder),
         "network": {"width": 4, "depth": 2},
-        "pretrain": {"denoise": {"noise": {"resolution": 4}, "training": dict(training)}},
+        "pretrain": {
+            "denoise": {
+                "scheme": {"kind": "denoise", "noise": {"resolution": 4}},
+                "training": dict(training),
+            }
+        },
         "finetune": {
             "label_counts": [1, "all"],
             "seeds": [0],
@@ -39,5 +44,5 @@ def run_in_process(plan: Plan, runs: Sequence[PlannedRun]) -> None:
     every_s = plan.study.resources.system_metrics_every_s
     for run in runs:
         folder = plan.folder_of(run)
-        folder.create(plan.record(run))
+        plan.record(run).write(folder)
         run_stage(folder, Devices(checkpoint_every_s=0.0, sample_every_s=every_s))

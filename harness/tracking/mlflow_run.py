@@ -6,7 +6,7 @@ Plain values, no MLflow in here: the same folder gives the same view, on any mac
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from fewscan.harness.tracking.points import (
     usage_curves,
 )
 from fewscan.storage.errors import RunError
-from fewscan.storage.runs import RunFolder, State
+from fewscan.storage.runs import Event, RunFolder, State
 
 RUN_ID = "fewscan.run_id"
 BEGUN = "fewscan.begun"
@@ -96,11 +96,11 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> MlflowRun
     Raises `RunError` if a file of the folder is damaged.
     """
     folder = plan.folder_of(run)
-    events = _lines(folder.events, folder.committed_events)
+    events = folder.committed_events()
     begun_ms = _begun_ms(folder, events)
     result = Result.read(folder) if state == "finished" else None
     error = _error(folder) if state == "failed" else {}
-    last_ms = milliseconds(events[-1]["time"]) if events else begun_ms
+    last_ms = milliseconds(events[-1].time) if events else begun_ms
     ended_ms = milliseconds(error["time"]) if error else last_ms
     return MlflowRun(
         run_id=run.run_id,
@@ -113,10 +113,10 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> MlflowRun
             **_identity(run, folder),
             **_attempts(events),
             **_first_line(error),
-            BEGUN: str(milliseconds(events[0]["time"]) if events else begun_ms),
+            BEGUN: str(milliseconds(events[0].time) if events else begun_ms),
         },
         learning=tuple(learning_curves(events)),
-        usage=tuple(usage_curves(_lines(folder.usage, folder.usage_samples))),
+        usage=tuple(usage_curves(folder.usage_samples())),
         results=tuple(_results(plan, run, result, events, last_ms)),
         files=tuple(f for f in (folder.result, folder.cases) if result and f.exists()),
         model=_model(run, folder) if result else None,
@@ -134,22 +134,9 @@ def _name(run: PlannedRun) -> str:
     return cell if run.kind == Score.kind else f"{cell} · training"
 
 
-def _lines(file: Path, read: Any) -> list[dict[str, Any]]:
-    try:
-        lines: list[dict[str, Any]] = read()
-    except (ValueError, KeyError) as error:
-        raise RunError(
-            f"a line is not what it should be ({error})",
-            where=file,
-            expected="one JSON object a line, as fewscan writes them",
-            remedy=f"disk or hand has changed it: delete the folder {file.parent} and sweep again",
-        ) from error
-    return lines
-
-
-def _begun_ms(folder: RunFolder, events: list[dict[str, Any]]) -> int:
+def _begun_ms(folder: RunFolder, events: Sequence[Event]) -> int:
     """A run that does not say when it started, or failed before that, began with its spec."""
-    starts = [event["time"] for event in events if event["kind"] == "started"]
+    starts = [event.time for event in events if event.kind == "started"]
     return milliseconds(starts[0] if starts else folder.spec.stat().st_mtime)
 
 
@@ -180,12 +167,12 @@ def _identity(run: PlannedRun, folder: RunFolder) -> dict[str, str]:
     return {key: str(value) for key, value in tags.items() if value is not None}
 
 
-def _attempts(events: list[dict[str, Any]]) -> dict[str, str]:
+def _attempts(events: Sequence[Event]) -> dict[str, str]:
     """Where the last attempt ran, and how many there were since the last fresh start."""
-    attempts = [event for event in events if event["kind"] == "started"]
+    attempts = [event.attempt for event in events if event.kind == "started"]
     if not attempts:
         return {}
-    place = {k: v for k, v in attempts[-1].items() if k not in ("kind", "time", "step", "init")}
+    place = {k: v for k, v in attempts[-1].items() if k != "init"}
     return {"attempts": str(len(attempts))} | {k: _short(v) for k, v in flat(place)}
 
 
@@ -213,11 +200,11 @@ def _results(
     plan: Plan,
     run: PlannedRun,
     result: Result | None,
-    events: list[dict[str, Any]],
+    events: Sequence[Event],
     ended_ms: int,
 ) -> Iterator[Point]:
     if result:
-        seconds = events[-1].get("seconds") if events else None
+        seconds = events[-1].seconds if events else None
         more = {SECONDS: seconds, LABEL_COUNT: _label_count(run)}
         yield from final_numbers(result, more, _stands_for(plan, run), ended_ms)
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fewscan.experiments.results import Result
+from fewscan.storage.runs import Event
 
 LABEL_COUNT = "run/label_count"
 """A metric as well as a parameter: MLflow sorts parameters as text, 1, 30, 4."""
@@ -42,12 +43,12 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def learning_curves(events: Sequence[Mapping[str, Any]]) -> Iterator[Point]:
+def learning_curves(events: Sequence[Event]) -> Iterator[Point]:
     """The metrics by optimiser step, oldest first."""
     for event in events:
-        if event["kind"] == "metrics":
-            named = {f"learning/{k.replace('/', '_')}": v for k, v in event["values"].items()}
-            yield from _points(named, milliseconds(event["time"]), event["step"])
+        if event.kind == "metrics":
+            named = {f"learning/{k.replace('/', '_')}": v for k, v in event.values.items()}
+            yield from _points(named, milliseconds(event.time), event.step)
 
 
 def final_numbers(

@@ -1,0 +1,140 @@
+"""The Ray that a sweep runs on: one of its own on this machine, or that of Slurm's jobs.
+
+Ray reads its environment once, at import, so nothing here imports it before `prepare_environment`.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fewscan.storage import node_folder
+from fewscan.storage.code_digest import code_digest, package_version
+from fewscan.storage.errors import ClusterError
+from fewscan.storage.runs import StudyFolder
+
+DEFAULTS = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; ours say what a study's people ask
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a CSV, a JSON and a TensorBoard file a run
+    "RAY_USAGE_STATS_ENABLED": "0",  # compute nodes have no internet, and nobody was asked
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # all trials as JSON, again and again; nobody reads it
+    "TUNE_MAX_PENDING_TRIALS_PG": "10000",  # else Tune starts the actors one after the other
+}
+
+
+def prepare_environment(token: Path) -> None:
+    """Make this process, and the Ray processes it starts, show the token in the file `token`.
+
+    Creates the file, readable by its owner alone, on first use: without it nobody may run code on
+    the study's Ray. Raises `ClusterError` if Ray has been imported without a token already.
+    """
+    if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
+        raise ClusterError(
+            "Ray was imported without a token in this process",
+            where="RAY_AUTH_MODE",
+            expected="that nothing imports ray before the sweep does",
+            remedy="sweep from a process of its own, or set RAY_AUTH_MODE=token for this one",
+        )
+    if not token.exists():
+        descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+
+
+def set_defaults() -> None:
+    """Keep Ray from saying what nobody asked, and from writing down what nobody reads."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def local_ray(folder: StudyFolder) -> Iterator[Path]:
+    """A Ray of our own on this machine, for the block; yields its scratch folder.
+
+    Its address is its own (a bare `ray.init()` would join any cluster it finds), its folder is
+    short (sockets allow 107 bytes), and only holders of the study's token may use it. The caller
+    holds the study's lock, so folders that a killed sweep of this study has left are nobody's, and
+    are removed.
+    """
+    prepare_environment(folder.ray_token)
+    digest = hashlib.sha256(str(folder.path).encode()).hexdigest()[:8]
+    prefix = f"fewscan-{os.getuid()}-{digest}-"
+    for leftover in Path("/tmp").glob(f"{prefix}*"):
+        _remove(leftover)
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    options = {"include_dashboard": False, "_temp_dir": str(scratch)}
+    try:
+        with _connected(scratch, address="local", **options):
+            yield scratch
+    finally:
+        _remove(scratch)
+
+
+@contextlib.contextmanager
+def cluster_ray() -> Iterator[Path]:
+    """The Ray cluster that Slurm's jobs make, as its driver; yields a scratch folder.
+
+    The token is in the environment already.
+    """
+    address = os.environ["RAY_ADDRESS"]
+    with (
+        tempfile.TemporaryDirectory(prefix="fewscan-") as scratch,
+        _connected(Path(scratch), address=address),
+    ):
+        yield Path(scratch)
+
+
+@contextlib.contextmanager
+def _connected(scratch: Path, **options: object) -> Iterator[None]:
+    set_defaults()
+    import ray
+
+    with _no_code_of_this_place(scratch):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _no_code_of_this_place(empty: Path) -> Iterator[None]:
+    """Ray puts the driver's working directory and script on the path of its workers, in front.
+
+    There they would find somebody's `json.py`, or another copy of this package.
+    """
+    script = sys.argv[0]
+    sys.argv[0] = str(empty / Path(script).name)
+    try:
+        with contextlib.chdir(empty):
+            yield
+    finally:
+        sys.argv[0] = script
+
+
+def require_same_code(driver: str) -> None:
+    """Raise `ClusterError` if a worker's code is not the driver's, whose digest is given."""
+    here = code_digest()
+    if here != driver:
+        raise ClusterError(
+            f"a worker runs other code than the driver: digest {here} (fewscan "
+            f"{package_version()}) on {os.uname().nodename}",
+            where=str(Path(__file__).parent),
+            expected=f"digest {driver}",
+            remedy="install the same fewscan for driver and workers: on the shared disk, or anew "
+            "on each node; after a change of the sources, sweep again",
+        )
+
+
+def _remove(scratch: Path) -> None:
+    for folder in node_folder.beside(scratch):
+        node_folder.remove(folder)
+    shutil.rmtree(scratch, ignore_errors=True)
