@@ -54,7 +54,7 @@ class Event:
     """Seconds since 1970."""
     step: int
     """Of the optimiser."""
-    values: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, float | None] = field(default_factory=dict)
     """Of metrics: name → value."""
     seconds: float | None = None
     """Of the end: how long this attempt took."""
@@ -217,9 +217,12 @@ class RunFolder:
         temporary.write_text(json.dumps(beat))
         os.replace(temporary, self.progress)
 
-    def append_event(self, kind: EventKind, step: int, **fields: Any) -> int:
-        """Add one line with the current time; returns the size of the file after it, in bytes."""
-        line = Event(kind, round(time.time(), 3), step, **fields).to_line()
+    def append_event(
+        self, kind: EventKind, step: int, at_unix: float | None = None, **fields: Any
+    ) -> int:
+        """Add one line, of now or `at_unix`; returns the size of the file after it, in bytes."""
+        at = time.time() if at_unix is None else at_unix
+        line = Event(kind, round(at, 3), step, **fields).to_line()
         with disk_full_explained(self.events), self.events.open("ab") as file:
             file.write(line)
             file.flush()
