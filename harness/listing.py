@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.plan import VERBS, Plan, PlannedRun
 from fewscan.harness.status import StudyStatus, read_status, render_estimate, render_states, summary
 
 LISTED_AT_MOST = 50
@@ -58,7 +58,9 @@ def _groups(status: StudyStatus) -> Table:
 def _group_of(run: PlannedRun) -> str:
     """The same for runs that differ in label count and seed alone."""
     place = run.place
-    return run.name if place.labels is None else f"{run.kind} {place.target} · {place.arm.key}"
+    if place.labels is None:
+        return run.name
+    return f"{VERBS[run.kind]} {place.target} · {place.arm.key}"
 
 
 def spans(numbers: Iterable[int]) -> str:

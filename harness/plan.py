@@ -21,6 +21,10 @@ from fewscan.storage.slice_format import SliceFormat
 from fewscan.storage.slices import SliceStore
 
 
+VERBS = {Finetune.kind: "fine-tune", Score.kind: "score"}
+"""How the names of runs of a cell begin."""
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """One run, with its place in the grid and the name that people know it by."""
@@ -242,10 +246,10 @@ class _Planner:
         place = Place(arm, target, label_count, seed)
         scans = "scan" if label_count == 1 else "scans"
         name = f"{target} · {arm.key} · {label_count} {scans} · seed {seed}"
-        trained = self._planned(spec, place, f"fine-tune {name}")
+        trained = self._planned(spec, place, f"{VERBS[spec.kind]} {name}")
         yield trained
         score = Score(self.store.fingerprint, self.study.evaluation, (trained.run_id,))
-        yield self._planned(score, place, f"score {name}")
+        yield self._planned(score, place, f"{VERBS[score.kind]} {name}")
 
     def _transfer(self, init: str) -> Transfer:
         """What a fine-tuning takes over from this init."""

@@ -29,7 +29,7 @@ def dice_of(run: PlannedRun) -> np.ndarray:
 def finish(plan: Plan, run: PlannedRun, bonus: float = 0.0, **changes: Any) -> None:
     """Leave the folder of a finished run; `bonus` is added to the Dice of each patient."""
     folder = plan.folder_of(run)
-    folder.create(plan.record(run))
+    plan.record(run).write(folder)
     started = {"host": "node7", "device": "cpu", "ranks": 1, "versions": {"torch": "2.99"}}
     if not isinstance(run.spec, Anomaly):
         folder.append_event("started", step=0, **started)

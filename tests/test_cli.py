@@ -149,7 +149,7 @@ def test_an_imported_network_that_does_not_fit_fails_with_its_reason(
     plan = load_plan(study)
     run = next(run for run in plan.runs if run.arm == "dae")
     folder = plan.folder_of(run)
-    folder.create(plan.record(run))
+    plan.record(run).write(folder)
     with pytest.raises(RunError, match="same network"):
         run_stage(folder, Devices())
     assert folder.state() == "failed"

@@ -30,7 +30,7 @@ def printed(renderable: RenderableType) -> str:
 def finish(plan: Plan, indices: Iterator[int] | range) -> None:
     for index in indices:
         folder = plan.folder_of(plan.runs[index])
-        folder.create(plan.record(plan.runs[index]))
+        plan.record(plan.runs[index]).write(folder)
         write_json(folder.result, {})
 
 
@@ -43,25 +43,27 @@ def row(text: str, start: str) -> list[str]:
 
 def test_many_runs_are_grouped_and_add_up(large: Plan) -> None:
     finish(large, range(2, 6))
-    large.folder_of(large.runs[6]).create(large.record(large.runs[6]))
+    large.record(large.runs[6]).write(large.folder_of(large.runs[6]))
     large.folder_of(large.runs[6]).fail(ValueError("no"))
     text = printed(render_plan(large))
     assert "--runs lists them one by one" in text
-    cells = row(text, "binary · scratch")
+    cells = row(text, "fine-tune binary · scratch")
     assert cells[1:4] == ["1, 2, 18", "0–9", "30"]
-    assert cells[5] == "4✓ 1✗ 25·"
+    assert cells[5] == "2✓ 1✗ 27·"
+    assert row(text, "score binary · scratch")[5] == "2✓ 28·"
     counts = [
-        int(row(text, f"{t} · {i}")[3])
+        int(row(text, f"{kind} {t} · {i}")[3])
+        for kind in ("fine-tune", "score")
         for t in ("binary", "multiclass")
         for i in ("scratch", "denoise")
     ]
-    assert sum(counts) + 2 == len(large.runs) == 122
-    assert len(text.splitlines()) < 20
+    assert sum(counts) + 2 == len(large.runs) == 242
+    assert len(text.splitlines()) < 25
 
 
 def test_each_run_has_a_line_when_asked(large: Plan) -> None:
     finish(large, range(1))
-    large.folder_of(large.runs[2]).create(large.record(large.runs[2]))
+    large.record(large.runs[2]).write(large.folder_of(large.runs[2]))
     large.folder_of(large.runs[2]).fail(ValueError("out of luck\nand of memory"))
     head, *lines = run_lines(read_status(large))
     assert [line.split()[0] for line in lines] == [run.run_id for run in large.runs]
@@ -74,9 +76,9 @@ def test_each_run_has_a_line_when_asked(large: Plan) -> None:
 
 
 def test_cells_of_many_seeds_are_counts(large: Plan) -> None:
-    finish(large, range(2, 12))
+    finish(large, range(2, 21))
     text = printed(render_status(read_status(large)))
-    assert row(text, "scratch") == ["scratch", "10✓", "10·", "10·"]
+    assert row(text, "scratch") == ["scratch", "9✓ 1·", "10·", "10·"], "one is not scored"
     assert max(len(line) for line in text.splitlines()) <= 120
 
 
@@ -88,7 +90,7 @@ def test_few_states_are_symbols_and_many_are_counts() -> None:
 
 def test_many_errors_do_not_push_the_rest_off_the_screen(large: Plan) -> None:
     for run in large.runs[2:42]:
-        large.folder_of(run).create(large.record(run))
+        large.record(run).write(large.folder_of(run))
         large.folder_of(run).fail(ValueError("the loss [is] not finite"))
     text = printed(render_status(read_status(large)))
     assert text.count("the loss [is] not finite") == 5

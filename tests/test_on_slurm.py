@@ -54,11 +54,11 @@ def test_no_worker_is_wanted_for_runs_that_wait_or_have_failed(
     tiny_study: Callable[..., Study],
 ) -> None:
     plan = make_plan(tiny_study(slurm={"cpus": 1}))
-    scratch = [i for i, run in enumerate(plan.runs) if run.init == "scratch" and i > 0]
+    scratch = [i for i, run in enumerate(plan.runs) if run.place.arm.is_scratch]
     finish(plan, *scratch)
     assert workers_wanted(read_status(plan)) == 1
     pretraining = plan.folder_of(plan.runs[0])
-    pretraining.create(plan.record(plan.runs[0]))
+    plan.record(plan.runs[0]).write(pretraining)
     pretraining.fail(ValueError("no"))
     assert workers_wanted(read_status(plan)) == 0
     pretraining.error.unlink()
@@ -152,7 +152,7 @@ def test_the_pace_is_that_of_the_runs_under_way(tiny_study: Callable[..., Study]
     assert render_pace(read_status(plan)) == "no run is training"
     run = plan.runs[0]
     folder = plan.folder_of(run)
-    folder.create(plan.record(run))
+    plan.record(run).write(folder)
     folder.append_event("started", step=1)
     beat = {"step": 3, "steps": 4, "host": "n1", "time": time.time() + 4}
     folder.progress.write_text(json.dumps(beat))
@@ -164,13 +164,13 @@ def test_the_pace_is_that_of_the_runs_under_way(tiny_study: Callable[..., Study]
     assert f"all is done in {round(minutes)} min" in render_pace(read_status(plan))
 
 
-@pytest.mark.parametrize(("failed", "over"), [((0,), False), (range(10), True)])
+@pytest.mark.parametrize(("failed", "over"), [((0,), False), (range(18), True)])
 def test_a_study_is_over_when_nothing_can_be_done(
     tiny_study: Callable[..., Study], failed: Iterable[int], over: bool
 ) -> None:
     plan = make_plan(tiny_study())
     for index in failed:
         folder = plan.folder_of(plan.runs[index])
-        folder.create(plan.record(plan.runs[index]))
+        plan.record(plan.runs[index]).write(folder)
         folder.fail(ValueError("no"))
     assert read_status(plan).is_over is over

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fewscan.experiments.cost import forward_flops
-from fewscan.experiments.spec import Anomaly, Denoise, Network, Segment
+from fewscan.experiments.spec import Finetune, Network
 from fewscan.harness.plan import make_plan
 from fewscan.harness.status import read_status
 from fewscan.harness.study import Study
@@ -15,33 +15,71 @@ from fewscan.storage.errors import StoreError, StudyError
 
 def test_the_plan_is_the_grid(tiny_study: Callable[..., Study]) -> None:
     plan = make_plan(tiny_study())
-    kinds = [type(run.spec) for run in plan.runs]
-    assert kinds == [Denoise, Anomaly] + [Segment] * 8
-    assert len({run.run_id for run in plan.runs}) == 10
+    kinds = [run.kind for run in plan.runs]
+    assert kinds == ["pretrain", "score"] + ["finetune", "score"] * 8
+    assert len({run.run_id for run in plan.runs}) == 18
     seen: set[str] = set()
     for run in plan.runs:
         assert seen.issuperset(run.parents), "parents come first"
         seen.add(run.run_id)
-    counts = {r.spec.label_count for r in plan.runs if isinstance(r.spec, Segment)}
-    assert counts == {1, 18}
+    assert {run.place.labels for run in plan.grid} == {1, 18}
+    for score in plan.grid:
+        (trained,) = [run for run in plan.runs if (run.run_id,) == score.parents]
+        assert (trained.kind, trained.place) == ("finetune", score.place)
 
 
 def test_the_supervised_baseline_is_in_the_plan_once(tiny_study: Callable[..., Study]) -> None:
     def fully_supervised(plan: Any) -> list[Any]:
-        return [r for r in plan.runs if isinstance(r.spec, Segment) and r.spec.label_count == 18]
+        return [run for run in plan.grid if run.place.labels == 18]
 
     few = replace(tiny_study().finetune, label_counts=(1,), inits=("scratch",))
     assert len(fully_supervised(make_plan(tiny_study(finetune=asdict(few))))) == 2
     without = make_plan(tiny_study(finetune=asdict(few), baselines=[]))
     assert fully_supervised(without) == []
-    assert not any(isinstance(run.spec, Anomaly) for run in without.runs)
+    assert without.scores == without.grid
 
 
 def test_arms_share_everything_but_their_init(tiny_study: Callable[..., Study]) -> None:
-    runs = [r for r in make_plan(tiny_study()).runs if isinstance(r.spec, Segment)]
-    scratch = {replace(r.spec, init=None) for r in runs if r.init == "scratch"}
-    pretrained = {replace(r.spec, init=None) for r in runs if r.init == "denoise"}
+    runs = [r for r in make_plan(tiny_study()).runs if isinstance(r.spec, Finetune)]
+    scratch = {replace(r.spec, init=None) for r in runs if r.place.arm.is_scratch}
+    pretrained = {replace(r.spec, init=None) for r in runs if r.place.arm.init == "denoise"}
     assert scratch == pretrained
+    assert len(scratch) == 4
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "other"),
+    [({"nsd_tolerance_mm": 1.5}, "score"), ({"min_component_voxels": 5}, "score")],
+)
+def test_another_evaluation_repeats_scores_and_no_training(
+    tiny_study: Callable[..., Study], evaluation: dict[str, Any], other: str
+) -> None:
+    before, after = make_plan(tiny_study()), make_plan(tiny_study(evaluation=evaluation))
+    new = {run.run_id for run in after.runs} - {run.run_id for run in before.runs}
+    assert {run.kind for run in after.runs if run.run_id in new} == {other}
+    assert len(new) == len(after.scores)
+
+
+def test_a_scheme_without_an_anomaly_score_has_no_unsupervised_baseline(
+    tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fewscan.experiments.schemes.denoise.Denoise.has_anomaly_score", False)
+    plan = make_plan(tiny_study())
+    assert plan.scores == plan.grid
+
+
+def test_what_is_transferred_is_part_of_the_arm(
+    tiny_study: Callable[..., Study],
+    tiny_document: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finetune = tiny_document["finetune"] | {"transfer": "encoder"}
+    grid = make_plan(tiny_study(finetune=finetune)).grid
+    assert {run.place.arm.key for run in grid} == {"scratch", "denoise (encoder)"}
+    monkeypatch.setattr("fewscan.experiments.schemes.denoise.Denoise.skips", False)
+    assert make_plan(tiny_study(finetune=finetune)).grid == grid
+    with pytest.raises(StudyError, match=r"(?s)without skip connections.*set finetune.transfer"):
+        make_plan(tiny_study(finetune=finetune | {"transfer": "all"}))
 
 
 def test_the_same_study_has_the_same_ids(tiny_study: Callable[..., Study], tmp_path: Path) -> None:
@@ -113,12 +151,12 @@ def test_a_missing_store_is_refused(tiny_study: Callable[..., Study], tmp_path: 
 def test_status_counts_and_blocks(tiny_study: Callable[..., Study]) -> None:
     plan = make_plan(tiny_study())
     pretraining = plan.folder_of(plan.runs[0])
-    pretraining.create(plan.record(plan.runs[0]))
+    plan.record(plan.runs[0]).write(pretraining)
     pretraining.fail(ValueError("no"))
     status = read_status(plan)
     assert [run.run_id for run in status.failed()] == [plan.runs[0].run_id]
-    assert {run.init for run in status.blocked()} == {"denoise"}
-    assert len(status.blocked()) == 5
+    assert {run.place.arm.init for run in status.blocked()} == {"denoise"}
+    assert len(status.blocked()) == 1 + 4 * 2
     assert not status.is_finished
 
 

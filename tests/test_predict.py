@@ -13,14 +13,15 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from fake_nnunet import write_nnunet, write_simplest
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewscan.experiments.devices import Devices
-from fewscan.experiments.inference import lesion_mask, mirrored
+from fewscan.experiments.predictor import Predictor, above
+from fewscan.experiments.results import RunRecord
 from fewscan.experiments.stages import run_stage
 from fewscan.harness.cli import main
 from fewscan.harness.plan import Plan, make_plan
-from fewscan.harness.predict import labels_of, on_the_scan, predict, slice_maps, write_prediction
+from fewscan.harness.predict import on_the_scan, predict, write_prediction
 from fewscan.harness.study import parse_study
 from fewscan.harness.trained import load_trained
 from fewscan.storage.errors import FewscanError, RunError, ScanError
@@ -40,10 +41,13 @@ class Finished:
     plan: Plan
 
     def folder(self, kind: str, target: str | None = None) -> RunFolder:
+        """Of the score of the target's fine-tuning, or of the only run of an arm or kind."""
         (found,) = (
             self.plan.folder_of(run)
             for run in self.plan.runs
-            if run.spec.kind == kind and getattr(run.spec, "target", None) == target
+            if kind in (run.kind, run.place.arm.kind)
+            and target in (None, run.place.target)
+            and (kind != "score" or run in self.plan.grid)
         )
         return found
 
@@ -55,7 +59,12 @@ def finish(scans: Path, store: Path, place: Path) -> Finished:
         "store": str(store),
         "folder": str(place),
         "network": {"width": 4, "depth": 2},
-        "pretrain": {"denoise": {"noise": {"resolution": 4}, "training": training}},
+        "pretrain": {
+            "denoise": {
+                "scheme": {"kind": "denoise", "noise": {"resolution": 4}},
+                "training": training,
+            }
+        },
         "finetune": {
             "label_counts": ["all"],
             "seeds": [0],
@@ -66,7 +75,7 @@ def finish(scans: Path, store: Path, place: Path) -> Finished:
     }
     plan = make_plan(parse_study(document, "tiny"))
     for run in plan.runs:
-        plan.folder_of(run).create(plan.record(run))
+        plan.record(run).write(plan.folder_of(run))
         run_stage(plan.folder_of(run), Devices())
     return Finished(scans, plan)
 
@@ -116,7 +125,7 @@ def row_of(folder: RunFolder, subject: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("data", ["finished", "own_data", "simplest"])
 @pytest.mark.parametrize(
-    ("kind", "target"), [("segment", "binary"), ("segment", "multiclass"), ("anomaly", None)]
+    ("kind", "target"), [("score", "binary"), ("score", "multiclass"), ("unsupervised", None)]
 )
 def test_on_the_stores_grid_it_is_the_mask_that_was_scored(
     data: str, kind: str, target: str | None, request: pytest.FixtureRequest
@@ -126,9 +135,10 @@ def test_on_the_stores_grid_it_is_the_mask_that_was_scored(
     folder, subject, store = study.folder(kind, target), patient(study), study.plan.store
     trained = load_trained(folder.path)
     (files,) = (files for files in find_scans(study.scans).scans if files.id == subject)
-    slices = preprocess(read_scan(files), store.size, trained.axis, trained.normalisation)
-    batches = list(slice_maps(trained, slices))
-    found = torch.cat([_defined(labels_of(trained, maps, trained.threshold)) for maps in batches])
+    made, predictor = trained.slices, trained.predictor
+    slices = preprocess(read_scan(files), store.size, made.axis, made.normalisation)
+    batches = list(predictor.in_batches(torch.from_numpy(slices.images_NCHW)))
+    found = torch.cat([_defined(predictor.labels(maps, trained.threshold)) for maps in batches])
     truth = store.read_subject(subject).labels_NHW
     row = row_of(folder, subject)
     if target == "multiclass":
@@ -149,7 +159,7 @@ def _defined(labels: Tensor | None) -> Tensor:
 
 def test_back_on_the_scan(own_data: Finished) -> None:
     """The volume of the prediction, slice by slice, is the store's slice brought back."""
-    folder, subject = own_data.folder("segment", "multiclass"), patient(own_data)
+    folder, subject = own_data.folder("score", "multiclass"), patient(own_data)
     files = sorted((own_data.scans / "imagesTr").glob(f"{subject}_*"))
     found = predict(folder.path, files)
     assert found.map_names == own_data.plan.store.classes == ("whole_gland_outer", "tumour")
@@ -158,7 +168,8 @@ def test_back_on_the_scan(own_data: Finished) -> None:
     assert found.labels_XYZ.shape == (20, 6, 28)
     trained, scan = load_trained(folder.path), read_scan(found.files)
     slices = preprocess(scan, 16, 1, "percentiles")
-    (maps,) = (on_the_scan(batch, slices.frame) for batch in slice_maps(trained, slices))
+    batches = trained.predictor.in_batches(torch.from_numpy(slices.images_NCHW))
+    (maps,) = (on_the_scan(batch, slices.frame) for batch in batches)
     kept = found.maps_XYZK[:, slices.first : slices.first + len(maps)]
     np.testing.assert_array_equal(kept.transpose(1, 3, 0, 2), maps[:, 1:].numpy())
     ml = np.count_nonzero(found.labels_XYZ == 1) * 1.5 * 4 / 1000
@@ -206,7 +217,7 @@ def test_the_files_header_and_codes_are_those_of_the_scan(
         image.header.set_qform(image.affine, code="unknown")
         image.header["cal_max"] = 900
         nibabel.save(image, path)
-    found = predict(finished.folder("segment", "multiclass").path, copy)
+    found = predict(finished.folder("score", "multiclass").path, copy)
     write_prediction(found, tmp_path / "labels.nii.gz", tmp_path / "maps.nii")
     labels, maps = (nibabel.load(tmp_path / name) for name in ("labels.nii.gz", "maps.nii"))
     scan = nibabel.load(next(copy.glob("*_flair.nii.gz")))
@@ -223,7 +234,7 @@ def test_the_files_header_and_codes_are_those_of_the_scan(
 
 def test_labels_are_those_of_the_scans_edition(finished: Finished, tmp_path: Path) -> None:
     """BraTS 2023 calls enhancing tumour 3, where 2021 calls it 4."""
-    run, old = finished.folder("segment", "multiclass").path, scan_folder(finished)
+    run, old = finished.folder("score", "multiclass").path, scan_folder(finished)
     new = tmp_path / "BraTS-GLI-00001-000"
     new.mkdir()
     for was, now in (("flair", "t2f"), ("t1", "t1n"), ("t1ce", "t1c"), ("t2", "t2w")):
@@ -239,7 +250,7 @@ def test_labels_are_those_of_the_scans_edition(finished: Finished, tmp_path: Pat
 def test_files_without_known_names_are_taken_in_their_order(
     finished: Finished, tmp_path: Path
 ) -> None:
-    run, folder = finished.folder("segment", "binary").path, scan_folder(finished)
+    run, folder = finished.folder("score", "binary").path, scan_folder(finished)
     paths = [tmp_path / f"{k}.nii.gz" for k in range(4)]
     for path, part in zip(paths, ("flair", "t1", "t1ce", "t2"), strict=True):
         shutil.copy(folder / f"{folder.name}_{part}.nii.gz", path)
@@ -250,13 +261,13 @@ def test_files_without_known_names_are_taken_in_their_order(
 
 def test_of_a_pretraining_it_is_the_anomaly_map(finished: Finished) -> None:
     folder = scan_folder(finished)
-    found = predict(finished.folder("denoise").path, folder)
+    found = predict(finished.folder("pretrain").path, folder)
     assert found.labels_XYZ is None
     assert found.map_names == ("anomaly",)
-    unsupervised = predict(finished.folder("anomaly").path, folder)
+    unsupervised = predict(finished.folder("unsupervised").path, folder)
     assert np.array_equal(found.maps_XYZK, unsupervised.maps_XYZK)
-    threshold = load_trained(finished.folder("anomaly").path).threshold
-    given = predict(finished.folder("denoise").path, folder, threshold=threshold)
+    threshold = load_trained(finished.folder("unsupervised").path).threshold
+    given = predict(finished.folder("pretrain").path, folder, threshold=threshold)
     assert np.array_equal(given.labels_XYZ, unsupervised.labels_XYZ)
 
 
@@ -264,7 +275,7 @@ def test_of_a_pretraining_it_is_the_anomaly_map(finished: Finished) -> None:
 def test_a_scan_in_another_orientation_gives_the_same_prediction_turned(
     finished: Finished, tmp_path: Path, stored: str
 ) -> None:
-    run, folder = finished.folder("segment", "multiclass").path, scan_folder(finished)
+    run, folder = finished.folder("score", "multiclass").path, scan_folder(finished)
     straight = predict(run, folder)
     own = read_nifti(straight.files.channel_files[0])
     turn = Turn.between(orientation(own.affine), stored)
@@ -281,11 +292,17 @@ def test_a_scan_in_another_orientation_gives_the_same_prediction_turned(
 def test_mirroring_averages_over_the_four_mirror_images(finished: Finished) -> None:
     weights = torch.rand((1, 1, 6, 6), generator=torch.Generator().manual_seed(0))
     image = torch.rand((2, 1, 6, 6), generator=torch.Generator().manual_seed(1))
-    result = mirrored(lambda images: images * weights)(image)
+
+    class Weighting(nn.Module):
+        def forward(self, images_NCHW: Tensor) -> Tensor:
+            logits = (images_NCHW * weights).logit()
+            return torch.cat([torch.zeros_like(logits), logits], dim=1)
+
+    result = Predictor((Weighting(),), "binary", mirror=True).maps(image)
     mean = sum(weights.flip(axes) for axes in ((), (2,), (3,), (2, 3))) / 4
-    torch.testing.assert_close(result, image * mean)
+    torch.testing.assert_close(result[:, 1:], image * mean)
     folder = scan_folder(finished)
-    run = finished.folder("segment", "binary").path
+    run = finished.folder("score", "binary").path
     plain, averaged = predict(run, folder), predict(run, folder, mirror=True)
     assert not np.array_equal(plain.maps_XYZK, averaged.maps_XYZK)
     assert np.abs(plain.maps_XYZK - averaged.maps_XYZK).mean() < 0.2
@@ -293,7 +310,7 @@ def test_mirroring_averages_over_the_four_mirror_images(finished: Finished) -> N
 
 def test_thresholds_are_compared_in_half_precision() -> None:
     scores = torch.tensor([0.3, 0.3001, 0.301]).reshape(1, 1, 1, 3)
-    assert lesion_mask(scores, 0.3).flatten().tolist() == [False, False, True]
+    assert above(scores, 0.3).flatten().tolist() == [False, False, True]
 
 
 def test_a_logged_model_predicts_like_its_run(
@@ -305,7 +322,7 @@ def test_a_logged_model_predicts_like_its_run(
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    folder = own_data.folder("segment", "binary")
+    folder = own_data.folder("score", "binary")
     runs = tuple(run for run in own_data.plan.runs if run.run_id == folder.run_id)
     sync(replace(own_data.plan, runs=runs), uri)
     client = MlflowClient(uri)
@@ -323,11 +340,11 @@ def test_a_logged_model_predicts_like_its_run(
 
 def test_a_scan_with_other_channels(own_data: Finished, finished: Finished) -> None:
     with pytest.raises(ScanError, match="4 channels: flair, t1, t1ce, t2") as caught:
-        predict(own_data.folder("segment", "binary").path, scan_folder(finished))
+        predict(own_data.folder("score", "binary").path, scan_folder(finished))
     assert caught.value.expected == "the model's 2 channels: T2, CT"
     pair = sorted((own_data.scans / "imagesTr").glob("case_001_*"))
     with pytest.raises(ScanError, match="2 channels: T2, CT") as caught:
-        predict(finished.folder("segment", "binary").path, pair)
+        predict(finished.folder("score", "binary").path, pair)
     assert caught.value.expected == "the model's 4 channels: flair, t1, t1ce, t2"
 
 
@@ -378,14 +395,14 @@ def test_scans_that_cannot_be_used(
     shutil.copytree(scan_folder(finished), tmp_path / "scan")
     damage(tmp_path / "scan")
     with pytest.raises(ScanError, match=found) as caught:
-        predict(finished.folder("segment", "binary").path, tmp_path / "scan")
+        predict(finished.folder("score", "binary").path, tmp_path / "scan")
     assert str(caught.value.where).endswith(where)
 
 
 def test_a_channel_of_an_nnunet_scan_is_missing(own_data: Finished) -> None:
     path = own_data.scans / "imagesTr" / "case_001_0001.nii.gz"
     with pytest.raises(ScanError, match="missing: _0000"):
-        predict(own_data.folder("segment", "binary").path, path)
+        predict(own_data.folder("score", "binary").path, path)
 
 
 def test_runs_that_cannot_be_used(finished: Finished, tmp_path: Path) -> None:
@@ -397,19 +414,21 @@ def test_runs_that_cannot_be_used(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run"):
         predict(tmp_path, scan)
     copy = tmp_path / "interrupted"
-    shutil.copytree(finished.folder("segment", "binary").path, copy)
+    shutil.copytree(finished.folder("score", "binary").path, copy)
     (copy / "result.json").unlink()
     with pytest.raises(RunError, match="not finished: it is interrupted"):
         predict(copy, scan)
     with pytest.raises(RunError, match="a threshold for a model of classes"):
-        predict(finished.folder("segment", "multiclass").path, scan, threshold=0.5)
+        predict(finished.folder("score", "multiclass").path, scan, threshold=0.5)
 
 
 def test_validation_without_a_lesion_leaves_no_threshold(
     finished: Finished, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(finished.folder("segment", "binary").path, copy)
+    score = finished.folder("score", "binary")
+    copy = tmp_path / score.run_id
+    for run_id in (score.run_id, *RunRecord.read(score).spec.parents):
+        shutil.copytree(score.sibling(run_id).path, tmp_path / run_id)
     result = json.loads((copy / "result.json").read_text())
     result["validation"]["threshold"] = None
     (copy / "result.json").write_text(json.dumps(result))
@@ -419,12 +438,24 @@ def test_validation_without_a_lesion_leaves_no_threshold(
     assert predict(copy, scan_folder(finished), threshold=0.5).labels_XYZ is not None
 
 
+def test_a_fine_tuning_has_the_threshold_of_its_score(finished: Finished, tmp_path: Path) -> None:
+    score, trained = finished.folder("score", "binary"), finished.folder("finetune", "binary")
+    scan = scan_folder(finished)
+    assert load_trained(trained.path).threshold == load_trained(score.path).threshold is not None
+    assert np.array_equal(
+        predict(trained.path, scan).labels_XYZ, predict(score.path, scan).labels_XYZ
+    )
+    shutil.copytree(trained.path, tmp_path / trained.run_id)
+    with pytest.raises(RunError, match="it has not been scored"):
+        predict(tmp_path / trained.run_id, scan)
+
+
 def fewscan(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def test_the_command(finished: Finished, tmp_path: Path) -> None:
-    run, scan = finished.folder("segment", "binary").path, scan_folder(finished)
+    run, scan = finished.folder("score", "binary").path, scan_folder(finished)
     out, maps = tmp_path / "lesion.nii.gz", tmp_path / "p.nii.gz"
     done = fewscan("predict", run, scan, out, "--probabilities", maps)
     assert done.exit_code == 0, done.output

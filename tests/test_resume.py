@@ -76,7 +76,7 @@ def committed_steps(plan: Plan) -> dict[str, int]:
 
 def run_undisturbed(plan: Plan) -> None:
     for run in plan.runs:
-        plan.folder_of(run).create(plan.record(run))
+        plan.record(run).write(plan.folder_of(run))
         run_stage(plan.folder_of(run), Devices())
 
 

@@ -6,9 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from fewscan.experiments.spec import Anomaly, Denoise, Evaluation, Noise, Training
+from fewscan.experiments.spec import Evaluation, Pretrain, Score, Training
+from fewscan.harness.arms import Arm, Place
 from fewscan.harness.plan import Plan, PlannedRun
-from fewscan.harness.queue import RunQueue, chain_flops
+from fewscan.harness.run_queue import RunQueue, chain_flops
 from fewscan.harness.study import Study
 
 TRAINING = Training(iterations=1, validate_every=1)
@@ -50,10 +51,12 @@ def random_plan(numbers: random.Random, study: Study) -> Plan:
     for seed in range(40):
         init = numbers.choice([None, "imported", *(run.run_id for run in runs[-6:])])
         if init is None or numbers.random() < 0.5:
-            spec: Any = Denoise("data", study.network, Noise(), TRAINING, seed, init)
+            spec: Any = Pretrain("data", study.network, TRAINING, seed=seed, init=init)
         else:
-            spec = Anomaly(f"data {seed}", Evaluation(), init)
-        runs.append(PlannedRun(spec, "", f"run {seed}", float(numbers.randint(1, 5))))
+            also = numbers.sample([run.run_id for run in runs], numbers.randint(0, min(2, seed)))
+            spec = Score(f"data {seed}", Evaluation(), (init, *also))
+        place = Place(Arm("pre-training"), None, None, seed)
+        runs.append(PlannedRun(spec, place, f"run {seed}", float(numbers.randint(1, 5))))
     return Plan(study, cast(Any, None), tuple(runs))
 
 

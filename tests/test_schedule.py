@@ -1,5 +1,6 @@
 """What the searcher offers, without a cluster."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ray.train.v2._internal.exceptions import (
 from ray.tune.search import Searcher
 
 from fewscan.experiments.devices import PeerLost
-from fewscan.experiments.spec import Anomaly, Denoise, Segment
+from fewscan.experiments.results import RunRecord
 from fewscan.harness.plan import Plan, PlannedRun, make_plan
 from fewscan.harness.schedule import ReadyRuns
 from fewscan.harness.study import Study
@@ -49,18 +50,29 @@ def offered(ready: ReadyRuns, plan: Plan, start: int = 0) -> list[tuple[str, Pla
 def test_children_wait_for_their_parent_and_nobody_else_does(plan: Plan) -> None:
     ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
     first = offered(ready, plan)
-    assert isinstance(first[0][1].spec, Denoise), "the longest chain comes first"
-    assert {run.init for _, run in first[1:]} == {"scratch"}
+    assert first[0][1].kind == "pretrain", "the longest chain comes first"
+    assert {run.place.arm.key for _, run in first[1:]} == {"scratch"}
+    assert {run.kind for _, run in first[1:]} == {"finetune"}
     assert len(first) == 5
     assert ready.suggest("later") is None
     for trial_id, run in first:
         finish(plan.folder_of(run))
         ready.on_trial_complete(trial_id)
     second = offered(ready, plan, start=5)
-    assert {run.init for _, run in second} == {"denoise"}
-    assert len(first) + len(second) == len(plan.runs)
+    kinds = Counter((run.kind, run.place.arm.key) for _, run in second)
+    assert kinds == {
+        ("score", "unsupervised: denoise"): 1,
+        ("finetune", "denoise"): 4,
+        ("score", "scratch"): 4,
+    }
     assert ready.suggest("early") is None, "those under way may come back"
     for trial_id, run in second:
+        finish(plan.folder_of(run))
+        ready.on_trial_complete(trial_id)
+    third = offered(ready, plan, start=14)
+    assert Counter((run.kind, run.place.arm.key) for _, run in third) == {("score", "denoise"): 4}
+    assert len(first) + len(second) + len(third) == len(plan.runs)
+    for trial_id, run in third:
         finish(plan.folder_of(run))
         ready.on_trial_complete(trial_id)
     assert ready.suggest("end") == Searcher.FINISHED
@@ -68,17 +80,22 @@ def test_children_wait_for_their_parent_and_nobody_else_does(plan: Plan) -> None
 
 def test_finished_runs_are_not_offered(plan: Plan) -> None:
     for run in plan.runs:
-        if not isinstance(run.spec, Anomaly):
+        if run not in plan.scores or run in plan.grid:
             finish(plan.folder_of(run))
     ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
-    assert [type(run.spec) for _, run in offered(ready, plan)] == [Anomaly]
+    assert [run.name for _, run in offered(ready, plan)] == ["unsupervised · denoise"]
 
 
 def test_a_failed_run_blocks_its_children_only(plan: Plan) -> None:
     ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
     for trial_id, run in offered(ready, plan):
-        if isinstance(run.spec, Segment):
+        if run.kind == "finetune":
             finish(plan.folder_of(run))
+        ready.on_trial_complete(trial_id)
+    scores = offered(ready, plan, start=5)
+    assert {(run.kind, run.place.arm.key) for _, run in scores} == {("score", "scratch")}
+    for trial_id, run in scores:
+        finish(plan.folder_of(run))
         ready.on_trial_complete(trial_id)
     assert ready.suggest("end") == Searcher.FINISHED
 
@@ -96,7 +113,7 @@ def test_a_preempted_run_is_offered_again(plan: Plan) -> None:
 def test_a_run_whose_process_keeps_dying_says_so(plan: Plan) -> None:
     ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
     trial_id, run = offered(ready, plan)[0]
-    plan.folder_of(run).create(plan.record(run))
+    plan.record(run).write(plan.folder_of(run))
     ready.on_trial_complete(trial_id, error=True)
     assert plan.folder_of(run).state() == "failed"
     assert "process died 4 times" in plan.folder_of(run).read_error()["message"]
@@ -108,7 +125,7 @@ def test_no_more_is_offered_than_there_is_room_for(tiny_study: Callable[..., Stu
     cluster = {"CPU": 6.0}
     ready = ReadyRuns(plan, False, Path(), lambda: cluster)
     first = offered(ready, plan)
-    assert [type(run.spec) for _, run in first] == [Denoise, Segment], "5 of 6 cores"
+    assert [run.kind for _, run in first] == ["pretrain", "finetune"], "5 of 6 cores"
     cluster["CPU"] = 7.0
     assert len(offered(ready, plan, start=2)) == 1, "a node has joined"
     cluster["CPU"] = 1.0
@@ -123,13 +140,13 @@ def test_no_more_is_offered_than_there_is_room_for(tiny_study: Callable[..., Stu
 
 def test_a_run_has_its_folder_and_is_announced_before_it_starts(plan: Plan) -> None:
     announced: list[str] = []
-    plan.folder_of(plan.runs[0]).create(plan.record(plan.runs[0]))
+    plan.record(plan.runs[0]).write(plan.folder_of(plan.runs[0]))
     plan.folder_of(plan.runs[0]).fail(ValueError("of an earlier sweep"))
     ready = ReadyRuns(plan, False, Path(), lambda: ROOM, announced.append)
     _, run = offered(ready, plan)[0]
     assert announced[0] == run.run_id == plan.runs[0].run_id
     assert plan.folder_of(run).state() == "missing", "not failed any more"
-    assert plan.folder_of(run).read_spec() == plan.record(run)
+    assert RunRecord.read(plan.folder_of(run)) == plan.record(run)
     assert not plan.folder_of(plan.runs[1]).path.exists(), "it is not its turn yet"
 
 
@@ -137,7 +154,7 @@ def test_the_trial_is_believed_before_the_shared_disk(plan: Plan) -> None:
     ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
     first = offered(ready, plan)
     ready.on_trial_complete(first[0][0], {"finished": 1.0})
-    assert {run.init for _, run in offered(ready, plan, start=9)} == {"denoise"}
+    assert {run.place.arm.init for _, run in offered(ready, plan, start=9)} == {"denoise"}
 
 
 def test_resources_follow_the_study(tiny_study: Callable[..., Study]) -> None:
@@ -149,7 +166,7 @@ def test_resources_follow_the_study(tiny_study: Callable[..., Study]) -> None:
     for use_gpu, expected in ((True, {"CPU": 4.0, "GPU": 0.25}), (False, {"CPU": 4.0})):
         for run in plan.runs:
             bundles = placement(config_of(plan, run, use_gpu, Path())).bundles
-            assert bundles == ([HEAD] if isinstance(run.spec, Denoise) else [expected])
+            assert bundles == ([HEAD] if run.kind == "pretrain" else [expected])
 
 
 def test_ranks_that_wait_for_workers_keep_nobody_waiting(tiny_study: Callable[..., Study]) -> None:
@@ -157,7 +174,7 @@ def test_ranks_that_wait_for_workers_keep_nobody_waiting(tiny_study: Callable[..
     room = {"CPU": 1.0}
     ready = ReadyRuns(plan, False, Path(), lambda: room)
     first = offered(ready, plan)
-    assert isinstance(first[0][1].spec, Denoise), "it waits for the second worker"
+    assert first[0][1].kind == "pretrain", "it waits for the second worker"
     assert len(first) == 2, "the one worker that is there has something to do"
     room["CPU"] = 2.0
     assert offered(ready, plan, start=2) == [], "now both workers are for the ranks"
@@ -165,7 +182,7 @@ def test_ranks_that_wait_for_workers_keep_nobody_waiting(tiny_study: Callable[..
     room["CPU"] = 1.0
     ready.on_trial_complete("trial 1", {"finished": 1.0})
     again = offered(ready, plan, start=2)
-    assert [isinstance(run.spec, Denoise) for _, run in again] == [True, False]
+    assert [run.kind == "pretrain" for _, run in again] == [True, False]
 
 
 def test_a_head_that_leaves_or_ends_soon_starts_nothing(

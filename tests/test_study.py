@@ -34,7 +34,7 @@ def test_the_paper_is_the_paper() -> None:
     paper = load_study(EXPERIMENTS / "paper.yaml")
     denoise = paper.pretrain["denoise"]
     assert (paper.network.width, paper.network.depth) == (64, 4)
-    assert (denoise.noise.resolution, denoise.noise.std) == (16, 0.2)
+    assert (denoise.scheme.noise.resolution, denoise.scheme.noise.std) == (16, 0.2)
     assert denoise.training.iterations == 67200 == 2100 * 32
     assert denoise.training.lr_half_period == 100 * 32
     assert (denoise.training.lr, denoise.training.weight_decay) == (1e-4, 1e-5)

@@ -30,7 +30,7 @@ def result_alone(plan: Plan, index: int, folder: Path) -> dict[str, Any]:
     """The result of a run of the plan in this process, on one device."""
     run = plan.runs[index]
     alone = RunFolder(folder / "alone" / run.run_id)
-    alone.create(plan.record(run))
+    plan.record(run).write(alone)
     run_stage(alone, Devices())
     return alone.read_result()
 

@@ -63,7 +63,7 @@ def run_alone(document: dict[str, Any], folder: Path) -> dict[str, bytes]:
     """The results of the study's runs, one after the other in this process, undisturbed."""
     plan = make_plan(parse_study(document | {"folder": str(folder)}, "alone"))
     for run in plan.runs:
-        plan.folder_of(run).create(plan.record(run))
+        plan.record(run).write(plan.folder_of(run))
         run_stage(plan.folder_of(run), Devices())
     return results(plan)
 

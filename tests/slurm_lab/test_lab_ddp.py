@@ -61,7 +61,7 @@ def undisturbed(plan: Plan, folder: Path) -> bytes:
     """The pre-training's result with two ranks of this machine."""
     run = plan.runs[0]
     alone = RunFolder(folder / run.run_id)
-    alone.create(plan.record(run))
+    plan.record(run).write(alone)
     launch(partial(run_stage, alone), Devices(threads=RANK["cpus"], world_size=RANK["devices"]))
     return alone.result.read_bytes()
 
