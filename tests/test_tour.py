@@ -1,6 +1,7 @@
-"""The README's file tree is the tree. `python tests/test_readme.py` writes it there."""
+"""The file tree of docs/tour.md is the tree: `python tests/test_tour.py` writes it there."""
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,11 +12,12 @@ NOTES = {
     "CONTRIBUTING.md": "the invariants and habits of the house",
     "LICENSE": "MIT",
     "Makefile": "demo, test, bench, lint, format",
-    "README.md": "this page",
+    "README.md": "what a newcomer needs",
     "benchmarks/README.md": "the table of ratios, and how to add one",
     "constraints.txt": "the versions that the tests run on",
     "docs/cluster.md": "for users of a Slurm cluster: study files, what happens when, troubles",
     "docs/performance.md": "where the time goes, and how to read the numbers",
+    "docs/tour.md": "this page",
     "docs/demo.png": "the figure of the demo",
     "docs/mlflow.png": "a study in MLflow",
     "experiments/demo.yaml": "the study in small, on synthetic scans",
@@ -61,15 +63,28 @@ def tree() -> str:
     return "\n".join(f"    {line}".rstrip() for line in lines)
 
 
+TOUR = ROOT / "docs" / "tour.md"
 HEADING = "## The files\n\n"
+README_BYTES = 10_000
+"""A newcomer reads no more."""
 
 
 def test_the_file_tree_is_true() -> None:
-    shown = (ROOT / "README.md").read_text().partition(HEADING)[2].rstrip()
+    shown = TOUR.read_text().partition(HEADING)[2].rstrip()
     assert shown == tree()
 
 
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").stat().st_size <= README_BYTES
+
+
+def test_every_module_that_the_tour_names_is_there() -> None:
+    walk = TOUR.read_text().partition(HEADING)[0]
+    named = set(re.findall(r"`((?:harness|experiments|storage|slurm)/[\w/]+\.\w+)`", walk))
+    assert named
+    assert not {name for name in named if not (ROOT / name).exists()}
+
+
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    before = readme.read_text().partition(HEADING)[0]
-    readme.write_text(before + HEADING + tree() + "\n")
+    before = TOUR.read_text().partition(HEADING)[0]
+    TOUR.write_text(before + HEADING + tree() + "\n")
