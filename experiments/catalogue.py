@@ -1,4 +1,4 @@
-"""The catalogue of metrics: what is measured on the test split, and how it is told to people.
+"""The catalogue of metrics: what is measured on the test split, and in which words.
 
 One row a metric. Scoring, `cases.csv`, the report, its tables, MLflow's names and the study file's
 `published` all read this list; how a number is computed stands where `key` is registered

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal, get_type_hints
 
-from fewscan.experiments.schemes import SCHEMES, Denoise
-from fewscan.experiments.schemes.scheme import Scheme
+from fewscan.experiments.schemes import SCHEMES, Denoise, Scheme
 from fewscan.experiments.settings import Transfer, require_at_least
 from fewscan.storage.errors import RunError
 

@@ -118,7 +118,7 @@ def prepare(
     SCANS holds files with BraTS 2021 or 2023 names, however deep, or is an nnU-Net v2 raw data set
     (dataset.json, imagesTr, labelsTr; imagesTs is not read).
 
-    A scan that cannot be used is listed with its reason and does not stop the others; mend it and
+    A scan that cannot be used is listed with its reason and does not stop the others; fix it and
     give the command again. Exits with 1 if there is such a scan.
     """
     from fewscan.storage.prepare import prepare as prepare_store
@@ -269,7 +269,7 @@ def cancel(study: Path, overrides: tuple[str, ...]) -> None:
 @click.argument("study", type=click.Path(path_type=Path), required=False)
 @set_option
 def doctor(study: Path | None, overrides: tuple[str, ...]) -> None:
-    """Check what a sweep on Slurm needs here, and say how to mend what is missing.
+    """Check what a sweep on Slurm needs here, and say how to fix what is missing.
 
     With a STUDY whose file has a slurm section, also on a node of its partition. Exits with 1 if
     something is missing.
@@ -411,7 +411,7 @@ def _say_where(plan: Any, report: Path) -> None:
 
 @contextmanager
 def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that is told (done, total)."""
+    """A progress bar that receives (done, total)."""
     with Progress(console=console) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,7 +1,7 @@
 """Which run comes next: of those whose parents are finished, the one with the longest chain.
 
 The driver of a sweep is the only one that starts runs, so the run folders are asked once, at the
-start; after that the queue is told. Nothing here looks at all runs again.
+start; after that the queue hears of each end. Nothing here looks at all runs again.
 """
 
 import heapq

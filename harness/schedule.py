@@ -36,11 +36,11 @@ ROUNDING = 1e-6
 """Of a sum of shares of GPUs."""
 
 
-class ReadyRuns(Searcher):
+class ReadyRuns(Searcher):  # type: ignore[misc] # Ray's classes have no types
     """Offers each unfinished run once its parents are finished, the longest chain first.
 
     No more than the cluster has room for, so that the choice is made when a place is free, and all
-    free places are filled at once. `resources` says what the cluster has now; `on_offer` is told
+    free places are filled at once. `resources` says what the cluster has now; `on_offer` receives
     the id of each run that is offered.
     """
 
@@ -166,7 +166,7 @@ def run_all(
 ) -> None:
     """Run what is not finished on the Ray cluster that this process is connected to.
 
-    `scratch` is a folder for what Tune and Train write; nobody reads it. `on_offer` is told the id
+    `scratch` is a folder for what Tune and Train write; nobody reads it. `on_offer` receives the id
     of each run before it starts. `stage` executes a run, `run_stage` if it is None; a
     benchmark gives one that computes nothing.
     """

@@ -1,4 +1,4 @@
-"""One run as a trial of Ray Tune: what it is told, what it takes, and what becomes of its end.
+"""One run as a trial of Ray Tune: what it receives, what it takes, and what becomes of its end.
 
 A run on one device trains in Tune's actor itself; one on several devices asks Ray Train for ranks.
 """
@@ -31,7 +31,7 @@ HEAD = {"node:__internal_head__": 0.001}
 
 
 def config_of(plan: Plan, run: PlannedRun, use_gpu: bool, scratch: Path) -> dict[str, Any]:
-    """What a trial is told of its run."""
+    """What a trial receives of its run."""
     return {
         "folder": str(plan.folder_of(run).path),
         "share": asdict(plan.share_of(run)),
@@ -63,7 +63,7 @@ def run_trial(config: dict[str, Any], stage: Stage = run_stage) -> dict[str, flo
     """One run in a Tune actor.
 
     What the run itself raises stays in its folder, and to Tune the trial has ended. If a rank was
-    lost instead, Tune is told, and starts the trial again. A preempted run has ended too,
+    lost instead, Tune learns of it, and starts the trial again. A preempted run has ended too,
     for now: the searcher offers it again.
     """
     folder = RunFolder(Path(config["folder"]))
