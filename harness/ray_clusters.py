@@ -10,9 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+from ray.job_config import JobConfig
 
 from fewscan.storage import node_folder
 from fewscan.storage.runs import StudyFolder
+
+
+def _installed_code() -> JobConfig:
+    """Workers import what is installed: Ray would put our working directory on their path.
+
+    For clients that are not on a node of the cluster it does not; otherwise nothing differs.
+    """
+    return JobConfig(_client_job=True)
 
 
 @contextlib.contextmanager
@@ -35,6 +44,7 @@ def local_ray(folder: StudyFolder) -> Iterator[Path]:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            job_config=_installed_code(),
             _temp_dir=str(scratch),
         )
         yield scratch
@@ -54,7 +64,10 @@ def cluster_ray() -> Iterator[Path]:
     """The Ray cluster that Slurm's jobs make, as its driver; yields a scratch folder."""
     with tempfile.TemporaryDirectory(prefix="fewscan-") as scratch:
         ray.init(
-            address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR
+            address=os.environ["RAY_ADDRESS"],
+            job_config=_installed_code(),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
         try:
             yield Path(scratch)

@@ -22,7 +22,7 @@ from fewscan.experiments.stages import run_stage
 from fewscan.harness.plan import Plan
 from fewscan.harness.queue import RunQueue
 from fewscan.harness.trial import Stage, config_of, needs_of, placement, run_trial
-from fewscan.slurm import inside
+from fewscan.slurm.session import Session
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder
 
@@ -64,9 +64,10 @@ class ReadyRuns(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The config of a run that can start; None while there is none; FINISHED at the end."""
-        if inside.stop_requested() and not self._offered:
+        session = Session.here()
+        if session.stop_requested() and not self._offered:
             return Searcher.FINISHED  # for this head; the next one goes on
-        if inside.stop_requested() or inside.is_closed():
+        if session.stop_requested() or session.is_closed():
             return None
         run_id = self._queue.first()
         if run_id is None:
@@ -173,7 +174,7 @@ def run_all(
     # An idle actor, kept for the next trial, would hold the cores that ranks of Ray Train wait for;
     # and it would go on to start runs on a node whose time is nearly over.
     alone = all(plan.share_of(run).devices == 1 for run in plan.runs)
-    may_keep_actors = alone and not inside.is_on_slurm()
+    may_keep_actors = alone and not Session.here().is_on_cluster
     tune.Tuner(
         tune.with_resources(partial(run_trial, stage=stage or run_stage), placement),
         tune_config=tune.TuneConfig(
@@ -196,7 +197,8 @@ def wants_gpu(plan: Plan) -> bool:
     On Slurm there may be no worker yet; there the settings say what workers will have.
     """
     wish = plan.study.resources.device
-    coming = plan.study.slurm.gpus if plan.study.slurm and inside.is_on_slurm() else 0
+    on_cluster = Session.here().is_on_cluster
+    coming = plan.study.slurm.gpus if plan.study.slurm and on_cluster else 0
     has_gpu = coming > 0 or ray.cluster_resources().get("GPU", 0) > 0
     if wish == "cuda" and not has_gpu:
         require_cuda()

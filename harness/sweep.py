@@ -18,7 +18,7 @@ from fewscan.harness.plan import Plan
 from fewscan.harness.ray_environment import prepare_environment, set_defaults
 from fewscan.harness.status import SYMBOLS, StudyStatus, read_status
 from fewscan.harness.study import dump_study
-from fewscan.slurm import inside
+from fewscan.slurm.session import Session
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import FewscanError, StudyError, TrackingError
 from fewscan.storage.locks import exclusive
@@ -76,7 +76,7 @@ def without_failures(status: StudyStatus) -> StudyStatus:
 
 
 def _run_on_ray(plan: Plan, on_offer: Callable[[str], None], stage: "Stage | None") -> None:
-    if inside.is_on_slurm():
+    if Session.here().is_on_cluster:
         set_defaults()  # the token is in the environment already
         from fewscan.harness.ray_clusters import cluster_ray
         from fewscan.harness.schedule import run_all
@@ -196,7 +196,7 @@ def watched(status: StudyStatus, console: Console, view: View) -> Iterator[Calla
         except FewscanError as error:
             console.print(f"[yellow]cannot look at the runs:[/] {error}", highlight=False)
             return
-        inside.ask_for_workers(workers_wanted(now))
+        Session.here().ask_for_workers(workers_wanted(now))
         bar.update(task, completed=now.done_fraction, description=describe(now))
 
     def on_offer(run_id: str) -> None:

@@ -22,6 +22,8 @@ OWN_KEYS = frozenset({
 class Settings:
     """The jobs of one elastic cluster. Raises `ValueError` for what cannot work."""
 
+    scheduler: str = "slurm"
+    """Who runs the jobs: a name in `schedulers`."""
     partition: str | None = None
     """Partition of the workers (and of the head, unless `head_partition` says otherwise)."""
     account: str | None = None
