@@ -24,17 +24,17 @@ class WorkerStatus:
     """One worker job."""
 
     job: str
-    """Slurm's number."""
+    """The scheduler's number of the job."""
     state: str
-    """Slurm's word, or GONE."""
+    """The scheduler's word."""
     reason: str
-    """Why it is pending, in Slurm's words."""
+    """Why it is pending, in the scheduler's words."""
     node: str
     """Where it runs."""
     phase: str
     """waiting, joined, closing, leaving, requeued or ended; empty before its first start."""
     seconds_left: float | None
-    """Until Slurm ends it, for one that has joined."""
+    """Until its time limit, for one that has joined."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,17 @@ class Status:
     detail: str
     """One sentence to `state`."""
     head: ClusterJob | None
-    """The head's job; None if Slurm does not know it (any more)."""
+    """The head's job; None if the scheduler does not know it (any more)."""
     generation: int
     """How many heads there have been."""
     wanted: int | None
     """Workers that the head wants now."""
     commands_per_min: float | None
-    """Slurm commands that the head has given a minute."""
+    """Questions and requests to the scheduler that the head has made a minute."""
     seen_unix: float | None
-    """When Slurm was asked for what is said of jobs; None if nobody ever did."""
+    """When the scheduler was asked for what is said of jobs; None if nobody ever did."""
     workers: tuple[WorkerStatus, ...]
-    """All worker jobs that Slurm knew then."""
+    """All worker jobs that the scheduler knew then."""
     failures: tuple[Failure, ...]
     """The last of each kind."""
 
@@ -106,7 +106,7 @@ def cancel(folder: Path) -> list[str]:
 
 
 def status(folder: Path) -> Status:
-    """What is known now, on any node. Without Slurm's answer, what the head last heard from it."""
+    """What is known now, on any node. Without the scheduler's answer, what the head last heard."""
     where = Folder(folder.resolve())
     launched = where.launch()
     if launched is None:

@@ -1,7 +1,7 @@
 """The cluster's folder on the shared disk: every file's name, and who writes it.
 
 Whatever the jobs tell each other goes through here, in JSON files that are replaced atomically. A
-killed job leaves the last whole state behind; a job that Slurm runs again starts from it.
+killed job leaves the last whole state behind; a job that is run again starts from it.
 """
 
 import errno

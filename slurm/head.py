@@ -1,6 +1,6 @@
 """The job of the head: a new Ray cluster, the driver beside it, and the number of workers.
 
-Every start is a new generation. Nothing is kept in the process: when Slurm takes the head away, the
+Every start is a new generation. Nothing is kept in the process: when the head is taken away, the
 next one reads the folder and starts the driver again, which resumes by itself.
 """
 
@@ -36,7 +36,7 @@ class Head:
         self.share = self.scheduler.allocation("head")
 
     def run(self) -> None:
-        """Serve generations until the driver has ended, Slurm takes over, or it is hopeless."""
+        """Serve generations until the driver has ended, the node goes, or it is hopeless."""
         failures = 0
         while self.folder.outcome() is None:
             began = time.monotonic()
@@ -152,7 +152,7 @@ class Head:
         here: Rendezvous,
         received: signal.Signals,
     ) -> None:
-        """Slurm wants the head: tasks and driver may checkpoint, then Slurm may run it again."""
+        """The node is wanted back: tasks and driver may checkpoint, then the job may run again."""
         self.folder.write_rendezvous(
             Rendezvous(here.generation, here.address, here.job, open=False)
         )

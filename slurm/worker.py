@@ -33,7 +33,7 @@ class Worker:
         self.closes_unix = self.share.closes_unix(self.settings)
 
     def run(self) -> None:
-        """Serve heads until Slurm takes the node back, or the work is done."""
+        """Serve heads until the node is taken back, or the work is done."""
         self._report("waiting")
         waiting_since = time.monotonic()
         failures = 0
@@ -109,7 +109,7 @@ class Worker:
         ray_node.drain(self.folder, node, self.share.job, left_s)
 
     def _leave(self, node: RayNode, received: signal.Signals) -> None:
-        """Slurm wants the node: tasks may checkpoint, Ray may move, then everything ends."""
+        """The node is wanted back: tasks may checkpoint, Ray may move, then everything ends."""
         grace_s, delay_s = self.settings.grace_s, self.settings.signal_delay_s
         allowed_s = processes.seconds_to_stop(grace_s, delay_s, received)
         self._report("leaving")
@@ -123,7 +123,7 @@ class Worker:
         self._go()
 
     def _go(self) -> None:
-        """Let Slurm run the job again, unless Slurm or the study has decided otherwise."""
+        """Have the job run again, unless the scheduler or the study has decided otherwise."""
         self._report("ended" if self._over() else "requeued")
         if not self._over():
             self.scheduler.requeue(self.share.job)

@@ -107,6 +107,33 @@ def test_a_driver_that_did_what_it_could_has_not_failed(slurm: Path, tmp_path: P
     assert now.failures[0].log == tmp_path / "study" / "logs" / "driver.log"
 
 
+DRIVER = """
+import os, sys
+import neighbour
+from fewscan.slurm.session import Session
+print(neighbour.__file__, sys.path[0], os.environ.get("PYTHONSAFEPATH"), Session.here())
+sys.exit(0 if Session.here().is_on_cluster and "PYTHONSAFEPATH" not in os.environ else 1)
+"""
+
+
+def test_files_where_it_is_launched_do_not_matter_and_a_driver_imports_as_ever(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    program, where = tmp_path / "program", tmp_path / "where"
+    program.mkdir()
+    where.mkdir()
+    (program / "neighbour.py").touch()
+    (program / "driver.py").write_text(DRIVER)
+    for name in ("json", "slurm", "queue", "submitit", "psutil", "ray", "fewscan"):
+        (where / f"{name}.py").write_text(f"raise SystemExit('own {name}.py')")
+    monkeypatch.chdir(where)
+    folder = tmp_path / "study"
+    launch([sys.executable, str(program / "driver.py")], folder, Settings(**QUICK))
+    until(lambda: status(folder).state not in ("pending", "starting", "running"))
+    assert status(folder).state == "done", status(folder)
+
+
 def test_a_controller_that_is_busy_is_asked_again_to_requeue(
     slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
