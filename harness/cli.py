@@ -200,7 +200,7 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
     from fewscan.harness.on_slurm import launch_sweep
     from fewscan.harness.plan import load_plan
     from fewscan.harness.sweep import sweep as run_sweep
-    from fewscan.slurm import inside
+    from fewscan.slurm.session import Session
 
     loaded = load_plan(study, overrides)
     if where == "slurm":
@@ -220,7 +220,8 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
         _say_where(loaded, loaded.folder.report)
     if not status.is_finished:
         click.echo("not finished: give the same command to go on", err=True)
-        sys.exit(inside.INCOMPLETE if inside.is_on_slurm() and status.is_over else 1)
+        is_driver = Session.here().is_on_cluster
+        sys.exit(Session.INCOMPLETE if is_driver and status.is_over else 1)
 
 
 @main.command(epilog=example("fewscan status experiments/demo.yaml"))

@@ -41,7 +41,7 @@ def launch_sweep(plan: Plan) -> str:
     folder = plan.folder
     folder.prepare()
     write_bytes(folder.study, dump_study(plan.study).encode())
-    driver = [sys.executable, "-m", "fewscan.harness.cli", "sweep", str(folder.study)]
+    driver = [sys.executable, "-P", "-m", "fewscan.harness.cli", "sweep", str(folder.study)]
     return launch(driver, folder.cluster, settings)
 
 

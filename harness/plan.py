@@ -20,7 +20,6 @@ from fewscan.storage.runs import RunFolder, StudyFolder
 from fewscan.storage.slice_format import SliceFormat
 from fewscan.storage.slices import SliceStore
 
-
 VERBS = {Finetune.kind: "fine-tune", Score.kind: "score"}
 """How the names of runs of a cell begin."""
 

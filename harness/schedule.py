@@ -22,7 +22,7 @@ from fewscan.experiments.stages import run_stage
 from fewscan.harness.plan import Plan
 from fewscan.harness.run_queue import RunQueue
 from fewscan.harness.trial import Stage, config_of, needs_of, placement, run_trial
-from fewscan.slurm import inside
+from fewscan.slurm.session import Session
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder
 
@@ -32,6 +32,7 @@ checkpoint. An error that the run itself raised is never retried within a sweep.
 
 RESOURCES_EVERY_S = 1.0
 """Between two questions to Ray about what the cluster has: each is a request to its head."""
+FINISHED: str = Searcher.FINISHED
 ROUNDING = 1e-6
 """Of a sum of shares of GPUs."""
 
@@ -64,14 +65,15 @@ class ReadyRuns(Searcher):  # type: ignore[misc] # Ray's classes have no types
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The config of a run that can start; None while there is none; FINISHED at the end."""
-        if inside.stop_requested() and not self._offered:
-            return Searcher.FINISHED  # for this head; the next one goes on
-        if inside.stop_requested() or inside.is_closed():
+        session = Session.here()
+        if session.stop_requested() and not self._offered:
+            return FINISHED  # for this head; the next one goes on
+        if session.stop_requested() or session.is_closed():
             return None
         run_id = self._queue.first()
         if run_id is None:
             # A run that is under way may be preempted and come back, so it is not over yet.
-            return None if self._queue or self._offered else Searcher.FINISHED
+            return None if self._queue or self._offered else FINISHED
         if not self._has_room_for(run_id):
             return None
         self._queue.take()
@@ -173,7 +175,7 @@ def run_all(
     # An idle actor, kept for the next trial, would hold the cores that ranks of Ray Train wait for;
     # and it would go on to start runs on a node whose time is nearly over.
     alone = all(plan.share_of(run).devices == 1 for run in plan.runs)
-    may_keep_actors = alone and not inside.is_on_slurm()
+    may_keep_actors = alone and not Session.here().is_on_cluster
     tune.Tuner(
         tune.with_resources(partial(run_trial, stage=stage or run_stage), placement),
         tune_config=tune.TuneConfig(
@@ -196,7 +198,8 @@ def wants_gpu(plan: Plan) -> bool:
     On Slurm there may be no worker yet; there the settings say what workers will have.
     """
     wish = plan.study.resources.device
-    coming = plan.study.slurm.gpus if plan.study.slurm and inside.is_on_slurm() else 0
+    on_cluster = Session.here().is_on_cluster
+    coming = plan.study.slurm.gpus if plan.study.slurm and on_cluster else 0
     has_gpu = coming > 0 or ray.cluster_resources().get("GPU", 0) > 0
     if wish == "cuda" and not has_gpu:
         require_cuda()

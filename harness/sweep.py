@@ -20,7 +20,7 @@ from fewscan.harness.plan import Plan
 from fewscan.harness.ray_cluster import cluster_ray, local_ray
 from fewscan.harness.status import SYMBOLS, StudyStatus, read_status
 from fewscan.harness.study import dump_study
-from fewscan.slurm import inside
+from fewscan.slurm.session import Session
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import FewscanError, StudyError, TrackingError
 from fewscan.storage.locks import exclusive
@@ -78,7 +78,7 @@ def without_failures(status: StudyStatus) -> StudyStatus:
 
 
 def _run_on_ray(plan: Plan, on_offer: Callable[[str], None], stage: "Stage | None") -> None:
-    with cluster_ray() if inside.is_on_slurm() else local_ray(plan.folder) as scratch:
+    with cluster_ray() if Session.here().is_on_cluster else local_ray(plan.folder) as scratch:
         from fewscan.harness.schedule import run_all
 
         run_all(plan, scratch, on_offer, stage)
@@ -190,7 +190,7 @@ def watched(
         except FewscanError as error:
             console.print(f"[yellow]cannot look at the runs:[/] {error}", highlight=False)
             return
-        inside.ask_for_workers(workers_wanted(now))
+        Session.here().ask_for_workers(workers_wanted(now))
         bar.update(task, completed=now.done_fraction, description=describe(now))
 
     def on_offer(run_id: str) -> None:

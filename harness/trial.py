@@ -18,7 +18,7 @@ from fewscan.experiments.stages import run_stage
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.ray_cluster import require_same_code
 from fewscan.harness.study import Share
-from fewscan.slurm import inside
+from fewscan.slurm.session import Session
 from fewscan.storage import node_folder
 from fewscan.storage.code_digest import code_digest
 from fewscan.storage.runs import RunFolder
@@ -89,14 +89,15 @@ def run_trial(config: dict[str, Any], stage: Stage = run_stage) -> dict[str, flo
 def _place(config: dict[str, Any]) -> Devices:
     """What the places of all ranks of a run have in common, on this node."""
     share = Share(**config["share"])
+    session = Session.here()
     return Devices(
         threads=share.cpus,
         gpu_share=share.gpu_share,
         residency=config["residency"],
-        node_folders=node_folder.beside(inside.temporary() or Path(config["scratch"])),
+        node_folders=node_folder.beside(session.temporary_folder or Path(config["scratch"])),
         checkpoint_every_s=config["checkpoint_every_s"],
         sample_every_s=config["sample_every_s"],
-        should_stop=inside.stop_requested,
+        should_stop=session.stop_requested,
     )
 
 

@@ -5,7 +5,7 @@
     launch(["python", "sweep.py"], Path("/shared/sweep"), Settings(partition="gpu", gpus=1))
 
 A small head job runs Ray's head and the driver; worker jobs join as Slurm starts them, leave when
-it takes them back, and return. `slurm.inside` is for the driver and its tasks. Nothing here knows
+it takes them back, and return. `slurm.session` is for the driver and its tasks. Nothing here knows
 what the program computes.
 """
 

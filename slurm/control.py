@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewscan.slurm import jobs
-from fewscan.slurm.caretaker import submit_head
 from fewscan.slurm.folder import JOINED, Folder, Launch, read_json, tail
-from fewscan.slurm.jobs import Job
+from fewscan.slurm.head_recovery import submit_head
+from fewscan.slurm.scheduler import ENDING, PENDING, RUNNING, ClusterJob, Scheduler
+from fewscan.slurm.schedulers import scheduler_for
 from fewscan.slurm.settings import Settings
 from fewscan.storage.errors import ClusterError
 from fewscan.storage.locks import exclusive
@@ -24,17 +24,17 @@ class WorkerStatus:
     """One worker job."""
 
     job: str
-    """Slurm's number."""
+    """The scheduler's number of the job."""
     state: str
-    """Slurm's word, or GONE."""
+    """The scheduler's word."""
     reason: str
-    """Why it is pending, in Slurm's words."""
+    """Why it is pending, in the scheduler's words."""
     node: str
     """Where it runs."""
     phase: str
     """waiting, joined, closing, leaving, requeued or ended; empty before its first start."""
     seconds_left: float | None
-    """Until Slurm ends it, for one that has joined."""
+    """Until its time limit, for one that has joined."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,25 @@ class Failure:
 
 @dataclass(frozen=True)
 class Status:
-    """A cluster as the shared disk and one squeue show it."""
+    """A cluster as the shared disk and one look at the queue show it."""
 
     state: str
     """none, pending, starting, running, done, incomplete (over, but some of the work failed),
     failed (the driver or the jobs), cancelled, lost, or unknown."""
     detail: str
     """One sentence to `state`."""
-    head: Job | None
-    """The head's job; None if Slurm does not know it (any more)."""
+    head: ClusterJob | None
+    """The head's job; None if the scheduler does not know it (any more)."""
     generation: int
     """How many heads there have been."""
     wanted: int | None
     """Workers that the head wants now."""
     commands_per_min: float | None
-    """Slurm commands that the head has given a minute."""
+    """Questions and requests to the scheduler that the head has made a minute."""
     seen_unix: float | None
-    """When Slurm was asked for what is said of jobs; None if nobody ever did."""
+    """When the scheduler was asked for what is said of jobs; None if nobody ever did."""
     workers: tuple[WorkerStatus, ...]
-    """All worker jobs that Slurm knew then."""
+    """All worker jobs that the scheduler knew then."""
     failures: tuple[Failure, ...]
     """The last of each kind."""
 
@@ -82,7 +82,7 @@ def launch(driver: Sequence[str], folder: Path, settings: Settings) -> str:
     where.prepare()
     busy = ClusterError("somebody else is launching this just now", where=where.root)
     with exclusive(where.lock_file, busy, wait_s=10):
-        running = _running_head(where, settings)
+        running = _running_head(where)
         if running is not None:
             return running
         where.outcome_file.unlink(missing_ok=True)
@@ -99,30 +99,32 @@ def cancel(folder: Path) -> list[str]:
         raise ClusterError("nothing was launched here", where=where.root)
     if where.outcome() is None:
         where.write_outcome("cancelled", "cancelled by hand")
-    found = [job.id for job in jobs.query(where, launched.settings) if job.state != "COMPLETING"]
-    jobs.cancel(found)
+    scheduler = scheduler_for(where, launched.settings)
+    found = [job.id for job in scheduler.look() if job.state != ENDING]
+    scheduler.cancel(found)
     return found
 
 
 def status(folder: Path) -> Status:
-    """What is known now, on any node. Without Slurm's answer, what the head last heard from it."""
+    """What is known now, on any node. Without the scheduler's answer, what the head last heard."""
     where = Folder(folder.resolve())
     launched = where.launch()
     if launched is None:
         nothing = "nothing was launched here"
         return Status("none", nothing, None, 0, None, None, None, (), ())
+    scheduler = scheduler_for(where, launched.settings)
     elastic = read_json(where.elastic_file) or {}
     failures = []
     seen_unix: float | None = time.time()
     try:
-        found = jobs.query(where, launched.settings)
+        found = scheduler.look()
     except ClusterError as error:
-        found = [Job(**job) for job in elastic.get("jobs", ())]
+        found = [ClusterJob(**job) for job in elastic.get("jobs", ())]
         seen_unix = elastic.get("seen_unix")
         failures.append(Failure(str(error), None))
     head = next((job for job in found if job.id == where.head_job()), None)
     state, detail = _state(where, head, asked=not failures)
-    failures += _failures(where, state)
+    failures += _failures(where, scheduler, state)
     rendezvous = where.rendezvous()
     return Status(
         state=state,
@@ -137,16 +139,16 @@ def status(folder: Path) -> Status:
     )
 
 
-def _running_head(folder: Folder, settings: Settings) -> str | None:
+def _running_head(folder: Folder) -> str | None:
     launched = folder.launch()
     if launched is None or folder.outcome() is not None:
         return None
-    alive = {job.id for job in jobs.query(folder, launched.settings) if job.state in jobs.ALIVE}
     head = folder.head_job()
+    alive = {job.id for job in scheduler_for(folder, launched.settings).look() if not job.over}
     return head if head in alive else None
 
 
-def _state(folder: Folder, head: Job | None, asked: bool) -> tuple[str, str]:
+def _state(folder: Folder, head: ClusterJob | None, asked: bool) -> tuple[str, str]:
     outcome = folder.outcome()
     if outcome is not None:
         return outcome["state"], outcome["detail"]
@@ -158,7 +160,7 @@ def _state(folder: Folder, head: Job | None, asked: bool) -> tuple[str, str]:
     if head is None:
         job = folder.head_job()
         return "lost", f"head job {job} ended without a word; its log may say why"
-    if head.state == "PENDING":
+    if head.state == PENDING:
         return "pending", f"head job {head.id} waits: {head.reason}"
     here = folder.rendezvous()
     if here is not None and here.open and here.job == head.id:
@@ -173,14 +175,14 @@ def _commands_per_min(elastic: dict[str, Any]) -> float | None:
     return float(elastic["slurm_commands"] / max(minutes, 1.0))
 
 
-def _failures(folder: Folder, state: str) -> list[Failure]:
+def _failures(folder: Folder, scheduler: Scheduler, state: str) -> list[Failure]:
     found = []
     outcome = folder.outcome()
     if outcome is not None and state in ("failed", "incomplete"):
         log = Path(outcome["log"])
         found.append(Failure(outcome["detail"], log))
     elif state == "lost":
-        log = folder.job_log(folder.head_job() or "")
+        log = scheduler.log_of(folder.head_job() or "")
         full = shutil.disk_usage(folder.root).free < DISK_LEAST
         words = f"the disk is full: {folder.root}" if full else "its last words:"
         found.append(Failure(f"{words}\n{tail(log, 10)}", log))
@@ -193,8 +195,8 @@ def _failures(folder: Folder, state: str) -> list[Failure]:
     return found
 
 
-def _worker(folder: Folder, job: Job) -> WorkerStatus:
+def _worker(folder: Folder, job: ClusterJob) -> WorkerStatus:
     report = read_json(folder.worker_file(job.id)) or {}
-    joined = report.get("phase") in JOINED and job.state == "RUNNING"
+    joined = report.get("phase") in JOINED and job.state == RUNNING
     left_s = report["ends_unix"] - time.time() if joined else None
     return WorkerStatus(job.id, job.state, job.reason, job.node, report.get("phase", ""), left_s)

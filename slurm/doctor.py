@@ -1,4 +1,4 @@
-"""What works here: Slurm's commands, the shared disk, ports, shared memory; and the mend.
+"""What works here: the scheduler, the shared disk, ports, shared memory; and how to fix the rest.
 
 `checks` looks at the machine it runs on. With settings it also sends a short job to a node,
 compares the clocks, and tries the disk between the two.
@@ -13,15 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import submitit
-
-from fewscan.slurm import allocation, crossing, jobs
+from fewscan.slurm import network, shared_disk_check
 from fewscan.slurm.folder import Folder, read_json
+from fewscan.slurm.processes import module_command
+from fewscan.slurm.scheduler import Check, Scheduler
+from fewscan.slurm.schedulers import scheduler_for
 from fewscan.slurm.settings import Settings
 from fewscan.storage.atomic import write_json
 from fewscan.storage.errors import FewscanError
@@ -31,60 +31,27 @@ SKEW_S = 5.0
 SHARED_MEMORY_LEAST = 256 << 20
 NODE_WAIT_S = 120.0
 NCCL_WAIT_S = 90
-SLOW_CROSSING_S = 10.0
+SLOW_ANSWER_S = 10.0
 """There and back; a preempted node has about 25 s in which to be noticed."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    """What."""
-    ok: bool
-    """Whether an elastic cluster can work with it."""
-    found: str
-    """What is the case."""
-    remedy: str = ""
-    """What to do about it; empty if nothing has to be done."""
-
-
 def checks(folder: Path, settings: Settings | None = None) -> list[Check]:
-    """Everything that can be told from here; with `settings`, from a node as well."""
-    found = [_submitit(), *(_command(name) for name in ("sbatch", "squeue", "scancel", "scontrol"))]
-    found += [_controller(), _accounting()]
-    found += [_guarded("shared disk", _disk, folder), _guarded("locks", _locks, folder)]
-    found += [_shared_memory(), _address(), _gpus(), _nccl()]
+    """Everything that can be told from here; with `settings`, from a node as well.
+
+    Raises `ClusterError` if the settings name a scheduler that does not exist.
+    """
+    where = Folder(folder.resolve())
+    scheduler = scheduler_for(where, settings or Settings())
+    found = _here(folder, scheduler, None)
     if settings is not None:
-        found += _from_a_node(folder, settings)
+        found += _from_a_node(where, scheduler, settings)
     return found
 
 
-def _submitit() -> Check:
-    return Check("submitit", True, submitit.__version__)
-
-
-def _command(name: str) -> Check:
-    path = shutil.which(name)
-    remedy = "" if path else "run on a login node of the cluster; perhaps `module load slurm`"
-    return Check(name, path is not None, path or "not in PATH", remedy)
-
-
-def _controller() -> Check:
-    try:
-        jobs.run(["squeue", "--noheader", "--me"])
-    except FewscanError as error:
-        return Check("controller", False, error.found, "ask the administrators; nothing can run")
-    return Check("controller", True, "squeue answers")
-
-
-def _accounting() -> Check:
-    """Its absence is no fault: nothing here asks sacct."""
-    try:
-        jobs.run(["sacct", "--noheader", "--starttime=now"])
-    except FewscanError:
-        return Check("accounting", True, "no sacct; that is fine, job states come from squeue")
-    return Check("accounting", True, "sacct answers (it is not needed)")
+def _here(folder: Path, scheduler: Scheduler, told_address: str | None) -> list[Check]:
+    found = scheduler.checks()
+    found += [_guarded("shared disk", _disk, folder), _guarded("locks", _locks, folder)]
+    return [*found, _shared_memory(), _address(told_address), _gpus(), _nccl()]
 
 
 def _guarded(name: str, check: Callable[[Path], Check], folder: Path) -> Check:
@@ -125,7 +92,7 @@ def _locks(folder: Path) -> Check:
     path = folder / f".lock-{socket.gethostname()}"
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        command = [sys.executable, "-c", program, str(path)]
+        command = [sys.executable, "-P", "-c", program, str(path)]
         refused = subprocess.run(command, capture_output=True, check=False).returncode != 0
     path.unlink()
     remedy = "" if refused else "mount it with flock; until then launch a study from one shell only"
@@ -139,10 +106,10 @@ def _shared_memory() -> Check:
     return Check("/dev/shm", enough, f"{free >> 20} MB free", remedy)
 
 
-def _address() -> Check:
+def _address(told: str | None) -> Check:
     try:
-        address = allocation.own_address()
-        ports = allocation.free_ports(8)
+        address = network.own_address(told)
+        ports = network.free_ports(8)
     except (FewscanError, OSError) as error:
         return Check("ports", False, str(error), "the node needs an address that others can reach")
     return Check("ports", True, f"{address}, free ports like {ports[0]}")
@@ -178,7 +145,7 @@ def _nccl() -> Check:
     """Whether DDP between GPUs can work; tried in a process of its own, which loads torch."""
     if find_spec("torch") is None:
         return Check("NCCL", False, "torch is not installed here", "pip install torch")
-    command = [sys.executable, "-c", NCCL_PROGRAM]
+    command = [sys.executable, "-P", "-c", NCCL_PROGRAM]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=NCCL_WAIT_S, check=False
@@ -188,60 +155,62 @@ def _nccl() -> Check:
     else:
         said, code = (done.stdout + done.stderr).strip().rpartition("\n")[2], done.returncode
     if code and "was not tried" not in said:
-        mend = "install a CUDA build of torch that fits the driver; until then devices: 1"
-        return Check("NCCL", False, said, mend)
+        fix = "install a CUDA build of torch that fits the driver; until then devices: 1"
+        return Check("NCCL", False, said, fix)
     return Check("NCCL", True, said)
 
 
-def node_report(root: str) -> None:
+def node_report(root: str, scheduler_name: str) -> None:
     """Runs as a job: writes what a node sees, then answers for the disk between the nodes."""
     seen_unix = time.time()
     folder = Path(root)
     asked = json.loads((folder / "doctor_ask.json").read_text())
-    found = checks(folder)
+    scheduler = scheduler_for(Folder(folder), Settings(scheduler=scheduler_name))
+    found = _here(folder, scheduler, scheduler.allocation("worker").address)
     report = {"token": asked, "unix": seen_unix, "node": socket.gethostname()}
     write_json(folder / "doctor_node.json", {**report, "checks": [vars(check) for check in found]})
-    crossing.answer(folder)
+    shared_disk_check.answer(folder)
 
 
-def _from_a_node(folder: Path, settings: Settings) -> list[Check]:
+def _from_a_node(where: Folder, scheduler: Scheduler, settings: Settings) -> list[Check]:
     """Send a job, wait for its report, put its checks behind ours."""
-    where = Folder(folder.resolve())
+    folder = where.root
     answer = folder / "doctor_node.json"
     try:
         where.prepare()
         answer.unlink(missing_ok=True)
-        crossing.tidy(folder)
+        shared_disk_check.tidy(folder)
         token = time.time()
         write_json(folder / "doctor_ask.json", token)
-        job = jobs.submit(where, settings, "worker", node_report, str(where.root))
+        command = module_command("doctor", str(folder), settings.scheduler)
+        job = scheduler.submit("worker", command)
     except FewscanError as error:
-        return [Check("a job", False, str(error), "mend the settings that Slurm names")]
+        return [Check("a job", False, str(error), "fix the settings that the scheduler names")]
     report = _await(answer, NODE_WAIT_S)
     if report is None:
-        jobs.cancel([job])
-        log = where.job_log(job)
+        scheduler.cancel([job])
+        log = scheduler.log_of(job)
         said = f"job {job} gave no answer within {NODE_WAIT_S:.0f} s"
         return [Check("a job", False, said, f"the queue may be long; else see {log}")]
-    between = _between(crossing.ask(folder), report["node"])
-    crossing.tidy(folder)
+    between = _between(shared_disk_check.ask(folder), report["node"])
+    shared_disk_check.tidy(folder)
     (folder / "doctor_ask.json").unlink()
     answer.unlink()
     checked = [Check(f"{report['node']}: {c.pop('name')}", **c) for c in report["checks"]]
     return [_clock(report), between, *checked]
 
 
-def _between(seen: crossing.Crossing, node: str) -> Check:
+def _between(seen: shared_disk_check.SharedDisk, node: str) -> Check:
     name = "disk between nodes"
     if seen.faults:
         said = f"{len(seen.faults)} faults against {node}: {'; '.join(seen.faults[:3])}"
-        mend = "use a disk on which rename is atomic for other nodes too (not FUSE, not a sync)"
-        return Check(name, False, said, mend)
+        fix = "use a disk on which rename is atomic for other nodes too (not FUSE, not a sync)"
+        return Check(name, False, said, fix)
     said = f"{seen.rounds} files replaced, none missing or torn on {node}; "
     said += f"{seen.there_and_back_s * 1000:.0f} ms there and back"
-    quick = seen.there_and_back_s < SLOW_CROSSING_S
-    mend = "" if quick else "it caches; mount it with a short actimeo, or use another disk"
-    return Check(name, quick, said, mend)
+    quick = seen.there_and_back_s < SLOW_ANSWER_S
+    fix = "" if quick else "it caches; mount it with a short actimeo, or use another disk"
+    return Check(name, quick, said, fix)
 
 
 def _clock(report: dict[str, Any]) -> Check:
@@ -261,3 +230,7 @@ def _await(path: Path, wait_s: float) -> dict[str, Any] | None:
             return found
         time.sleep(0.5)
     return None
+
+
+if __name__ == "__main__":
+    node_report(*sys.argv[1:])

@@ -1,7 +1,7 @@
-"""How many workers there should be, and what to ask of Slurm to get there.
+"""How many workers there should be, and what to ask of the scheduler to get there.
 
-One look at the queue per interval, whatever the number of workers. `plan` is the whole policy and
-touches nothing; `Elastic` carries it out and keeps count of what goes wrong.
+One look at the queue per interval, whatever the number of workers. `next_actions` is the whole
+policy and touches nothing; `Elastic` carries it out and keeps count of what goes wrong.
 """
 
 import time
@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewscan.slurm import jobs
-from fewscan.slurm.caretaker import HELD
 from fewscan.slurm.folder import JOINED, Folder, Launch, read_json, tail
-from fewscan.slurm.jobs import Job
+from fewscan.slurm.processes import module_command
+from fewscan.slurm.scheduler import PENDING, ClusterJob
+from fewscan.slurm.schedulers import scheduler_for
 from fewscan.slurm.settings import Settings
-from fewscan.slurm.supervisor import run_worker
 from fewscan.storage.atomic import write_json
 from fewscan.storage.errors import ClusterError
 
@@ -26,15 +25,15 @@ PATIENCE_S = 600
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to ask of Slurm now."""
+class QueueActions:
+    """What to ask of the scheduler now."""
 
     submit: int = 0
     """New worker jobs."""
     release: tuple[str, ...] = ()
     """Jobs to end: pending ones, or idle ones."""
     start_now: tuple[str, ...] = ()
-    """Requeued jobs that Slurm holds back for two minutes for no reason of ours."""
+    """Requeued jobs that the scheduler holds back for no reason of ours."""
 
 
 def wanted_workers(settings: Settings, demand: int | None) -> int:
@@ -44,25 +43,24 @@ def wanted_workers(settings: Settings, demand: int | None) -> int:
     return wanted - 1 if settings.head == "worker" and wanted > 0 else wanted
 
 
-def plan(
-    wanted: int, present: Sequence[Job], idle_s: Mapping[str, float], release_after_s: float
-) -> Plan:
+def next_actions(
+    wanted: int, present: Sequence[ClusterJob], idle_s: Mapping[str, float], release_after_s: float
+) -> QueueActions:
     """Grow at once; shrink by what waits in the queue first, then by what is idle; never by work.
 
     Parameters
     ----------
     wanted : workers that there should be
-    present : worker jobs that Slurm knows and we have not released
+    present : worker jobs that the scheduler knows and we have not released
     idle_s : for each job that has joined, how long it has had nothing to do (0: it works)
     release_after_s : idle time after which a worker may go
     """
     surplus = len(present) - wanted
-    pending = [job.id for job in reversed(present) if job.state == "PENDING"]
+    pending = [job.id for job in reversed(present) if job.state == PENDING]
     idle = [job.id for job in present if idle_s.get(job.id, 0.0) >= release_after_s]
     release = tuple([*pending, *idle][: max(0, surplus)])
-    held = [job for job in present if job.state == "PENDING" and job.reason == HELD]
-    start = tuple(job.id for job in held if job.id not in release)
-    return Plan(max(0, -surplus), release, start)
+    start = tuple(job.id for job in present if job.held and job.id not in release)
+    return QueueActions(max(0, -surplus), release, start)
 
 
 def has_joined(report: dict[str, Any] | None) -> bool:
@@ -84,6 +82,7 @@ class Elastic:
     def __init__(self, folder: Folder, launch: Launch, activity_file: Path) -> None:
         self.folder = folder
         self.settings = launch.settings
+        self.scheduler = scheduler_for(folder, launch.settings)
         self.activity_file = activity_file
         before = read_json(folder.elastic_file) or {}
         self.known: set[str] = set(before.get("known", ()))
@@ -93,7 +92,7 @@ class Elastic:
         self.patience_until = 0.0
         self.commands = 0
         self.since_unix = time.time()
-        self.seen: list[Job] = []
+        self.seen: list[ClusterJob] = []
         self.wanted: int | None = None
         self.error: dict[str, Any] | None = None
 
@@ -101,7 +100,7 @@ class Elastic:
         """Look once, act once."""
         self.commands += 1
         try:
-            self.seen = jobs.query(self.folder, self.settings)
+            self.seen = self.scheduler.look()
         except ClusterError as error:  # the controller may be away for a while
             self._note(str(error))
             return
@@ -120,7 +119,7 @@ class Elastic:
             if died:
                 where = f" on {report['node']}" if report else ""
                 said = f"worker job {job} ended{where} before it could work"
-                self._note(said, self.folder.job_log(job))
+                self._note(said, self.scheduler.log_of(job))
             self.folder.worker_file(job).unlink(missing_ok=True)
         self.known = ids
         self.released &= ids
@@ -142,23 +141,24 @@ class Elastic:
                 f"{self.early_deaths} worker jobs in a row ended before they could work{words}",
                 where=log,
                 expected="workers that start Ray and join",
-                remedy="read the log named above, mend `setup` or the other settings, launch again",
+                remedy="read the log named above, fix `setup` or the other settings, launch again",
             )
 
-    def _carry_out(self, present: Sequence[Job]) -> None:
+    def _carry_out(self, present: Sequence[ClusterJob]) -> None:
         demand = read_json(self.folder.demand_file)
         self.wanted = wanted_workers(self.settings, None if demand is None else demand["workers"])
-        todo = plan(self.wanted, present, self._idle_s(), self.settings.idle_s)
+        todo = next_actions(self.wanted, present, self._idle_s(), self.settings.idle_s)
         patient = time.monotonic() < self.patience_until
         for _ in range(0 if patient else todo.submit):
             if not self._submit(alone=not present):
                 break
         self.released |= set(todo.release)
-        for command, ids in ((jobs.cancel, todo.release), (jobs.start_now, todo.start_now)):
+        scheduler = self.scheduler
+        for ask, ids in ((scheduler.cancel, todo.release), (scheduler.start_now, todo.start_now)):
             if ids:
                 self.commands += 1
                 try:
-                    command(ids)
+                    ask(ids)
                 except ClusterError as error:
                     self._note(str(error))
 
@@ -166,8 +166,8 @@ class Elastic:
         """Submit one worker. A refusal is final only if no worker is left that could go on."""
         self.commands += 1
         try:
-            root = str(self.folder.root)
-            self.known.add(jobs.submit(self.folder, self.settings, "worker", run_worker, root))
+            command = module_command("supervisor", "worker", str(self.folder.root))
+            self.known.add(self.scheduler.submit("worker", command))
         except ClusterError as error:
             self._note(str(error))
             self.early_deaths += alone

@@ -1,7 +1,7 @@
 """The cluster's folder on the shared disk: every file's name, and who writes it.
 
 Whatever the jobs tell each other goes through here, in JSON files that are replaced atomically. A
-killed job leaves the last whole state behind; a job that Slurm runs again starts from it.
+killed job leaves the last whole state behind; a job that is run again starts from it.
 """
 
 import errno
@@ -44,7 +44,7 @@ class Rendezvous:
     address: str
     """`ip:port` of Ray's control store."""
     job: str
-    """Slurm job of the head."""
+    """The head's job."""
     open: bool
     """False once the head is leaving."""
 
@@ -80,6 +80,14 @@ class Folder:
         return self.root / "outcome.json"  # the head; cancel()
 
     @property
+    def recovery_file(self) -> Path:
+        return self.root / "head_recovery.json"  # workers that wait for a head
+
+    @property
+    def recovery_lock_file(self) -> Path:
+        return self.root / "head_recovery.lock"
+
+    @property
     def token_file(self) -> Path:
         return self.root / "token"  # launch()
 
@@ -106,9 +114,6 @@ class Folder:
 
     def worker_file(self, job: str) -> Path:
         return self.workers / f"{job}.json"
-
-    def job_log(self, job: str) -> Path:
-        return self.logs / f"{job}_0_log.out"  # submitit's name for it
 
     def prepare(self) -> None:
         """Make the folder, and the token that keeps others out.
@@ -145,7 +150,8 @@ class Folder:
         write_json(self.outcome_file, {"state": state, "detail": detail, "log": text})
 
     def outcome(self) -> dict[str, Any] | None:
-        return read_json(self.outcome_file)
+        value: dict[str, Any] | None = read_json(self.outcome_file)
+        return value
 
     def head_job(self) -> str | None:
         value = read_json(self.head_job_file)

@@ -1,6 +1,6 @@
 """The job of the head: a new Ray cluster, the driver beside it, and the number of workers.
 
-Every start is a new generation. Nothing is kept in the process: when Slurm takes the head away, the
+Every start is a new generation. Nothing is kept in the process: when the head is taken away, the
 next one reads the folder and starts the driver again, which resumes by itself.
 """
 
@@ -8,13 +8,14 @@ import signal
 import subprocess
 import time
 
-from fewscan.slurm import cluster, jobs, processes
-from fewscan.slurm.allocation import Allocation
-from fewscan.slurm.cluster import RayNode
+from fewscan.slurm import processes, ray_node
 from fewscan.slurm.elastic import Elastic
 from fewscan.slurm.folder import Folder, Launch, Rendezvous, tail
-from fewscan.slurm.inside import INCOMPLETE
-from fewscan.slurm.worker import allowed, await_end
+from fewscan.slurm.job_script import with_users_path
+from fewscan.slurm.ray_node import RayNode
+from fewscan.slurm.scheduler import PENDING
+from fewscan.slurm.schedulers import scheduler_for
+from fewscan.slurm.session import Session
 from fewscan.storage.errors import ClusterError, DiskFullError, FewscanError
 
 TICK_S = 1.0
@@ -31,10 +32,11 @@ class Head:
         self.folder = folder
         self.launch = launch
         self.settings = launch.settings
-        self.share = Allocation.here(self.settings.head_limit_min)
+        self.scheduler = scheduler_for(folder, launch.settings)
+        self.share = self.scheduler.allocation("head")
 
     def run(self) -> None:
-        """Serve generations until the driver has ended, Slurm takes over, or it is hopeless."""
+        """Serve generations until the driver has ended, the node goes, or it is hopeless."""
         failures = 0
         while self.folder.outcome() is None:
             began = time.monotonic()
@@ -45,7 +47,7 @@ class Head:
             except FewscanError as raised:
                 error = raised
             if processes.stop_signal(0):
-                jobs.requeue_if_running(self.share.job)
+                self.scheduler.requeue(self.share.job)
                 return
             failures = 1 if time.monotonic() - began > STABLE_S else failures + 1
             processes.end_descendants()
@@ -56,17 +58,16 @@ class Head:
 
     def _generation(self) -> bool:
         """Serve one generation; False if its Ray head ended by itself."""
-        node = cluster.start_head(
-            self.folder, self.share, takes_tasks=self.settings.head == "worker"
-        )
+        takes_tasks = self.settings.head == "worker"
+        node = ray_node.start_head(self.folder, self.share, takes_tasks=takes_tasks)
         try:
-            watcher = cluster.watch(self.folder, node)
-            cluster.await_joined(node, self.share.job)
+            watcher = ray_node.watch(self.folder, node)
+            ray_node.await_joined(node, self.share.job)
             here = self._announce(node)
-            driver = self._start_driver(node, here)
+            driver = self._start_driver(node)
             return self._serve(node, watcher, driver, here)
         finally:
-            cluster.stop(node)
+            ray_node.stop(node)
 
     def _serve(
         self,
@@ -87,7 +88,7 @@ class Head:
             if driver.poll() is not None and self._ended(driver, node):
                 return True
             if watcher.poll() is not None:
-                watcher = cluster.watch(self.folder, node)
+                watcher = ray_node.watch(self.folder, node)
             if time.monotonic() >= next_look:
                 self._tick(elastic)
                 next_look = time.monotonic() + self.settings.poll_s
@@ -106,16 +107,19 @@ class Head:
         self.folder.write_rendezvous(here)
         return here
 
-    def _start_driver(self, node: RayNode, here: Rendezvous) -> subprocess.Popen[bytes]:
+    def _start_driver(self, node: RayNode) -> subprocess.Popen[bytes]:
+        session = Session(
+            folder=self.folder.root,
+            demand_file=self.folder.demand_file,
+            stop_file=node.stop_file,
+            closes_unix=self.share.closes_unix(self.settings),
+            temporary_folder=node.temporary,
+        )
         environment = {
-            **cluster.ray_environment(self.folder),
+            **with_users_path(ray_node.ray_environment(self.folder)),
             "TMPDIR": str(node.temporary),
             "RAY_ADDRESS": node.address,
-            "ELASTIC_FOLDER": str(self.folder.root),
-            "ELASTIC_DEMAND_FILE": str(self.folder.demand_file),
-            "ELASTIC_STOP_FILE": str(node.stop_file),
-            "ELASTIC_CLOSES_UNIX": f"{self.share.closes_unix(self.settings):.0f}",
-            "ELASTIC_GENERATION": str(here.generation),
+            **session.variables(),
         }
         command, log = self.launch.driver, self.folder.driver_log
         return processes.start(command, log, environment, cwd=self.launch.cwd)
@@ -124,7 +128,7 @@ class Head:
         """The driver's own end is the end of everything; one that lost its Ray head is not."""
         if self._is_over(driver):
             return True
-        await_end(node.process, INTERRUPT_S)
+        processes.await_end(node.process, INTERRUPT_S)
         if node.alive():
             last = tail(self.folder.driver_log, 10)
             self._finish("failed", f"the driver ended with exit code {driver.returncode}:\n{last}")
@@ -135,11 +139,11 @@ class Head:
         """Whether the driver says that there is nothing left to do, well or not."""
         if driver.returncode == 0:
             self._finish("done", "the driver ended with exit code 0")
-        elif driver.returncode == INCOMPLETE:
+        elif driver.returncode == Session.INCOMPLETE:
             last = tail(self.folder.driver_log, 10)
             said = "the driver has done what it could; some of its work failed"
             self._finish("incomplete", f"{said}:\n{last}")
-        return driver.returncode in (0, INCOMPLETE)
+        return driver.returncode in (0, Session.INCOMPLETE)
 
     def _leave(
         self,
@@ -148,34 +152,36 @@ class Head:
         here: Rendezvous,
         received: signal.Signals,
     ) -> None:
-        """Slurm wants the head: tasks and driver may checkpoint, then Slurm may run it again."""
+        """The node is wanted back: tasks and driver may checkpoint, then the job may run again."""
         self.folder.write_rendezvous(
             Rendezvous(here.generation, here.address, here.job, open=False)
         )
         node.stop_file.touch()
-        allowed_s = allowed(self.settings.grace_s, self.settings.signal_delay_s, received)
-        await_end(driver, max(1.0, allowed_s - INTERRUPT_S))
+        grace_s, delay_s = self.settings.grace_s, self.settings.signal_delay_s
+        allowed_s = processes.seconds_to_stop(grace_s, delay_s, received)
+        processes.await_end(driver, max(1.0, allowed_s - INTERRUPT_S))
         if driver.poll() is None:
             driver.send_signal(signal.SIGINT)
-            await_end(driver, INTERRUPT_S)
+            processes.await_end(driver, INTERRUPT_S)
         self._is_over(driver)
-        cluster.stop(node)
+        ray_node.stop(node)
         if self.folder.outcome() is None:
-            jobs.requeue_if_running(self.share.job)
+            self.scheduler.requeue(self.share.job)
 
     def _finish(self, state: str, detail: str) -> None:
         """Write down how it ended. Running workers read it and end; without it they are ended."""
-        log = self.folder.driver_log if "driver" in detail else self.folder.job_log(self.share.job)
+        of_driver = "driver" in detail
+        log = self.folder.driver_log if of_driver else self.scheduler.log_of(self.share.job)
         print(f"{state}: {detail}", flush=True)
-        states = ["PENDING"]
+        written = True
         try:
             self.folder.write_outcome(state, detail, log)
         except DiskFullError as error:
-            states = list(jobs.ALIVE)
+            written = False
             print(error, flush=True)
         try:
-            found = jobs.query(self.folder, self.settings)
-            jobs.cancel(job.id for job in found if job.role == "worker" and job.state in states)
+            workers = [job for job in self.scheduler.look() if job.role == "worker"]
+            self.scheduler.cancel(j.id for j in workers if j.state == PENDING or not written)
         except ClusterError as error:
             print(error, flush=True)
 

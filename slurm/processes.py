@@ -1,26 +1,39 @@
 """Child processes of a supervisor: started apart from it, ended all of them and nothing else.
 
-Slurm signals every process of a job at once. Ray's would obey before their node is drained, so they
-inherit a mask that blocks the two signals; the supervisor takes these out of the queue itself.
+A scheduler signals every process of a job at once. Ray's would obey before their node is drained,
+so they inherit a mask that blocks the two signals; the supervisor takes these out of the queue
+itself.
 """
 
 import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGUSR2})
+import psutil
+
+TAKEN_BACK = signal.SIGTERM
+"""The scheduler wants the node: SIGKILL follows after its grace time."""
+TIME_NEARLY_OVER = signal.SIGUSR2
+"""The job comes to its time limit: `signal_delay_s` are left."""
+STOP_SIGNALS = frozenset({TAKEN_BACK, TIME_NEARLY_OVER})
+SIGNAL_RESERVE_S = 20
+"""Kept of the warning time before a time limit, for ending processes and for delays of signals."""
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def become_supervisor() -> None:
-    """Block the stop signals, here and in children, and inherit orphaned grandchildren."""
+    """Block the stop signals, here and in children, and inherit orphaned grandchildren.
+
+    A program that takes the place of this one (`os.exec…`) is a supervisor as well.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -32,8 +45,20 @@ def stop_signal(wait_s: float) -> signal.Signals | None:
 
 
 def stop_waits() -> bool:
-    """Whether a stop signal has arrived that `stop_signal` has not yet told."""
+    """Whether a stop signal has arrived that `stop_signal` has not yet returned."""
     return bool(signal.sigpending() & STOP_SIGNALS)
+
+
+def seconds_to_stop(grace_s: float, signal_delay_s: float, received: signal.Signals) -> float:
+    """Seconds between the stop signal and the moment when everything should have ended."""
+    if received == TAKEN_BACK:
+        return max(1.0, grace_s - 5)
+    return max(1.0, signal_delay_s - SIGNAL_RESERVE_S)
+
+
+def module_command(name: str, *arguments: str) -> list[str]:
+    """The command that runs a module of this folder; it imports nothing from where it runs."""
+    return [sys.executable, "-P", "-m", f"{__package__}.{name}", *arguments]
 
 
 def start(
@@ -44,7 +69,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own, its output added to `log`.
 
-    It dies with the supervisor, and sees neither SIGTERM nor USR2.
+    It dies with the supervisor, and sees neither of the stop signals.
     """
 
     def in_child() -> None:
@@ -63,44 +88,33 @@ def start(
         )
 
 
+def await_end(process: subprocess.Popen[bytes], wait_s: float) -> None:
+    """Wait until the process has ended, at most `wait_s`."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(wait_s)
+
+
 def end_descendants(wait_s: float = 10.0) -> None:
     """SIGKILL everything that this process has started, directly or not, until none is left."""
     deadline = time.monotonic() + wait_s
     while (left := descendants(os.getpid())) and time.monotonic() < deadline:
-        for pid in left:
-            _kill(pid)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         _reap()
         time.sleep(0.02)
 
 
-def descendants(root: int) -> list[int]:
-    """Process ids below `root`; the dead that wait for their parent are not counted."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            parent = _parent_of_living(entry)
-            if parent is not None:
-                children.setdefault(parent, []).append(int(entry.name))
-    found: list[int] = []
-    todo = [root]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
+def descendants(root: int) -> list[psutil.Process]:
+    """The processes below `root`; the dead that wait for their parent are not counted."""
+    return [each for each in psutil.Process(root).children(recursive=True) if _is_alive(each)]
 
 
-def _parent_of_living(entry: Path) -> int | None:
+def _is_alive(process: psutil.Process) -> bool:
     try:
-        state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-    except OSError:
-        return None
-    return None if state in "ZX" else int(parent)
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        return bool(process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _reap() -> None:

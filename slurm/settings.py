@@ -22,6 +22,8 @@ OWN_KEYS = frozenset({
 class Settings:
     """The jobs of one elastic cluster. Raises `ValueError` for what cannot work."""
 
+    scheduler: str = "slurm"
+    """Who runs the jobs: a name in `schedulers`."""
     partition: str | None = None
     """Partition of the workers (and of the head, unless `head_partition` says otherwise)."""
     account: str | None = None
@@ -68,7 +70,7 @@ class Settings:
     grace_s: int = 25
     """Seconds to use between Slurm's SIGTERM and its SIGKILL (GraceTime, or KillWait: 30)."""
     poll_s: float = 30.0
-    """Seconds between two looks at the queue; each is one squeue for all jobs."""
+    """Seconds between two looks at the queue; each is one question for all jobs."""
     idle_s: float = 120.0
     """A worker that has had nothing to do for so many seconds, and is not wanted, is released."""
     early_deaths: int = 3

@@ -1,20 +1,24 @@
-"""What Slurm runs: the two functions that submitit calls. Neither Ray nor torch is loaded here.
+"""What the scheduler runs as a job. Neither Ray nor torch is loaded here.
 
-Their arguments never change, for after a node failure Slurm runs the original pickle again; what
-has happened meanwhile is in the folder.
+    python -P -m fewscan.slurm.supervisor worker ROOT
+    python -P -m fewscan.slurm.supervisor head ROOT LAUNCH
+
+The arguments of a job never change, for after a node failure the scheduler gives the same command
+again; what has happened meanwhile is in the folder ROOT.
 """
 
+import sys
 from pathlib import Path
 
-from fewscan.slurm import allocation, processes
+from fewscan.slurm import processes
 from fewscan.slurm.folder import Folder
+from fewscan.slurm.head import Head
+from fewscan.slurm.temporary_folder import remove_temporary_folder
+from fewscan.slurm.worker import Worker
 
 
 def run_worker(root: str) -> None:
     """Be a worker of the cluster in `root`."""
-    from fewscan.slurm.worker import Worker
-
-    processes.become_supervisor()
     folder = Folder(Path(root))
     launch = folder.launch()
     if launch is not None and folder.outcome() is None:
@@ -26,9 +30,6 @@ def run_worker(root: str) -> None:
 
 def run_head(root: str, launch_id: str) -> None:
     """Be the head of the cluster in `root`, unless a later launch has made this one void."""
-    from fewscan.slurm.head import Head
-
-    processes.become_supervisor()
     folder = Folder(Path(root))
     launch = folder.launch()
     if launch is not None and launch.id == launch_id and folder.outcome() is None:
@@ -41,4 +42,13 @@ def run_head(root: str, launch_id: str) -> None:
 def leave_nothing() -> None:
     """No process and no file of the job stays on the node, however it ends."""
     processes.end_descendants()
-    allocation.remove_temporary_folder()
+    remove_temporary_folder()
+
+
+if __name__ == "__main__":
+    processes.become_supervisor()
+    role, *arguments = sys.argv[1:]
+    if role == "head":
+        run_head(*arguments)
+    else:
+        run_worker(*arguments)

@@ -6,21 +6,20 @@ there will be one. It ends when there is nothing left to do.
 
 import signal
 import socket
-import subprocess
 import time
 
-from fewscan.slurm import caretaker, cluster, jobs, processes
-from fewscan.slurm.allocation import Allocation
-from fewscan.slurm.cluster import RayNode
+from fewscan.slurm import processes, ray_node
 from fewscan.slurm.folder import Folder, Launch, Rendezvous
+from fewscan.slurm.head_recovery import recover_head
+from fewscan.slurm.network import is_reachable
+from fewscan.slurm.ray_node import RayNode
+from fewscan.slurm.schedulers import scheduler_for
 from fewscan.storage.atomic import write_json
 from fewscan.storage.errors import ClusterError
 
 TICK_S = 2.0
 """Between two looks at the shared disk; signals are noticed at once."""
 START_FAILURES = 3
-SIGNAL_RESERVE_S = 20
-"""Kept of the warning time before a time limit, for ending processes and for Slurm's own delays."""
 
 
 class Worker:
@@ -29,22 +28,23 @@ class Worker:
     def __init__(self, folder: Folder, launch: Launch) -> None:
         self.folder = folder
         self.settings = launch.settings
-        self.share = Allocation.here(self.settings.time_limit_min)
+        self.scheduler = scheduler_for(folder, launch.settings)
+        self.share = self.scheduler.allocation("worker")
         self.closes_unix = self.share.closes_unix(self.settings)
 
     def run(self) -> None:
-        """Serve heads until Slurm takes the node back, or the work is done."""
+        """Serve heads until the node is taken back, or the work is done."""
         self._report("waiting")
         waiting_since = time.monotonic()
         failures = 0
         while not self._over():
             head = self.folder.rendezvous()
-            if head is None or not head.open or not reachable(head.address):
+            if head is None or not head.open or not is_reachable(head.address):
                 if self._wait_for_head(waiting_since):
                     return
                 continue
             try:
-                node = cluster.start_worker(self.folder, self.share, head)
+                node = ray_node.start_worker(self.folder, self.share, head)
             except ClusterError:
                 if processes.stop_signal(0):
                     self._go()
@@ -67,7 +67,7 @@ class Worker:
             self._report("ended")
             return True
         if waited_s > self.settings.poll_s:
-            caretaker.look_after_head(self.folder)
+            recover_head(self.folder)
         if processes.stop_signal(TICK_S):
             self._go()
             return True
@@ -93,7 +93,7 @@ class Worker:
                 closed_since = closed_since or time.monotonic()
                 if time.monotonic() - closed_since > self.settings.grace_s:
                     break
-        cluster.stop(node)
+        ray_node.stop(node)
         if closing:  # what was there has ended, and with it the node
             self._go()
         return closing
@@ -106,26 +106,27 @@ class Worker:
         """
         self._report("closing", head.generation)
         left_s = max(1.0, self.share.ends_unix - time.time())
-        cluster.drain(self.folder, node, self.share.job, left_s)
+        ray_node.drain(self.folder, node, self.share.job, left_s)
 
     def _leave(self, node: RayNode, received: signal.Signals) -> None:
-        """Slurm wants the node: tasks may checkpoint, Ray may move, then everything ends."""
-        allowed_s = allowed(self.settings.grace_s, self.settings.signal_delay_s, received)
+        """The node is wanted back: tasks may checkpoint, Ray may move, then everything ends."""
+        grace_s, delay_s = self.settings.grace_s, self.settings.signal_delay_s
+        allowed_s = processes.seconds_to_stop(grace_s, delay_s, received)
         self._report("leaving")
         node.stop_file.touch()
         if self._over():
-            cluster.stop(node)
+            ray_node.stop(node)
             return
-        cluster.drain(self.folder, node, self.share.job, allowed_s)
-        await_end(node.process, allowed_s)
-        cluster.stop(node)
+        ray_node.drain(self.folder, node, self.share.job, allowed_s)
+        processes.await_end(node.process, allowed_s)
+        ray_node.stop(node)
         self._go()
 
     def _go(self) -> None:
-        """Let Slurm run the job again, unless Slurm or the study has decided otherwise."""
+        """Have the job run again, unless the scheduler or the study has decided otherwise."""
         self._report("ended" if self._over() else "requeued")
         if not self._over():
-            jobs.requeue_if_running(self.share.job)
+            self.scheduler.requeue(self.share.job)
 
     def _over(self) -> bool:
         return self.folder.outcome() is not None
@@ -141,27 +142,3 @@ class Worker:
             "since_unix": time.time(),
         }
         write_json(self.folder.worker_file(self.share.job), report)
-
-
-def allowed(grace_s: float, signal_delay_s: float, received: signal.Signals) -> float:
-    """Seconds between the signal and the moment when everything should have ended."""
-    if received == signal.SIGTERM:
-        return max(1.0, grace_s - 5)
-    return max(1.0, signal_delay_s - SIGNAL_RESERVE_S)
-
-
-def await_end(process: subprocess.Popen[bytes], wait_s: float) -> None:
-    """Wait until the process has ended, at most `wait_s`."""
-    deadline = time.monotonic() + wait_s
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-
-
-def reachable(address: str) -> bool:
-    """Whether somebody listens at `ip:port`."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=2):
-            return True
-    except OSError:
-        return False

@@ -1,8 +1,10 @@
 """Who may import whom: the rules of the four folders, read from the sources."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,15 @@ FORBIDDEN = {
     "slurm": {"torch", "mlflow", "nibabel", "zarr"},
     "harness": {"nibabel", "zarr", "submitit"},
 }
-MLFLOW_ROOMS = ("dataset", "models", "registry", "stores", "tracker", "trouble", "view")
+MLFLOW_ROOMS = (
+    "dataset",
+    "mlflow_errors",
+    "mlflow_study",
+    "models",
+    "registry",
+    "stores",
+    "tracker",
+)
 ONE_ROOM = {
     "nibabel": {"storage/nifti.py"},
     "zarr": {"storage/slices.py"},
@@ -64,7 +74,76 @@ def test_imports_respect_the_folders(path: Path) -> None:
             assert package not in found or str(relative) in rooms
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda p: p.name)
+def module(path: Path) -> str:
+    """Its name when it is imported; a package's own file is the package."""
+    parts = ("fewscan", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path: Path, modules: Collection[str]) -> set[str]:
+    """Which of `modules` any statement imports, in a function or not, but not for types alone."""
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+            continue
+        todo += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in modules else node.module or "")
+    return found & set(modules) - {module(path)}
+
+
+def circles(imported: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Groups of modules each of which leads to all others of its group."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        todo = [start]
+        while todo:
+            new = set(imported[todo.pop()]) - found
+            found |= new
+            todo += new
+        return found
+
+    reach = {name: reached(name) for name in imported}
+    groups = {
+        frozenset(other for other in reach[name] if name in reach[other])
+        for name in imported
+        if name in reach[name]
+    }
+    return sorted(sorted(group) for group in groups)
+
+
+def test_a_circle_is_found() -> None:
+    imported = {"a": ["b"], "b": ["c"], "c": ["b", "d"], "d": []}
+    assert circles(imported) == [["b", "c"]]
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Not even through functions: what is hidden there is a circle for whoever reads the code."""
+    files = {module(path): path for path in sources()}
+    assert not circles({name: imported_modules(path, files) for name, path in files.items()})
+
+
+def test_a_scheduler_is_named_in_its_own_file_alone() -> None:
+    own = ROOT / "slurm" / "slurm_scheduler.py"
+    words = re.compile(r"\b(sbatch|squeue|scancel|scontrol|sacct|srun|submitit)\b|\bSLURMD?_")
+    assert words.search(own.read_text())
+    for path in sorted((ROOT / "slurm").glob("*.py")):
+        found = {match[0] for match in words.finditer(path.read_text())}
+        if path.name == "settings.py":
+            found -= {"sbatch"}  # a key that people write
+        assert path == own or not found, path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.py")), ids=lambda p: p.name)
 def test_experiments_import_with_torch_numpy_and_zarr_alone(path: Path) -> None:
     """On a bare GPU machine there is nothing else; scipy is asked for only where it is used."""
     at_top = {package for package, top in imports(path).items() if top}

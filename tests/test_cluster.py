@@ -12,10 +12,11 @@ from typing import Any
 import fake_slurm
 import pytest
 
-from fewscan.slurm import Settings, cancel, caretaker, jobs, launch, status
+from fewscan.slurm import Settings, cancel, launch, slurm_scheduler, status
 from fewscan.slurm.doctor import checks
 from fewscan.slurm.elastic import Elastic
 from fewscan.slurm.folder import Folder, Launch
+from fewscan.slurm.head_recovery import recover_head, submit_head
 from fewscan.storage.errors import ClusterError
 
 QUICK = {"poll_s": 1, "idle_s": 60, "signal_delay_s": 30, "time_limit_min": 5, "grace_s": 10}
@@ -106,11 +107,38 @@ def test_a_driver_that_did_what_it_could_has_not_failed(slurm: Path, tmp_path: P
     assert now.failures[0].log == tmp_path / "study" / "logs" / "driver.log"
 
 
+DRIVER = """
+import os, sys
+import neighbour
+from fewscan.slurm.session import Session
+print(neighbour.__file__, sys.path[0], os.environ.get("PYTHONSAFEPATH"), Session.here())
+sys.exit(0 if Session.here().is_on_cluster and "PYTHONSAFEPATH" not in os.environ else 1)
+"""
+
+
+def test_files_where_it_is_launched_do_not_matter_and_a_driver_imports_as_ever(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    program, where = tmp_path / "program", tmp_path / "where"
+    program.mkdir()
+    where.mkdir()
+    (program / "neighbour.py").touch()
+    (program / "driver.py").write_text(DRIVER)
+    for name in ("json", "slurm", "queue", "submitit", "psutil", "ray", "fewscan"):
+        (where / f"{name}.py").write_text(f"raise SystemExit('own {name}.py')")
+    monkeypatch.chdir(where)
+    folder = tmp_path / "study"
+    launch([sys.executable, str(program / "driver.py")], folder, Settings(**QUICK))
+    until(lambda: status(folder).state not in ("pending", "starting", "running"))
+    assert status(folder).state == "done", status(folder)
+
+
 def test_a_controller_that_is_busy_is_asked_again_to_requeue(
     slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the job would end, and Slurm would not run it again."""
-    monkeypatch.setattr(jobs, "REQUEUE_PAUSES_S", (0.0,))
+    monkeypatch.setattr(slurm_scheduler, "REQUEUE_PAUSES_S", (0.0,))
     answers: list[Any] = [ClusterError("busy"), "RUNNING\n", ""]
     asked: list[str] = []
 
@@ -121,12 +149,13 @@ def test_a_controller_that_is_busy_is_asked_again_to_requeue(
             raise answer
         return str(answer)
 
-    monkeypatch.setattr(jobs, "run", run)
-    jobs.requeue_if_running("7")
+    monkeypatch.setattr(slurm_scheduler, "run", run)
+    scheduler = slurm_scheduler.Slurm(Folder(slurm), Settings())
+    scheduler.requeue("7")
     assert asked == ["squeue", "squeue", "scontrol"]
     answers[:] = [ClusterError("busy"), ClusterError("busy")]
     with pytest.raises(ClusterError, match="busy"):
-        jobs.requeue_if_running("7")
+        scheduler.requeue("7")
 
 
 def test_slurms_refusal_is_passed_on(slurm: Path, tmp_path: Path) -> None:
@@ -167,11 +196,11 @@ def alive(slurm: Path) -> list[str]:
 
 def test_a_lost_head_is_replaced_but_not_for_ever(slurm: Path, tmp_path: Path) -> None:
     folder = prepared(tmp_path)
-    caretaker.submit_head(folder, folder.launch())
+    submit_head(folder, folder.launch())
     for _ in range(5):
         until(lambda: not alive(slurm))
-        (folder.root / "caretaker.json").unlink(missing_ok=True)
-        caretaker.look_after_head(folder)
+        folder.recovery_file.unlink(missing_ok=True)
+        recover_head(folder)
     assert len(fake_slurm.jobs(slurm)) == 3
     assert status(folder.root).state == "failed"
     assert "the 3th within minutes" in status(folder.root).detail
@@ -180,9 +209,9 @@ def test_a_lost_head_is_replaced_but_not_for_ever(slurm: Path, tmp_path: Path) -
 def test_many_workers_look_after_the_head_with_one_query(slurm: Path, tmp_path: Path) -> None:
     folder = prepared(tmp_path)
     folder.write_launch(launch_record(Settings(**{**QUICK, "setup": ["false"], "poll_s": 600})))
-    caretaker.submit_head(folder, folder.launch())
+    submit_head(folder, folder.launch())
     for _ in range(5):
-        caretaker.look_after_head(folder)
+        recover_head(folder)
     asked = [line for line in fake_slurm.commands_given(slurm) if line.startswith("squeue")]
     assert len(asked) == 1
 

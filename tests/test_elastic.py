@@ -3,13 +3,13 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewscan.slurm.elastic import plan, wanted_workers
-from fewscan.slurm.jobs import Job
+from fewscan.slurm.elastic import next_actions, wanted_workers
+from fewscan.slurm.scheduler import ClusterJob
 from fewscan.slurm.settings import Settings
 
 
-def worker(number: int, state: str = "RUNNING", reason: str = "None") -> Job:
-    return Job(str(number), "worker", state, reason, "n1")
+def worker(number: int, state: str = "RUNNING", held: bool = False) -> ClusterJob:
+    return ClusterJob(str(number), "worker", state, "None", "n1", held=held)
 
 
 def test_the_demand_is_kept_between_least_and_most() -> None:
@@ -23,9 +23,9 @@ def test_a_head_that_works_is_one_of_the_workers() -> None:
 
 
 def test_requeued_jobs_need_not_wait_two_minutes() -> None:
-    held = [worker(1, "PENDING", "BeginTime"), worker(2)]
-    assert plan(2, held, {}, 60).start_now == ("1",)
-    assert plan(1, held, {}, 60).start_now == ()  # it is released instead
+    held = [worker(1, "PENDING", held=True), worker(2)]
+    assert next_actions(2, held, {}, 60).start_now == ("1",)
+    assert next_actions(1, held, {}, 60).start_now == ()  # it is released instead
 
 
 @settings(deadline=None, max_examples=100)
@@ -43,7 +43,7 @@ def test_it_grows_at_once_and_shrinks_without_harm(
     idle_s = {
         str(n): idle for n, (state, idle) in enumerate(workers) if state != "PENDING" and idle
     }
-    todo = plan(wanted, present, idle_s, 60)
+    todo = next_actions(wanted, present, idle_s, 60)
     assert todo.submit == max(0, wanted - len(present))
     assert len(present) + todo.submit - len(todo.release) >= wanted
     for job in present:

@@ -16,7 +16,7 @@ folder = Path(sys.argv[1])
 orphan = "import subprocess, sys; subprocess.Popen(['sleep', '1000'], start_new_session=True)"
 processes.start([sys.executable, "-c", orphan], folder / "log", os.environ).wait()
 child = processes.start(["sleep", "1000"], folder / "log", os.environ)
-(folder / "pids").write_text(" ".join(map(str, processes.descendants(os.getpid()))))
+(folder / "pids").write_text(" ".join(str(each.pid) for each in processes.descendants(os.getpid())))
 for _ in range(2):
     print(processes.stop_signal(20).name, child.poll(), flush=True)
 processes.end_descendants()

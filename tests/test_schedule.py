@@ -19,7 +19,7 @@ from fewscan.harness.plan import Plan, PlannedRun, make_plan
 from fewscan.harness.schedule import ReadyRuns
 from fewscan.harness.study import Study
 from fewscan.harness.trial import HEAD, config_of, errors_of_ranks, placement
-from fewscan.slurm import inside
+from fewscan.slurm import session
 from fewscan.storage.runs import RunFolder
 
 ROOM = {"CPU": 100.0, "GPU": 100.0}
@@ -189,11 +189,11 @@ def test_a_head_that_leaves_or_ends_soon_starts_nothing(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
-    monkeypatch.setenv(inside.CLOSES_UNIX, "0")
+    monkeypatch.setenv(session.CLOSES_UNIX, "0")
     assert ready.suggest("late") is None
-    monkeypatch.delenv(inside.CLOSES_UNIX)
+    monkeypatch.delenv(session.CLOSES_UNIX)
     assert isinstance(ready.suggest("trial 0"), dict)
-    monkeypatch.setenv(inside.STOP_FILE, str(tmp_path))  # it is there
+    monkeypatch.setenv(session.STOP_FILE, str(tmp_path))  # it is there
     assert ready.suggest("trial 1") is None
     ready.on_trial_complete("trial 0", {"finished": 0.0, "preempted": 1.0})
     assert ready.suggest("trial 1") == Searcher.FINISHED

@@ -12,6 +12,7 @@ from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.status import read_status
 from fewscan.harness.study import Study
 from fewscan.harness.sweep import View, Watch, watched
+from fewscan.slurm.session import Session
 from fewscan.storage.atomic import write_json
 from fewscan.storage.runs import RunFolder
 
@@ -88,7 +89,7 @@ def test_a_slow_server_holds_up_neither_bar_nor_cluster(
     plan = make_plan(tiny_study())
     monkeypatch.setattr("fewscan.harness.sweep.LOOK_EVERY_S", 0.01)
     asked, hung = [], threading.Event()
-    monkeypatch.setattr("fewscan.harness.sweep.inside.ask_for_workers", asked.append)
+    monkeypatch.setattr(Session, "ask_for_workers", lambda _, count: asked.append(count))
     view = View(plan, Console(quiet=True))
 
     def update() -> None:

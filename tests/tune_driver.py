@@ -15,14 +15,14 @@ from typing import Any
 import ray
 from ray import tune
 
-from fewscan.slurm import inside
+from fewscan.slurm.session import Session
 
 TRIALS, TRIAL_S = 6, 3.0
 
 
 def trial(config: dict[str, Any]) -> dict[str, float]:
     """Say that it begins, and take a while."""
-    line = {"trial": config["trial"], "job": os.environ["ELASTIC_JOB"], "at": time.time()}
+    line = {"trial": config["trial"], "job": Session.here().job, "at": time.time()}
     with Path(config["out"]).open("a") as file:
         file.write(json.dumps(line) + "\n")
     time.sleep(TRIAL_S)
@@ -32,7 +32,7 @@ def trial(config: dict[str, Any]) -> dict[str, float]:
 def main(out: Path) -> int:
     """Run all trials; how many have failed."""
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-    inside.ask_for_workers(1)
+    Session.here().ask_for_workers(1)
     results = tune.Tuner(
         trial,
         param_space={"trial": tune.grid_search(list(range(TRIALS))), "out": str(out)},

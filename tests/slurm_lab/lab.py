@@ -120,7 +120,7 @@ def why_impossible() -> str | None:
 
 
 def up() -> None:
-    """Bring the lab up, or mend what of it is down. Raises `LabError`."""
+    """Bring the lab up, or restart what of it is down. Raises `LabError`."""
     reason = why_impossible()
     if reason:
         raise LabError(reason)
@@ -211,14 +211,14 @@ def kill_supervisor(node: str, job: str) -> None:
     """SIGKILL the process that Slurm runs for `job`, and no other."""
     mark = f"SLURM_JOB_ID={job}".encode()
     for pid, line in processes_of(node).items():
-        ours = "submitit.core._submit" in line and "srun" not in line.split()[0]
+        ours = "fewscan.slurm.supervisor" in line
         if ours and mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
             os.kill(pid, signal.SIGKILL)
 
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL a process that a test has started, and all below it."""
-    below = dict.fromkeys(descendants(process.pid), "")
+    below = {each.pid: "" for each in descendants(process.pid)}
     process.kill()
     process.wait()
     _end(below)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ray
 
-from fewscan.slurm import inside
+from fewscan.slurm.session import Session
 
 CHECKPOINT_EVERY = 5
 
@@ -27,7 +27,7 @@ def run_unit(out: Path, unit: int, steps: int, step_s: float) -> str:
     result, checkpoint = out / f"result_{unit}.json", out / f"checkpoint_{unit}.json"
     state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "value": 1}
     while state["step"] < steps:
-        if inside.stop_requested():
+        if Session.here().stop_requested():
             replace(checkpoint, state)
             return "interrupted"
         time.sleep(step_s)
@@ -54,7 +54,7 @@ def expected(unit: int, steps: int) -> int:
 
 def trace(out: Path, unit: int, step: int) -> None:
     """Append who did which step, and when."""
-    line = {"unit": unit, "step": step, "node": os.environ.get("ELASTIC_JOB"), "at": time.time()}
+    line = {"unit": unit, "step": step, "node": Session.here().job, "at": time.time()}
     with (out / "trace.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -81,10 +81,10 @@ def main() -> int:
     running: dict[ray.ObjectRef, int] = {}
     while True:
         left = [u for u in range(options.units) if not (options.out / f"result_{u}.json").exists()]
-        inside.ask_for_workers(len(left))
+        Session.here().ask_for_workers(len(left))
         if not left:
             return 0
-        if inside.stop_requested():
+        if Session.here().stop_requested():
             return 3
         for unit in left:
             if unit not in running.values():

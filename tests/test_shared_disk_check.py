@@ -9,23 +9,23 @@ from typing import Any
 
 import pytest
 
-from fewscan.slurm import crossing
+from fewscan.slurm import shared_disk_check
 
 
-def crossed(folder: Path) -> crossing.Crossing:
+def crossed(folder: Path) -> shared_disk_check.SharedDisk:
     """Both sides on this machine."""
-    other = threading.Thread(target=crossing.answer, args=(folder,))
+    other = threading.Thread(target=shared_disk_check.answer, args=(folder,))
     other.start()
-    seen = crossing.ask(folder)
+    seen = shared_disk_check.ask(folder)
     other.join()
     return seen
 
 
 def test_a_good_disk_is_found_good(tmp_path: Path) -> None:
     seen = crossed(tmp_path)
-    assert (seen.rounds, seen.faults) == (crossing.ROUNDS, ())
+    assert (seen.rounds, seen.faults) == (shared_disk_check.ROUNDS, ())
     assert seen.there_and_back_s > 0
-    crossing.tidy(tmp_path)
+    shared_disk_check.tidy(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -55,12 +55,12 @@ def test_a_disk_without_atomic_renames_is_caught(
     write: Callable[[Path, Any], None],
     fault: str,
 ) -> None:
-    monkeypatch.setattr(crossing, "write_json", write)
+    monkeypatch.setattr(shared_disk_check, "write_json", write)
     assert any(fault in said for said in crossed(tmp_path).faults)
 
 
 def test_a_file_that_never_arrives_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossing, "PATIENCE_S", 0.1)
-    seen = crossing.ask(tmp_path)
+    monkeypatch.setattr(shared_disk_check, "PATIENCE_S", 0.1)
+    seen = shared_disk_check.ask(tmp_path)
     assert seen.rounds == 0
     assert "file 0 did not arrive" in seen.faults[0]

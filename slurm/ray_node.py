@@ -1,4 +1,4 @@
-"""One Ray node inside one Slurm job: its command lines, its start, its end.
+"""One Ray node inside one job: its command lines, its start, its end.
 
 Every port, address and folder is given explicitly, because nodes are shared: Ray's defaults
 collide, and its discovery would find somebody else's cluster. The token keeps strangers out.
@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from fewscan.slurm import allocation, processes
+from fewscan.slurm import network, processes
 from fewscan.slurm.allocation import Allocation
 from fewscan.slurm.folder import Folder, Rendezvous, read_json, tail
+from fewscan.slurm.session import Session
+from fewscan.slurm.temporary_folder import make_temporary_folder
 from fewscan.storage.errors import ClusterError
 
 START_TRIES = 3
@@ -78,10 +80,10 @@ def ray_environment(folder: Folder) -> dict[str, str]:
 
 def start_head(folder: Folder, share: Allocation, *, takes_tasks: bool) -> RayNode:
     """Start a new Ray cluster. Raises `ClusterError` with Ray's own last words."""
-    own = allocation.own_address()
+    own = network.own_address(share.address)
 
     def command(temporary: Path) -> tuple[list[str], str]:
-        (port,) = allocation.free_ports(1)
+        (port,) = network.free_ports(1)
         options = ["--head", f"--port={port}", "--include-dashboard=false"]
         if find_spec("grpc"):  # then Ray would start its client server, on port 10001
             options.append("--ray-client-server-port=0")
@@ -94,7 +96,8 @@ def start_head(folder: Folder, share: Allocation, *, takes_tasks: bool) -> RayNo
 
 def start_worker(folder: Folder, share: Allocation, head: Rendezvous) -> RayNode:
     """Join the cluster of `head`. Raises `ClusterError` with Ray's own last words."""
-    own = allocation.address_towards(head.address.rpartition(":")[0]) or allocation.own_address()
+    towards_head = network.address_towards(head.address.rpartition(":")[0])
+    own = towards_head or network.own_address(share.address)
 
     def command(temporary: Path) -> tuple[list[str], str]:
         common = _common(share, own, temporary, share.cpus, share.gpus, {})
@@ -115,13 +118,13 @@ def drain(folder: Folder, node: RayNode, job: str, seconds: float) -> subprocess
     Once Ray has agreed, `node.closed_file` is there.
     """
     words = [node.address, job, f"{seconds:.0f}", str(node.closed_file)]
-    command = [sys.executable, "-m", "fewscan.slurm.drain", *words]
+    command = processes.module_command("ray_drain", *words)
     return processes.start(command, node.temporary / "drain.log", ray_environment(folder))
 
 
 def watch(folder: Folder, node: RayNode) -> subprocess.Popen[bytes]:
     """Keep writing what every node is doing to `node.activity_file`."""
-    command = [sys.executable, "-m", "fewscan.slurm.watch", node.address, str(node.activity_file)]
+    command = processes.module_command("ray_watch", node.address, str(node.activity_file))
     return processes.start(command, node.temporary / "watch.log", ray_environment(folder))
 
 
@@ -136,10 +139,10 @@ def await_joined(node: RayNode, job: str) -> None:
 
 def _start(folder: Folder, share: Allocation, command: CommandMaker) -> RayNode:
     for _ in range(START_TRIES):  # a port may have been taken between looking and using it
-        temporary = allocation.temporary_folder()
+        temporary = make_temporary_folder()
         arguments, address = command(temporary)
         environment = _task_environment(folder, share, temporary)
-        line = [_ray(), "start", "--block", *arguments]
+        line = [*_ray(), "start", "--block", *arguments]
         process = processes.start(line, temporary / "ray.log", environment)
         if _settled(process, temporary):
             return RayNode(process, address, temporary)
@@ -177,7 +180,7 @@ def _common(
     gpus: int,
     resources: Mapping[str, float],
 ) -> list[str]:
-    ports = allocation.free_ports(5)
+    ports = network.free_ports(5)
     names = ("node-manager", "object-manager", "metrics-export", "runtime-env-agent")
     return [
         f"--node-ip-address={own}",
@@ -198,15 +201,20 @@ def _common(
 
 
 def _task_environment(folder: Folder, share: Allocation, temporary: Path) -> dict[str, str]:
-    """What tasks on this node see; `slurm.inside` reads it."""
+    """What tasks on this node see."""
+    session = Session(
+        folder=folder.root,
+        job=share.job,
+        stop_file=temporary / "stop",
+        temporary_folder=temporary,
+    )
     return {
         **ray_environment(folder),
         "TMPDIR": str(temporary),  # what a killed task leaves behind goes with the job
-        "ELASTIC_JOB": share.job,
-        "ELASTIC_STOP_FILE": str(temporary / "stop"),
+        **session.variables(),
     }
 
 
-def _ray() -> str:
-    """The `ray` command of this Python."""
-    return str(Path(sysconfig.get_path("scripts")) / "ray")
+def _ray() -> list[str]:
+    """The `ray` command of this Python, which imports nothing from where it runs."""
+    return [sys.executable, "-P", str(Path(sysconfig.get_path("scripts")) / "ray")]

@@ -26,7 +26,7 @@ PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
-class Crossing:
+class SharedDisk:
     """What the two sides have seen."""
 
     rounds: int
@@ -37,7 +37,7 @@ class Crossing:
     """Whatever was seen that may not be."""
 
 
-def ask(folder: Path, rounds: int = ROUNDS) -> Crossing:
+def ask(folder: Path, rounds: int = ROUNDS) -> SharedDisk:
     """Call from one node while `answer` runs on another."""
     times: list[float] = []
     reader = _Reader(folder / "doctor_pong.json")
@@ -48,13 +48,13 @@ def ask(folder: Path, rounds: int = ROUNDS) -> Crossing:
             reader.faults.append(f"file {number} did not arrive within {PATIENCE_S:.0f} s")
             break
         times.append(time.monotonic() - began)
-    told: dict[str, Any] = read_json(reader.path) or {}
-    faults = (*reader.faults, *told.get("faults", ()))
-    return Crossing(len(times), statistics.median(times or [math.nan]), faults)
+    answered: dict[str, Any] = read_json(reader.path) or {}
+    faults = (*reader.faults, *answered.get("faults", ()))
+    return SharedDisk(len(times), statistics.median(times or [math.nan]), faults)
 
 
 def answer(folder: Path, rounds: int = ROUNDS) -> None:
-    """Answer what `ask` writes on another node, and tell it what was seen here."""
+    """Answer what `ask` writes on another node, and report what was seen here."""
     reader = _Reader(folder / "doctor_ping.json")
     for number in range(rounds):
         if not reader.await_number(number):

@@ -1,8 +1,8 @@
 """A child of the head's supervisor that asks Ray what every node is doing.
 
-    python -m fewscan.slurm.watch ADDRESS FILE
+    python -P -m fewscan.slurm.ray_watch ADDRESS FILE
 
-Writes, every few seconds, `{job: {"status": …, "idle_s": …}}`. Here and in `slurm.drain`, in
+Writes, every few seconds, `{job: {"status": …, "idle_s": …}}`. Here and in `ray_drain`, in
 processes of their own, Ray is imported; the supervisor never does.
 """
 
@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fewscan.slurm.cluster import JOB_LABEL
+from fewscan.slurm.ray_node import JOB_LABEL
 from fewscan.storage.atomic import write_json
 
 INTERVAL_S = 2.0
 
 
 def nodes(client: Any) -> dict[str, Any]:
-    """Ray's nodes by Slurm job: id, status (RUNNING, IDLE, DRAINING, DEAD) and idle seconds."""
+    """Ray's nodes by job: id, status (RUNNING, IDLE, DRAINING, DEAD) and idle seconds."""
     from ray.core.generated import autoscaler_pb2
 
     reply = autoscaler_pb2.GetClusterResourceStateReply()

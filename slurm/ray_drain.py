@@ -1,6 +1,6 @@
 """A child of a supervisor that tells Ray that its node is being taken away.
 
-    python -m fewscan.slurm.drain ADDRESS JOB SECONDS FILE
+    python -P -m fewscan.slurm.ray_drain ADDRESS JOB SECONDS FILE
 
 FILE is made when Ray has agreed. With the reason "preemption", what fails on the node is retried
 without being counted as failed. Ray ends the node by itself as soon as nothing runs there any more.
@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from fewscan.slurm.watch import nodes
+from fewscan.slurm.ray_watch import nodes
 
 
 def main(address: str, job: str, seconds: float, agreed: Path) -> None:
-    """Drain the node of Slurm job `job`; exits with Ray's reason if it is refused."""
+    """Drain the node of `job`; exits with Ray's reason if it is refused."""
     import ray
     from ray.core.generated import autoscaler_pb2
 
