@@ -26,7 +26,6 @@ from fewscan.experiments.start import initial_network
 from fewscan.experiments.surfaces import require_surfaces
 from fewscan.experiments.train import BatchOrder, train
 from fewscan.storage.runs import RunFolder
-from fewscan.storage.splits import label_subset
 
 
 def finetune(spec: Segment, folder: RunFolder, devices: Devices) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def finetune(spec: Segment, folder: RunFolder, devices: Devices) -> dict[str, An
     require_surfaces(spec.evaluation)
     store = open_store(folder, spec.data)
     dtype = devices.dtype(spec.training.precision)
-    labelled = label_subset(store.split.train, spec.label_count, spec.seed)
+    labelled = store.labelled_subset(spec.label_count, spec.seed)
     at_most = spec.training.validation_slices
     classes = 1 if spec.target == "binary" else len(store.classes)
     task = SegmentTask(

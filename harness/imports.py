@@ -9,7 +9,7 @@ from fewscan.experiments.spec import Imported, run_id, to_json
 from fewscan.experiments.unet import UNet
 from fewscan.harness.study import SCRATCH, Study
 from fewscan.storage.atomic import write_json
-from fewscan.storage.brats import CHANNELS, CLASSES
+from fewscan.storage.conventions.brats import CHANNELS, CLASSES
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import StudyFolder
 

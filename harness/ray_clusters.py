@@ -11,8 +11,8 @@ from pathlib import Path
 
 import ray
 
-from fewscan.storage import node_folder
 from fewscan.storage.runs import StudyFolder
+from fewscan.storage.system import node_folder
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def local_ray(folder: StudyFolder) -> Iterator[Path]:
 
 
 def _remove(scratch: Path) -> None:
-    for folder in node_folder.beside(scratch):
+    for folder in node_folder.candidates(scratch):
         node_folder.remove(folder)
     shutil.rmtree(scratch, ignore_errors=True)
 

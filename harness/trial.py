@@ -18,8 +18,8 @@ from fewscan.experiments.stages import run_stage
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.study import Share
 from fewscan.slurm import inside
-from fewscan.storage import node_folder
 from fewscan.storage.runs import RunFolder
+from fewscan.storage.system import node_folder
 
 Stage = Callable[[RunFolder, Devices], None]
 """Runs what a folder's spec says; see `run_stage`."""
@@ -89,7 +89,7 @@ def _place(config: dict[str, Any]) -> Devices:
         threads=share.cpus,
         gpu_share=share.gpu_share,
         residency=config["residency"],
-        node_folders=node_folder.beside(inside.temporary() or Path(config["scratch"])),
+        node_folders=node_folder.candidates(inside.temporary() or Path(config["scratch"])),
         checkpoint_every_s=config["checkpoint_every_s"],
         sample_every_s=config["sample_every_s"],
         should_stop=inside.stop_requested,

@@ -12,14 +12,13 @@ Letters: X, Y, Z the scan's own axes.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from fewscan.storage.errors import ScanError
 
 Normalisation = Literal["quantile", "percentiles"]
-NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 QUANTILE = 0.99
 LOW, HIGH = 0.005, 0.995
 _LARGEST_HALF = 65504.0

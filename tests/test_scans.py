@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from fake_scans import AFFINE, PARTS_2021, fake_images, write_subject
 
-from fewscan.storage.brats import group_files
+from fewscan.storage.conventions.brats import Brats
 from fewscan.storage.errors import ScanError
+from fewscan.storage.find import find_scans
 from fewscan.storage.nifti import read_nifti, write_nifti
-from fewscan.storage.scans import Scan, find_scans, read_scan
+from fewscan.storage.scans import Scan, read_scan
 
 OLD, NEW = "BraTS2021_00007", "BraTS-GLI-00008-001"
 
@@ -52,7 +53,7 @@ def test_catalog(tmp_path: Path) -> None:
 def test_a_scan_without_labels_can_be_read_from_its_files(tmp_path: Path) -> None:
     place = write_subject(tmp_path, OLD)
     paths = [place / f"{OLD}_{part}.nii.gz" for part in PARTS_2021]
-    (files,) = group_files(reversed(paths)).scans
+    (files,) = Brats().group(reversed(paths)).scans
     assert files.channel_files == tuple(paths)
     assert files.label_file is None
     assert read_scan(files).labels_XYZ is None

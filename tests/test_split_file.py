@@ -11,8 +11,7 @@ from fewscan.storage.check import check
 from fewscan.storage.errors import StudyError
 from fewscan.storage.prepare import prepare
 from fewscan.storage.slices import SliceStore
-from fewscan.storage.split_file import read_split
-from fewscan.storage.splits import published_split
+from fewscan.storage.splits import published_split, read_split
 
 IDS = [f"{number:03d}" for number in range(6)]
 GOOD = {"train": ["003", "001"], "validation": ["000"], "test": ["005", "004"]}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewscan.storage.anatomy import (
+from fewscan.storage.phantom.anatomy import (
     BOX_ZYX,
     Head,
     Point,
