@@ -101,7 +101,8 @@ def _quantiles(values: np.ndarray, *quantiles: float) -> list[float]:
         least = min(int(values.min()), 0)  # at 0 for the published rule: no shift, no rounding
         counts = np.bincount(values - np.int32(least) if least else values)
         return [counted_quantile(counts, q) + least for q in quantiles]
-    return np.quantile(values.astype(np.float64), quantiles).tolist()
+    found: list[float] = np.quantile(values.astype(np.float64), quantiles).tolist()
+    return found
 
 
 def _require_bright(channels_XYZ: Sequence[np.ndarray]) -> None:

@@ -70,7 +70,8 @@ def _farthest_mm(volume: Volume, first: Volume) -> float:
 
 
 def _rounded(affine: np.ndarray) -> list[list[float]]:
-    return np.round(affine[:3], 4).tolist()
+    rows: list[list[float]] = np.round(affine[:3], 4).tolist()
+    return rows
 
 
 def _require_content(voxels_XYZ: np.ndarray, path: Path) -> None:

@@ -98,7 +98,8 @@ def _lesions(
 
 
 def _fine(field_ZYX: np.ndarray, voxels_V: np.ndarray) -> np.ndarray:
-    return doubled(field_ZYX, BOX_ZYX).ravel()[voxels_V]
+    values_V: np.ndarray = doubled(field_ZYX, BOX_ZYX).ravel()[voxels_V]
+    return values_V
 
 
 def _cover(depth_V: np.ndarray, width_mm: float) -> np.ndarray:

@@ -1,14 +1,17 @@
 """An nnU-Net raw data set is read as it is; what is not supported is refused with its reason."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_nnunet import AFFINE, fake_case, write_nnunet
+from convention_suite import ConventionSuite
+from fake_nnunet import AFFINE, fake_case, write_cases, write_nnunet
 
 from fewscan.storage.check import check
+from fewscan.storage.conventions.nnunet import NnUNet
 from fewscan.storage.errors import ScanError
 from fewscan.storage.find import find_scans
 from fewscan.storage.nifti import read_nifti
@@ -19,6 +22,16 @@ from fewscan.storage.prepare import prepare
 from fewscan.storage.preprocess import preprocess
 from fewscan.storage.scans import read_scan
 from fewscan.storage.slices import SliceStore
+
+
+class TestTheContract(ConventionSuite):
+    kind = NnUNet
+    ids = ("case_000", "case_001", "prostate")
+    time_points = ("sub-7_ses-01", "sub-7_ses-02")
+    patient = "sub-7"
+
+    def write(self, folder: Path, ids: Sequence[str]) -> None:
+        write_cases(folder, ids)
 
 
 def test_catalog(tmp_path: Path) -> None:
