@@ -15,7 +15,7 @@ import click
 from benchmarks import arithmetic, results
 from benchmarks.setting import SUBJECTS, Setting
 from fewscan.storage.manifest import STORE_PROTOCOL
-from fewscan.storage.phantom import GENERATOR, write_phantoms
+from fewscan.storage.phantom.write import GENERATOR, write_phantoms
 
 NAMES = ("preparation", "reading", "metrics", "anomaly", "training", "sweep", "makespan")
 """Modules of this package with a `measure(setting: Setting) -> list[Finding]`."""

@@ -14,7 +14,7 @@ from benchmarks.results import Finding
 from benchmarks.setting import Setting
 from benchmarks.study import ROOT, study_store, unused
 from fewscan.harness.plan import Plan, load_plan
-from fewscan.storage.slices import usable_cpus
+from fewscan.storage.system.workers import usable_cpus
 
 Span = tuple[float, float]
 """Start and end, in seconds since 1970."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fewscan.storage.catalog import ScanFiles
-from fewscan.storage.scans import find_scans
+from fewscan.storage.find import find_scans
 
 
 def prepare_all(scans: Path, folder: Path, size: int) -> None:

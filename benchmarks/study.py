@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.setting import Setting
-from fewscan.storage.phantom import write_phantoms
+from fewscan.storage.phantom.write import write_phantoms
 from fewscan.storage.prepare import prepare
 from fewscan.storage.splits import FEWEST_SUBJECTS
 

@@ -25,7 +25,7 @@ from fewscan.experiments.spec import Augmentation, Evaluation, Network, Precisio
 from fewscan.experiments.start import initial_network
 from fewscan.experiments.train import Loop, train
 from fewscan.storage.runs import RunFolder
-from fewscan.storage.slices import usable_cpus
+from fewscan.storage.system.workers import usable_cpus
 
 WORK = Work(batch_size=4, slices=16)
 """A small batch, so that a round takes seconds; what a step costs beside its slices weighs more."""

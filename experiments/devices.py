@@ -153,7 +153,7 @@ class Devices:
 
 
 def _is_of_a_lost_peer(error: RuntimeError) -> bool:
-    """The errors of NCCL and of the store have a class; those of gloo are known by its file names."""
+    """The errors of NCCL and of the store have a class; gloo's are known by file names."""
     return isinstance(error, distributed.DistError) or "/gloo/" in str(error)
 
 

@@ -26,14 +26,13 @@ from fewscan.experiments.seeds import generator_for, seed_for
 from fewscan.experiments.spec import Finetune
 from fewscan.experiments.train import train
 from fewscan.storage.runs import RunFolder
-from fewscan.storage.splits import label_subset
 
 
 def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
     """The stage of `Finetune`: leaves the best model in the folder and returns the result."""
     store = open_store(folder, spec.data)
     dtype = devices.dtype(spec.training.precision)
-    labelled = label_subset(store.split.train, spec.label_count, spec.seed)
+    labelled = store.labelled_subset(spec.label_count, spec.seed)
     at_most = spec.training.validation_slices
     classes = 1 if spec.target == "binary" else len(store.classes)
     task = SegmentTask(

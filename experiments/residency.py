@@ -17,10 +17,10 @@ from fewscan.experiments.schemes.scheme import SliceTable
 from fewscan.experiments.to_device import sent
 from fewscan.storage.errors import DeviceError
 from fewscan.storage.geometry import slice_axis
-from fewscan.storage.memory import available_bytes
 from fewscan.storage.shared_slices import SHARE_OF_FREE, SharedSlices
 from fewscan.storage.slices import SliceStore
 from fewscan.storage.stream import SliceStream
+from fewscan.storage.system.memory import available_bytes
 
 SHARE_OF_DEVICE = 0.5
 """Of a run's share of a GPU's memory: the rest is for activations and weights."""

@@ -168,7 +168,7 @@ def _case(scored: Scored, store: SliceStore, threshold: float) -> Case:
     found_ZHW = lesion_ZHW.view(np.uint8) if lesion_ZHW is not None else None
     return Case(
         scored.subject,
-        scored.subject,
+        store.patient(scored.subject),
         scored.pixels,
         found_ZHW if scored.labels_ZHW is None else scored.labels_ZHW,
         scored.truth_ZHW,

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from fewscan.storage.conventions import registry
 from fewscan.storage.errors import FewscanError
 
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -75,28 +76,38 @@ def main() -> None:
 )
 def phantom(out: Path, subjects: int, seed: int, workers: int | None, form: Any) -> None:
     """Write synthetic scans into OUT, to try everything without data."""
-    from fewscan.storage.phantom import write_phantoms
+    from fewscan.storage.phantom.write import write_phantoms
 
     with _bar("phantoms") as step:
         write_phantoms(out, subjects, seed, workers, lambda done: step(done, subjects), form)
     console.print(f"{subjects} scans in {out}")
 
 
-@main.command(epilog=example("fewscan prepare BraTS2021_Training_Data brats2021.zarr"))
+@main.command(
+    help=f"""Turn NIfTI scans into a Zarr store of slices.
+
+    SCANS is {registry.LAYOUTS}.
+
+    A scan that cannot be used is listed with its reason and does not stop the others; fix it and
+    give the command again. Exits with 1 if there is such a scan.
+    """,
+    epilog=example("fewscan prepare BraTS2021_Training_Data brats2021.zarr"),
+)
 @click.argument("scans", type=click.Path(path_type=Path))
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--size", type=click.IntRange(8), default=128, show_default=True, help="Pixels.")
 @click.option(
     "--axis",
     type=click.Choice(["0", "1", "2", "sagittal", "coronal", "axial"]),
-    help="Through the slices: an axis of the array, or a plane of the patient. Default: the third "
-    "in BraTS, else the one with the largest spacing.",
+    help="Through the slices: an axis of the array, or a plane of the patient. Default: "
+    f"{registry.AXES}, else the one with the largest spacing.",
 )
 @click.option(
     "--normalisation",
     type=click.Choice(["quantile", "percentiles"]),
     help="quantile: divide by the 0.99 quantile of voxels above 0, for skull-stripped images "
-    "(default in BraTS); percentiles: 0.5 to 99.5 of the foreground become 0 to 1, clipped.",
+    f"(default in {registry.normalised_by('quantile')}); percentiles: 0.5 to 99.5 of the "
+    "foreground become 0 to 1, clipped.",
 )
 @click.option(
     "--split",
@@ -113,20 +124,13 @@ def prepare(
     split: Path | None,
     workers: int | None,
 ) -> None:
-    """Turn NIfTI scans into a Zarr store of slices.
-
-    SCANS holds files with BraTS 2021 or 2023 names, however deep, or is an nnU-Net v2 raw data set
-    (dataset.json, imagesTr, labelsTr; imagesTs is not read).
-
-    A scan that cannot be used is listed with its reason and does not stop the others; fix it and
-    give the command again. Exits with 1 if there is such a scan.
-    """
     from fewscan.storage.prepare import prepare as prepare_store
 
     through: Any = int(axis) if axis and axis.isdecimal() else axis
     with _bar("scans") as step:
         report = prepare_store(scans, store, size, workers, step, through, normalisation, split)
-    console.print(f"{report.subjects} subjects in {store}, fingerprint {report.fingerprint}")
+    of = f" of {report.patients} patients" if report.patients < report.subjects else ""
+    console.print(f"{report.subjects} subjects{of} in {store}, fingerprint {report.fingerprint}")
     for subject, reason in report.skipped:
         click.echo(f"skipped {subject}: {reason}", err=True)
     if report.left_out:
@@ -348,10 +352,17 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
 
 
 @main.command(
+    help=f"""Segment a new scan with the model of RUN; OUT is on the scan's own grid.
+
+    RUN is the folder of a finished run (`fewscan plan STUDY` tells which is which) or an MLflow
+    model URI. SCAN is a folder, or the channels' files, with {registry.NAMES} names; files with
+    other names are taken in the order of the model's channels. OUT has the label values of the
+    scan's convention, or 1 for any lesion; of a pre-training it is the anomaly map.
+    """,
     epilog=example(
         "fewscan predict demo/study/runs/0123456789ab demo/scans/BraTS2021_00003 lesion.nii.gz",
         "fewscan predict models:/m-0123 imagesTs/case_07_*.nii.gz case_07.nii.gz --mirror",
-    )
+    ),
 )
 @click.argument("run")
 @click.argument("scan", type=click.Path(path_type=Path), nargs=-1, required=True)
@@ -380,13 +391,6 @@ def predict(
     device: str,
     overwrite: bool,
 ) -> None:
-    """Segment a new scan with the model of RUN; OUT is on the scan's own grid.
-
-    RUN is the folder of a finished run (`fewscan plan STUDY` tells which is which) or an MLflow
-    model URI. SCAN is a folder, or the channels' files, with BraTS or nnU-Net names; files with
-    other names are taken in the order of the model's channels. OUT has the label values of the
-    scan's convention, or 1 for any lesion; of a pre-training it is the anomaly map.
-    """
     from fewscan.harness.predict import predict as predict_scan
     from fewscan.harness.predict import require_writable, write_prediction
 

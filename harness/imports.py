@@ -11,7 +11,7 @@ from fewscan.experiments.unet import UNet
 from fewscan.harness.arms import SCRATCH
 from fewscan.harness.study import Study
 from fewscan.storage.atomic import write_json
-from fewscan.storage.brats import CHANNELS, CLASSES
+from fewscan.storage.conventions.brats import CHANNELS, CLASSES
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import StudyFolder
 from fewscan.storage.slice_format import SliceFormat

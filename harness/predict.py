@@ -21,8 +21,8 @@ from fewscan.experiments.devices import require_cuda
 from fewscan.harness.trained import Trained, load_trained
 from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.errors import RunError, ScanError
+from fewscan.storage.find import find_scan
 from fewscan.storage.geometry import Frame, Turn, orientation
-from fewscan.storage.lookup import find_scan
 from fewscan.storage.nifti import require_nifti_name, spacing_of, write_nifti_like
 from fewscan.storage.preprocess import ScanSlices, preprocess
 from fewscan.storage.scans import Scan, read_scan

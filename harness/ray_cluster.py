@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fewscan.storage import node_folder
 from fewscan.storage.code_digest import code_digest, package_version
 from fewscan.storage.errors import ClusterError
 from fewscan.storage.runs import StudyFolder
+from fewscan.storage.system import node_folder
 
 DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; ours say what a study's people ask
@@ -135,6 +135,6 @@ def require_same_code(driver: str) -> None:
 
 
 def _remove(scratch: Path) -> None:
-    for folder in node_folder.beside(scratch):
+    for folder in node_folder.candidates(scratch):
         node_folder.remove(folder)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -19,9 +19,9 @@ from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.ray_cluster import require_same_code
 from fewscan.harness.study import Share
 from fewscan.slurm.session import Session
-from fewscan.storage import node_folder
 from fewscan.storage.code_digest import code_digest
 from fewscan.storage.runs import RunFolder
+from fewscan.storage.system import node_folder
 
 Stage = Callable[[RunFolder, Devices], None]
 """Runs what a folder's spec says; see `run_stage`."""
@@ -94,7 +94,7 @@ def _place(config: dict[str, Any]) -> Devices:
         threads=share.cpus,
         gpu_share=share.gpu_share,
         residency=config["residency"],
-        node_folders=node_folder.beside(session.temporary_folder or Path(config["scratch"])),
+        node_folders=node_folder.candidates(session.temporary_folder or Path(config["scratch"])),
         checkpoint_every_s=config["checkpoint_every_s"],
         sample_every_s=config["sample_every_s"],
         should_stop=session.stop_requested,

@@ -3,6 +3,7 @@
 Letters: N slices, K lesion classes.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from fewscan.storage.errors import StoreError, StudyError
 from fewscan.storage.geometry import Axis
 from fewscan.storage.intensity import Normalisation
-from fewscan.storage.manifest import PREPARE_AGAIN
+from fewscan.storage.manifest import PREPARE_AGAIN, Subject
 from fewscan.storage.slices import Slices, SliceStore, slices_sha256
 
 
@@ -31,6 +32,8 @@ class CheckReport:
     """through the slices"""
     normalisation: Normalisation
     subjects: int
+    patients: int
+    """whose scans they are"""
     slices: int
     healthy_slices: int
     """of them, those without a lesion pixel"""
@@ -46,22 +49,29 @@ class CheckReport:
     """subjects that are in no part of a given split"""
     skipped: dict[str, str]
     """scans that could not be used when it was made: id → reason"""
+    copies: tuple[tuple[str, ...], ...]
+    """subjects with equal slices: of one patient, or in the store since before they were refused"""
 
     def render(self) -> str:
         """The report as lines of text."""
         lines = [
             f"{self.path}: sound",
             f"fingerprint     {self.fingerprint}",
-            f"subjects        {self.subjects}",
+            f"subjects        {self._subjects_text()}",
             f"channels        {', '.join(self.channels)}",
             f"slices          {self.slices} of {self.size} × {self.size}, {self._slicing_text()}",
             f"healthy slices  {self.healthy_slices}",
             *(f"{name:<15} {_millilitres(v)}" for name, v in self.lesion_mm3.items()),
             f"split           {self._split_text()}",
             *(f"in no part      {subject}" for subject in self.left_out),
+            *(f"equal slices    {', '.join(ids)}" for ids in self.copies),
             *(f"skipped         {subject}: {reason}" for subject, reason in self.skipped.items()),
         ]
         return "\n".join(lines)
+
+    def _subjects_text(self) -> str:
+        fewer = self.patients < self.subjects
+        return f"{self.subjects} of {self.patients} patients" if fewer else f"{self.subjects}"
 
     def _slicing_text(self) -> str:
         across = f"along axis {self.axis}" if isinstance(self.axis, int) else self.axis
@@ -154,6 +164,7 @@ def _report(store: SliceStore) -> CheckReport:
         axis=store.manifest.parameters.axis,
         normalisation=store.manifest.parameters.normalisation,
         subjects=len(subjects),
+        patients=len(set(store.manifest.patient_of.values())),
         slices=sum(len(subject.positions) for subject in subjects),
         healthy_slices=sum(len(subject.healthy_positions) for subject in subjects),
         lesion_mm3={
@@ -164,5 +175,13 @@ def _report(store: SliceStore) -> CheckReport:
         published=split is not None and split.published,
         given=store.manifest.given_split is not None,
         left_out=store.manifest.left_out,
-        skipped=store.skipped,
+        skipped=store.manifest.skipped,
+        copies=_copies(subjects),
     )
+
+
+def _copies(subjects: list[Subject]) -> tuple[tuple[str, ...], ...]:
+    ids_by_content = defaultdict(list)
+    for subject in subjects:
+        ids_by_content[subject.sha256].append(subject.id)
+    return tuple(tuple(sorted(ids)) for ids in ids_by_content.values() if len(ids) > 1)

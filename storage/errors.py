@@ -12,7 +12,7 @@ from typing import Any
 
 
 class FewscanError(Exception):
-    """Something that the person at the terminal can mend.
+    """Something that the person at the terminal can fix.
 
     Parameters
     ----------

@@ -12,14 +12,13 @@ Letters: X, Y, Z the scan's own axes.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from fewscan.storage.errors import ScanError
 
 Normalisation = Literal["quantile", "percentiles"]
-NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 QUANTILE = 0.99
 LOW, HIGH = 0.005, 0.995
 _LARGEST_HALF = 65504.0
@@ -102,7 +101,8 @@ def _quantiles(values: np.ndarray, *quantiles: float) -> list[float]:
         least = min(int(values.min()), 0)  # at 0 for the published rule: no shift, no rounding
         counts = np.bincount(values - np.int32(least) if least else values)
         return [counted_quantile(counts, q) + least for q in quantiles]
-    return np.quantile(values.astype(np.float64), quantiles).tolist()
+    found: list[float] = np.quantile(values.astype(np.float64), quantiles).tolist()
+    return found
 
 
 def _require_bright(channels_XYZ: Sequence[np.ndarray]) -> None:

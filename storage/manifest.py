@@ -8,6 +8,7 @@ Letters: N kept slices, K lesion classes.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -21,7 +22,7 @@ from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import StoreError
 from fewscan.storage.geometry import Axis
 from fewscan.storage.intensity import Normalisation
-from fewscan.storage.splits import SPLIT_RULE, Split
+from fewscan.storage.splits import PATIENT_RULE, SPLIT_RULE, Split
 
 STORE_PROTOCOL = 1
 """raised whenever the same scans would give other slices, or the files are laid out otherwise"""
@@ -143,6 +144,11 @@ class Subject:
     """lesion volume by class, at the scan's own resolution"""
     sha256: str
     """of the decoded slices"""
+    patient: str = ""
+    """whose scan it is; by default its own id"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patient", self.patient or self.id)
 
     @property
     def positions(self) -> range:
@@ -155,8 +161,10 @@ class Subject:
         return [self.first + int(n) for n in np.flatnonzero(~self.lesion_pixels_NK.any(axis=1))]
 
     def to_json(self) -> dict[str, Any]:
-        """A value that JSON can hold."""
+        """A value that JSON can hold; without the patient if that is the scan's own id."""
         value = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.patient == self.id:
+            del value["patient"]
         return {**value, "lesion_pixels_NK": self.lesion_pixels_NK.tolist()}
 
     @classmethod
@@ -180,7 +188,7 @@ class Manifest:
     skipped: dict[str, str]
     """scans that could not be used: id → reason"""
     given_split: Split | None = None
-    """None: by `SPLIT_RULE`; may name scans that could not be used"""
+    """None: by the published rule; may name scans that could not be used"""
 
     @cached_property
     def split(self) -> Split | None:
@@ -188,16 +196,33 @@ class Manifest:
         return self.given_split.among(self.subjects) if self.given_split else None
 
     @cached_property
+    def patient_of(self) -> dict[str, str]:
+        """Subject's id → patient."""
+        return {id_: subject.patient for id_, subject in self.subjects.items()}
+
+    @cached_property
+    def shared_patients(self) -> dict[str, list[str]]:
+        """The patients with several scans → the sorted ids of those."""
+        counts = Counter(self.patient_of.values())
+        shared: dict[str, list[str]] = {p: [] for p, count in counts.items() if count > 1}
+        for id_, patient in sorted(self.patient_of.items()):
+            if patient in shared:
+                shared[patient].append(id_)
+        return shared
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of protocol, parameters, content and, if one was given, the split.
+        """SHA-256 of protocol, parameters, content, which scans are of one patient, a given split.
 
         The same however the store was made. Every run's id depends on it, so two splits never share
-        a result.
+        a result. Patients with one scan do not count: with and without them the numbers are equal.
         """
         parameters = {k: v for k, v in self.parameters.to_json().items() if k != "depth"}
         content = sorted((subject.id, subject.sha256) for subject in self.subjects.values())
+        shared = sorted(self.shared_patients.values())
+        patients = [{"patients": shared}] if shared else []
         given = [self.split.to_json()] if self.split else []
-        return _sha256_of([parameters, content, *given])
+        return _sha256_of([parameters, content, *patients, *given])
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -209,12 +234,17 @@ class Manifest:
         value = {
             **self.parameters.to_json(),
             "fingerprint": self.fingerprint,
-            **_split_json(self.given_split),
+            **self._split_json(),
             "subjects": {id_: self.subjects[id_].to_json() for id_ in sorted(self.subjects)},
             "skipped": dict(sorted(self.skipped.items())),
         }
         value["checksum"] = _sha256_of(value)
         write_bytes(path, _a_line_an_entry(value).encode())
+
+    def _split_json(self) -> dict[str, Any]:
+        if self.given_split:
+            return {"split": self.given_split.to_json()}
+        return {"split_rule": PATIENT_RULE if self.shared_patients else SPLIT_RULE}
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -234,10 +264,6 @@ class Manifest:
         subjects = {id_: Subject.from_json(v) for id_, v in value["subjects"].items()}
         split = Split.from_json(value["split"]) if "split" in value else None
         return cls(Parameters.from_json(value), subjects, value["skipped"], split)
-
-
-def _split_json(given: Split | None) -> dict[str, Any]:
-    return {"split": given.to_json()} if given else {"split_rule": SPLIT_RULE}
 
 
 def _require_protocol(protocol: object, path: Path) -> None:

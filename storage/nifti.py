@@ -165,7 +165,9 @@ def _inflated(data: bytes) -> bytes | memoryview:
         part = b"" if stream.eof else stream.decompress(b"", _INFLATED_AT_ONCE)
     if stream.eof and filled == len(whole) and not (part or stream.unused_data):
         return whole.data
-    return igzip.decompress(data)  # for several streams in a file, and to say what is wrong
+    # For several streams in a file, and to say what is wrong.
+    inflated: bytes = igzip.decompress(data)
+    return inflated
 
 
 @contextmanager

@@ -12,24 +12,25 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from fewscan.storage.agreement import agreed_parameters, agreed_split, split_to_keep
 from fewscan.storage.atomic import remove_leftovers, sync_folder, write_json
-from fewscan.storage.brats import person
 from fewscan.storage.catalog import Catalog, ScanFiles
+from fewscan.storage.conventions.registry import patient_of, same_scan
+from fewscan.storage.copies import refuse_copies
 from fewscan.storage.errors import FewscanError, ScanError, StoreError, disk_full_explained
+from fewscan.storage.find import find_scans
 from fewscan.storage.geometry import Axis
 from fewscan.storage.intensity import Normalisation
-from fewscan.storage.jobs import Job, prepare_subject
 from fewscan.storage.locks import exclusive
 from fewscan.storage.manifest import Manifest, Parameters, StoreFolder, Subject
-from fewscan.storage.scans import find_scans
-from fewscan.storage.slices import describe_arrays, usable_cpus
+from fewscan.storage.prepare_scan import ScanToPrepare, prepare_scan
+from fewscan.storage.slices import describe_arrays
 from fewscan.storage.splits import Split
-from fewscan.storage.workers import in_processes
+from fewscan.storage.store_settings import settled_parameters, settled_split, split_to_keep
+from fewscan.storage.system.workers import in_processes, usable_cpus
 
 Progress = Callable[[int, int], None]
 
@@ -40,8 +41,8 @@ class PrepareReport:
 
     subjects: int
     """in the store now"""
-    added: int
-    """of them, by this call; 0 = there was nothing to do"""
+    patients: int
+    """whose scans they are"""
     skipped: tuple[tuple[str, str], ...]
     """scans that cannot be used: id and reason"""
     left_out: tuple[str, ...]
@@ -78,15 +79,19 @@ def prepare(
     catalog = find_scans(scans)
     target = StoreFolder.at(store)
     with disk_full_explained(target.path), _locked(target) as folder:
-        parameters = agreed_parameters(folder, catalog, size, axis, normalisation)
+        parameters = settled_parameters(folder, catalog, size, axis, normalisation)
         before = _finished_subjects(folder)
-        known = {*before, *catalog.problems, *(files.id for files in catalog.scans)}
-        given = agreed_split(folder, split, known)
+        patients = _patients(before, catalog)
+        given = settled_split(folder, split, {*patients, *catalog.problems}, patients)
         _begin(folder, parameters, given)
         missing, problems = _missing_scans(catalog, before)
-        jobs = _jobs(missing, scans, folder, parameters, before)
-        problems |= _run(jobs, workers or usable_cpus(), progress)
-        subjects = _finished_subjects(folder)
+        work = _with_rows(missing, scans, folder, parameters, before)
+        problems |= _run(work, workers or usable_cpus(), progress)
+        subjects = {
+            id_: replace(subject, patient=patients[id_])
+            for id_, subject in _finished_subjects(folder).items()
+        }
+        problems |= refuse_copies(folder, subjects)
         skipped = {subject: _in_a_line(error) for subject, error in problems.items()}
         if not subjects:
             shutil.rmtree(folder.path)
@@ -95,7 +100,7 @@ def prepare(
         _publish(folder, target, manifest)
     return PrepareReport(
         subjects=len(subjects),
-        added=len(subjects) - len(before),
+        patients=len(set(manifest.patient_of.values())),
         skipped=tuple(sorted(skipped.items())),
         left_out=manifest.left_out,
         fingerprint=manifest.fingerprint,
@@ -141,42 +146,58 @@ def _finished_subjects(folder: StoreFolder) -> dict[str, Subject]:
     return {**finished, **{record["id"]: Subject.from_json(record) for record in records}}
 
 
+def _patients(finished: Mapping[str, Subject], catalog: Catalog) -> dict[str, str]:
+    """Whose each scan is, as the scans at hand say it, else as the store does.
+
+    A scan of an older edition is of the patient who has others in a newer one.
+    """
+    told = {id_: subject.patient for id_, subject in finished.items()}
+    told |= {files.id: files.patient for files in catalog.scans}
+    known = set(told.values())
+    newest = {id_: patient_of(same_scan(id_)) for id_ in told if same_scan(id_) != id_}
+    return {
+        id_: newest[id_] if newest.get(id_) in known else patient for id_, patient in told.items()
+    }
+
+
 def _missing_scans(
     catalog: Catalog, finished: Mapping[str, Subject]
 ) -> tuple[list[ScanFiles], dict[str, ScanError]]:
     """The scans that are not in the store yet, and those that cannot come in."""
-    ids = {person(subject): subject for subject in finished}
+    ids = {same_scan(subject): subject for subject in finished}
     missing = [files for files in catalog.scans if files.id not in finished]
     problems = {id_: error for id_, error in catalog.problems.items() if id_ not in finished}
     for files in missing:
-        if person(files.id) in ids:
-            found = f"the same subject twice: it is in the store as {ids[person(files.id)]}"
+        if same_scan(files.id) in ids:
+            found = f"the same subject twice: it is in the store as {ids[same_scan(files.id)]}"
             problems[files.id] = ScanError(found, where=files.channel_files[0].parent)
     return [files for files in missing if files.id not in problems], problems
 
 
-def _jobs(
+def _with_rows(
     missing: list[ScanFiles],
     scans: Path,
     folder: StoreFolder,
     parameters: Parameters,
     finished: Mapping[str, Subject],
-) -> list[Job]:
+) -> list[ScanToPrepare]:
     """Give the free rows to the missing scans, in the order of their ids."""
     taken = {subject.row for subject in finished.values()}
     free = (row for row in count() if row not in taken)
-    return [Job(files, scans, next(free), folder, parameters) for files in missing]
+    return [ScanToPrepare(files, scans, next(free), folder, parameters) for files in missing]
 
 
-def _run(jobs: list[Job], workers: int, progress: Progress | None) -> dict[str, ScanError]:
-    """Prepare the subjects; return the problems by id."""
+def _run(
+    work: list[ScanToPrepare], workers: int, progress: Progress | None
+) -> dict[str, ScanError]:
+    """Prepare the scans; return the problems by id."""
     problems = {}
-    prepared = in_processes(prepare_subject, jobs, workers)
+    prepared = in_processes(prepare_scan, work, workers)
     for done, (subject, problem) in enumerate(prepared, start=1):
         if problem is not None:
             problems[subject] = problem
         if progress:
-            progress(done, len(jobs))
+            progress(done, len(work))
     return problems
 
 
@@ -202,5 +223,5 @@ def _nothing_usable(scans: Path, skipped: Mapping[str, str]) -> ScanError:
         f"none of {len(skipped)} scans can be used:{reasons}",
         where=scans,
         expected="at least one good scan",
-        remedy="mend what is named above and run the same command again",
+        remedy="fix what is named above and run the same command again",
     )

@@ -149,7 +149,9 @@ class Taps:
 
     def __call__(self, image_HW: np.ndarray) -> np.ndarray:
         """Interpolate along the first axis; the result is `scale` times too large."""
-        return image_HW[self.lower] * self.lower_weights + image_HW[self.upper] * self.upper_weights
+        lower_HW = image_HW[self.lower] * self.lower_weights
+        both_HW: np.ndarray = lower_HW + image_HW[self.upper] * self.upper_weights
+        return both_HW
 
 
 @dataclass(frozen=True, eq=False)

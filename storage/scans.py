@@ -1,7 +1,6 @@
-"""Scans: found in a folder of either convention, read, and checked for whether their files fit.
+"""Scans: read, and checked for whether their files fit together.
 
-What a folder looks like is known by `brats` and `nnunet`. Everything after works with any number of
-channels and classes, and any grid.
+Any number of channels and classes, any grid; which files they are is known by the `conventions`.
 
 Letters: X, Y, Z the array's own axes.
 """
@@ -12,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fewscan.storage.brats import find_brats
-from fewscan.storage.catalog import Catalog, ScanFiles
+from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.errors import ScanError
 from fewscan.storage.nifti import Volume, read_nifti
-from fewscan.storage.nnunet import DATASET, find_nnunet
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,22 +28,6 @@ class Scan:
     """(4, 4) float64, voxel index → millimetres"""
     spacing_mm: tuple[float, float, float]
     """voxel size along X, Y, Z"""
-
-
-def find_scans(folder: Path) -> Catalog:
-    """Find the scans in `folder`: an nnU-Net raw data set, or BraTS files in folders however deep.
-
-    Raises `ScanError` if the folder does not exist, nothing in it is named like a scan, or its
-    `dataset.json` describes what is not supported.
-    """
-    if not folder.is_dir():
-        raise ScanError(
-            "no such folder",
-            where=folder,
-            expected="a folder of scans",
-            remedy="check the path; for synthetic scans: fewscan phantom",
-        )
-    return find_nnunet(folder) if (folder / DATASET).is_file() else find_brats(folder)
 
 
 def read_scan(files: ScanFiles) -> Scan:
@@ -89,7 +70,8 @@ def _farthest_mm(volume: Volume, first: Volume) -> float:
 
 
 def _rounded(affine: np.ndarray) -> list[list[float]]:
-    return np.round(affine[:3], 4).tolist()
+    rows: list[list[float]] = np.round(affine[:3], 4).tolist()
+    return rows
 
 
 def _require_content(voxels_XYZ: np.ndarray, path: Path) -> None:

@@ -75,7 +75,8 @@ def decode_slice(chunk: bytes, position: int, out: np.ndarray) -> None:
 
 
 def _with_checksum(data: bytes) -> bytes:
-    return data + crc32c(data).to_bytes(_CHECKSUM, "little")
+    checksum: int = crc32c(data)
+    return data + checksum.to_bytes(_CHECKSUM, "little")
 
 
 def _checked(data: bytes, what: str) -> bytes:

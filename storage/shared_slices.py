@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fewscan.storage import node_folder
 from fewscan.storage.errors import RunError, disk_full_explained
 from fewscan.storage.locks import exclusive
-from fewscan.storage.memory import available_bytes
-from fewscan.storage.slices import Slices, SliceStore, usable_cpus
+from fewscan.storage.slices import Slices, SliceStore
+from fewscan.storage.system import node_folder
+from fewscan.storage.system.memory import available_bytes
+from fewscan.storage.system.workers import usable_cpus
 
 SHARE_OF_FREE = 0.5
 """Of what is free in a place, to leave room for whoever else uses it."""

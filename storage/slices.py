@@ -7,7 +7,6 @@ done. What is in the store and where comes from its manifest (`manifest`).
 Letters: N slices, C channels, H and W rows and columns of a slice, Z slices of the scan, K classes.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from fewscan.storage.errors import StoreError
 from fewscan.storage.geometry import Frame, slice_axis
 from fewscan.storage.manifest import PREPARE_AGAIN, Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.shards import ZSTD_LEVEL, DamagedShard, decode_shard
-from fewscan.storage.splits import Split, published_split
+from fewscan.storage.splits import Split, label_subset, published_split
+from fewscan.storage.system.workers import usable_cpus
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +43,29 @@ class Slices:
     """index of the slice through the scan"""
 
 
-@dataclass(frozen=True, eq=False)
 class SliceStore:
-    """A finished store."""
+    """A finished store: what its manifest says, and its slices."""
 
-    folder: StoreFolder
-    manifest: Manifest
+    path: Path
+    protocol: int
+    """`STORE_PROTOCOL` of the program that made it"""
+    size: int
+    """rows and columns of a slice"""
+    channels: tuple[str, ...]
+    """names, in order"""
+    classes: tuple[str, ...]
+    """names of the lesion classes: label k is the k-th"""
+    subjects: dict[str, Subject]
+    """by id, sorted"""
+    fingerprint: str
+    """what the ids of runs on this store depend on"""
+
+    def __init__(self, folder: StoreFolder, manifest: Manifest) -> None:
+        """Reads nothing: see `open`."""
+        self.folder, self.path, self.manifest = folder, folder.path, manifest
+        self.protocol, self.size = manifest.parameters.protocol, manifest.parameters.size
+        self.channels, self.classes = manifest.parameters.channels, manifest.parameters.classes
+        self.subjects, self.fingerprint = manifest.subjects, manifest.fingerprint
 
     @classmethod
     def open(cls, path: Path) -> "SliceStore":
@@ -62,50 +79,22 @@ class SliceStore:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise _no_store(folder) from error
 
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-        return self.folder.path
-
-    @property
-    def protocol(self) -> int:
-        """`STORE_PROTOCOL` of the program that made it."""
-        return self.manifest.parameters.protocol
-
-    @property
-    def size(self) -> int:
-        """Rows and columns of a slice."""
-        return self.manifest.parameters.size
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        """Names of the channels, in order."""
-        return self.manifest.parameters.channels
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the lesion classes: label k is the k-th."""
-        return self.manifest.parameters.classes
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of protocol, parameters, content and a given split."""
-        return self.manifest.fingerprint
-
-    @property
-    def subjects(self) -> dict[str, Subject]:
-        """By id, sorted."""
-        return self.manifest.subjects
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Scans that could not be used when it was made: id → reason."""
-        return self.manifest.skipped
-
     @cached_property
     def split(self) -> Split:
         """The given split, or the published one. Raises `StudyError` if subjects are too few."""
-        return self.manifest.split or published_split(self.subjects)
+        manifest = self.manifest
+        return manifest.split or published_split(self.subjects, manifest.patient_of)
+
+    def labelled_subset(self, count: int, seed: int) -> tuple[str, ...]:
+        """The `count` scans of the training part whose labels may be used: see `label_subset`.
+
+        Raises `StudyError` if there are not that many.
+        """
+        return label_subset(self.split.train, count, seed, self.manifest.patient_of)
+
+    def patient(self, subject_id: str) -> str:
+        """Whose scan it is. Raises `StoreError` if it is not in the store."""
+        return self.subject(subject_id).patient
 
     def spacing_mm_ZHW(self, subject: str) -> tuple[float, float, float]:
         """Distances between the slices of a subject, and between their rows and columns, in mm."""
@@ -245,11 +234,6 @@ def _describe(
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=("subject", "slice", *names),
     )
-
-
-def usable_cpus() -> int:
-    """Cores that this process may use (Slurm and containers give fewer than there are)."""
-    return len(os.sched_getaffinity(0))
 
 
 def _no_store(folder: StoreFolder) -> StoreError:

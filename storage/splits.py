@@ -3,22 +3,33 @@
 The split is the one of Kascenas et al. (2022), by the rule in their published code: sort the ids,
 shuffle them with seed 0, give 75 % to training, 5 % to validation, the rest to the test. On the
 1251 subjects of BraTS 2021 it gives the published lists, in order; on others the rule is the same,
-unless a split is given (`split_file`).
+unless a split is given as a file.
+
+A patient is never divided. Where patients have several scans, patients are shuffled in place of
+scans, and the parts end where a patient does; label counts go on counting scans.
 """
 
 import random
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
+from pathlib import Path
 
 from fewscan.storage.errors import StudyError
 
 SPLIT_RULE = "ids sorted, shuffled by random.Random(0); 75 % train, 5 % validation, the rest test"
+PATIENT_RULE = (
+    "patients in the order of their first ids, shuffled by random.Random(0); 75 % of the scans "
+    "train, 5 % validation, the rest test, each to the nearest patient"
+)
+"""the same rule where patients have several scans"""
 PUBLISHED_SUBJECTS = 1251
 PUBLISHED_SHA256 = "76e936ad190deac8e2d8c41fe1a41d0b7731989b905bf1362105befa241d4179"
 PARTS = ("train", "validation", "test")
 FEWEST_SUBJECTS = 20  # int(0.05 * 20) is the first validation subject
+_EXPECTED = "three lists of subject ids: train, validation, test"
 
 
 @dataclass(frozen=True)
@@ -53,23 +64,46 @@ class Split:
         parts = ([i for i in getattr(self, part) if i in subject_ids] for part in PARTS)
         return Split.from_json(dict(zip(PARTS, parts, strict=True)))
 
+    def require_whole_patients(
+        self, patient_of: Mapping[str, str], where: str | Path | None = None
+    ) -> None:
+        """Raise `StudyError` that names two scans of one patient in two parts, if there are such.
 
-def published_split(subject_ids: Iterable[str]) -> Split:
-    """Split the subjects by `SPLIT_RULE`.
+        An id that `patient_of` does not have is a patient of its own.
+        """
+        first: dict[str, tuple[str, str]] = {}
+        for part in PARTS:
+            for id_ in getattr(self, part):
+                patient = patient_of.get(id_, id_)
+                other, other_part = first.setdefault(patient, (id_, part))
+                if other_part != part:
+                    raise StudyError(
+                        f"patient {patient} is in two parts: {other} in {other_part}, "
+                        f"{id_} in {part}",
+                        where=where,
+                        expected="all scans of a patient in one part",
+                        remedy="move one of them to the other's part, or leave one out",
+                    )
 
-    Raises `StudyError` if an id comes twice or there are too few subjects for all three parts.
+
+def published_split(
+    subject_ids: Iterable[str], patient_of: Mapping[str, str] | None = None
+) -> Split:
+    """Split the subjects by `SPLIT_RULE`, or by `PATIENT_RULE` if patients have several of them.
+
+    `patient_of` tells the patient of an id; an id that it does not have is a patient of its own.
+    Raises `StudyError` if an id comes twice or there are too few subjects or patients for all three
+    parts.
     """
     ids = sorted(subject_ids)
     _require_enough(ids)
-    random.Random(0).shuffle(ids)
-    train = int(len(ids) * 0.75)
-    validation = train + int(len(ids) * 0.05)
-    return Split(
-        train=tuple(ids[:train]),
-        validation=tuple(ids[train:validation]),
-        test=tuple(ids[validation:]),
-        published=is_published(ids),
-    )
+    patients = _scans_by_patient(ids, patient_of)
+    random.Random(0).shuffle(patients)
+    train, validation = _ends(list(map(len, patients)))
+    parts = patients[:train], patients[train:validation], patients[validation:]
+    published = len(patients) == len(ids) and is_published(ids)
+    train_ids, validation_ids, test_ids = (tuple(chain(*part)) for part in parts)
+    return Split(train_ids, validation_ids, test_ids, published)
 
 
 def is_published(subject_ids: Iterable[str]) -> bool:
@@ -83,10 +117,16 @@ def ids_sha256(ids: Sequence[str]) -> str:
     return sha256("\n".join(ids).encode()).hexdigest()
 
 
-def label_subset(train_ids: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
-    """Choose the `count` training scans whose labels may be used.
+def label_subset(
+    train_ids: Sequence[str],
+    count: int,
+    seed: int,
+    patient_of: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """Choose the `count` training scans whose labels may be used, patient after patient.
 
     Nested: the subset of 2 lies in the subset of 4 of the same seed; every arm gets the same.
+    `patient_of` tells the patient of an id; an id that it does not have is a patient of its own.
     Raises `StudyError` if there are not that many training scans.
     """
     if not 1 <= count <= len(train_ids):
@@ -95,9 +135,57 @@ def label_subset(train_ids: Sequence[str], count: int, seed: int) -> tuple[str, 
             expected=f"between 1 and the {len(train_ids)} training scans",
             remedy="change the label counts of the study, or prepare more scans",
         )
-    order = sorted(train_ids)
-    random.Random(seed).shuffle(order)
-    return tuple(order[:count])
+    patients = _scans_by_patient(sorted(train_ids), patient_of)
+    random.Random(seed).shuffle(patients)
+    return tuple(chain(*patients))[:count]
+
+
+def read_split(path: Path, known_ids: Collection[str]) -> Split:
+    """Read a split that a person gives: YAML or JSON with the lists train, validation and test.
+
+    Raises `StudyError` if the file is no such file, a part is empty, or an id stands twice or is
+    not among `known_ids`.
+    """
+    split = _parse(path)
+    for part in PARTS:
+        if not getattr(split, part):
+            raise StudyError(f"the part {part} is empty", where=path, expected="at least one id")
+    counts = Counter([*split.train, *split.validation, *split.test])
+    _require_none(sorted(i for i, n in counts.items() if n > 1), "more than once", path)
+    _require_none(sorted(split.ids - set(known_ids)), "not among the scans", path)
+    return split
+
+
+def _scans_by_patient(
+    sorted_ids: Sequence[str], patient_of: Mapping[str, str] | None
+) -> list[list[str]]:
+    """The ids of each patient, both in the order in which they come."""
+    patients: dict[str, list[str]] = defaultdict(list)
+    for id_ in sorted_ids:
+        patients[(patient_of or {}).get(id_, id_)].append(id_)
+    return list(patients.values())
+
+
+def _ends(scans: Sequence[int]) -> tuple[int, int]:
+    """How many patients, of so many scans each, are before the end of train and of validation.
+
+    A part ends after the patient that brings it nearest to its share of the scans, the earlier of
+    two as near; each part has a patient. Raises `StudyError` if there are fewer than three.
+    """
+    if len(scans) < len(PARTS):
+        raise StudyError(
+            f"{sum(scans)} subjects of {len(scans)} patients cannot be split",
+            expected=f"at least {len(PARTS)} patients ({PATIENT_RULE})",
+            remedy="prepare scans of more patients into the store",
+        )
+    up_to = list(accumulate(scans, initial=0))
+    train_wanted = int(up_to[-1] * 0.75)
+    validation_wanted = train_wanted + int(up_to[-1] * 0.05)
+    train = min(range(1, len(scans) - 1), key=lambda end: abs(up_to[end] - train_wanted))
+    validation = min(
+        range(train + 1, len(scans)), key=lambda end: abs(up_to[end] - validation_wanted)
+    )
+    return train, validation
 
 
 def _require_enough(ids: Sequence[str]) -> None:
@@ -109,4 +197,41 @@ def _require_enough(ids: Sequence[str]) -> None:
             f"{len(ids)} subjects leave none for validation",
             expected=f"at least {FEWEST_SUBJECTS} subjects ({SPLIT_RULE})",
             remedy="prepare more scans into the store, or give it a split (prepare --split FILE)",
+        )
+
+
+def _parse(path: Path) -> Split:
+    import yaml  # not on every machine that trains
+
+    try:
+        # All scalars as text: an id such as 007 must not become a number.
+        value = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StudyError(
+            f"the split cannot be read: {error}", where=path, expected=_EXPECTED
+        ) from error
+    if isinstance(value, list):
+        raise StudyError(
+            f"a list of {len(value)} entries, perhaps nnU-Net's folds",
+            where=path,
+            expected=_EXPECTED,
+            remedy="write a file of the three parts; of folds, say: the val of one fold as test, "
+            "the val of another as validation, the rest as train",
+        )
+    lists = value if isinstance(value, dict) else {}
+    if set(lists) != set(PARTS) or not all(
+        isinstance(ids, list) and all(isinstance(id_, str) for id_ in ids) for ids in lists.values()
+    ):
+        found = f"the keys {', '.join(lists)}" if lists else "no lists"
+        raise StudyError(found, where=path, expected=_EXPECTED)
+    return Split.from_json(lists)
+
+
+def _require_none(ids: list[str], what: str, path: Path) -> None:
+    if ids:
+        raise StudyError(
+            f"{len(ids)} ids {what}: {', '.join(ids)}",
+            where=path,
+            expected="each subject of the data set at most once",
+            remedy="correct the lists; `fewscan check STORE` and the folder of scans show the ids",
         )

@@ -17,7 +17,8 @@ import numpy as np
 
 from fewscan.storage.manifest import Subject
 from fewscan.storage.shards import DamagedShard, decode_index, decode_slice, index_bytes
-from fewscan.storage.slices import Slices, SliceStore, damaged, usable_cpus
+from fewscan.storage.slices import Slices, SliceStore, damaged
+from fewscan.storage.system.workers import usable_cpus
 
 _OPEN_SHARDS = 256
 """of 1024 files that a process may have open on most machines"""

@@ -1,6 +1,7 @@
 """A tiny nnU-Net raw data set: two channels, two classes, thick slices along the second axis."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def write_simplest(folder: Path, cases: int) -> list[str]:
 def write_nnunet(folder: Path, cases: int, **changes: Any) -> list[str]:
     """Write `cases` cases and the description with `changes`; return the ids."""
     ids = [f"case_{number:03d}" for number in range(cases)]
+    write_cases(folder, ids, **changes)
+    return ids
+
+
+def write_cases(folder: Path, ids: Sequence[str], **changes: Any) -> None:
+    """The same with these ids."""
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for seed, case in enumerate(ids):
@@ -52,6 +59,5 @@ def write_nnunet(folder: Path, cases: int, **changes: Any) -> list[str]:
         for k, voxels in enumerate(channels):
             write_nifti(folder / "imagesTr" / f"{case}_{k:04d}.nii.gz", voxels, AFFINE)
         write_nifti(folder / "labelsTr" / f"{case}.nii.gz", labels, AFFINE)
-    description = {**DESCRIPTION, "numTraining": cases, **changes}
+    description = {**DESCRIPTION, "numTraining": len(ids), **changes}
     (folder / "dataset.json").write_text(json.dumps(description))
-    return ids

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewscan.storage.anatomy import (
+from fewscan.storage.phantom.anatomy import (
     BOX_ZYX,
     Push,
     coarser,

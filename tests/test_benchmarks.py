@@ -15,7 +15,7 @@ from benchmarks.results import Finding
 from benchmarks.setting import Setting
 from fewscan.harness.plan import make_plan
 from fewscan.harness.study import Study
-from fewscan.storage.slices import usable_cpus
+from fewscan.storage.system.workers import usable_cpus
 
 TINY = (
     "network={width: 2, depth: 2}",

@@ -1,7 +1,7 @@
 import numpy as np
 
-from fewscan.storage.anatomy import BOX_ZYX, draw_head
-from fewscan.storage.lesions import Focus, draw_foci, grow, spots
+from fewscan.storage.phantom.anatomy import BOX_ZYX, draw_head
+from fewscan.storage.phantom.lesions import Focus, draw_foci, grow, spots
 
 
 def test_foci_vary_in_size_and_number() -> None:

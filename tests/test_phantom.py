@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewscan.storage import phantom
 from fewscan.storage.errors import DiskFullError, ScanError
 from fewscan.storage.nifti import read_nifti
-from fewscan.storage.phantom import AFFINE, Phantom, make_phantom, write_phantoms
+from fewscan.storage.phantom import as_brats, write
+from fewscan.storage.phantom.draw import AFFINE, Phantom, make_phantom
+from fewscan.storage.phantom.write import write_phantoms
 
 KINDS = ("flair", "t1", "t1ce", "t2", "seg")
 GOLDEN_COUNTS = [[8900380, 8078, 15579, 0, 3963], [8857905, 9440, 56525, 0, 4130]]
@@ -105,9 +106,9 @@ def test_subjects_differ(phantoms: list[Phantom]) -> None:
 
 
 def test_this_generator_draws_what_it_drew(phantoms: list[Phantom]) -> None:
-    """If this fails on purpose, raise `phantom.GENERATOR`: folders begun before must not go on."""
+    """If this fails on purpose, raise `write.GENERATOR`: folders begun before must not go on."""
     counts = [np.bincount(subject.labels_XYZ.ravel(), minlength=5) for subject in phantoms[:2]]
-    assert phantom.GENERATOR == 1
+    assert write.GENERATOR == 1
     np.testing.assert_allclose(counts, GOLDEN_COUNTS, rtol=1e-3)
 
 
@@ -143,7 +144,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         drawn.append(index)
         return Phantom(np.full((4, 2, 2, 2), index, np.int16), np.zeros((2, 2, 2), np.uint8))
 
-    monkeypatch.setattr(phantom, "make_phantom", draw)
+    monkeypatch.setattr(write, "make_phantom", draw)
     return drawn
 
 
@@ -205,7 +206,7 @@ def test_a_full_disk_leaves_no_half_subject(
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(phantom, "write_nifti", full)
+    monkeypatch.setattr(as_brats, "write_nifti", full)
     with pytest.raises(DiskFullError):
         write_phantoms(tmp_path, subjects=1, workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["phantom.json"]

@@ -25,12 +25,13 @@ from fewscan.harness.predict import on_the_scan, predict, write_prediction
 from fewscan.harness.study import parse_study
 from fewscan.harness.trained import load_trained
 from fewscan.storage.errors import FewscanError, RunError, ScanError
+from fewscan.storage.find import find_scans
 from fewscan.storage.geometry import Turn, orientation
 from fewscan.storage.nifti import read_nifti, write_nifti
 from fewscan.storage.prepare import prepare
 from fewscan.storage.preprocess import preprocess
 from fewscan.storage.runs import RunFolder
-from fewscan.storage.scans import Scan, find_scans, read_scan
+from fewscan.storage.scans import Scan, read_scan
 
 
 @dataclass(frozen=True)

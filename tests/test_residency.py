@@ -27,12 +27,13 @@ from fewscan.experiments.spec import (
     to_json,
 )
 from fewscan.experiments.stages import run_stage
-from fewscan.storage import node_folder, shared_slices
+from fewscan.storage import shared_slices
 from fewscan.storage.errors import DeviceError
-from fewscan.storage.memory import available_bytes
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.shared_slices import SharedSlices
 from fewscan.storage.slices import SliceStore
+from fewscan.storage.system import node_folder
+from fewscan.storage.system.memory import available_bytes
 
 KINDS: tuple[Residency, ...] = ("device", "shared", "stream", "auto")
 TRAINING = Training(iterations=3, validate_every=2, batch_size=4, lr=1e-2, validation_slices=5)
@@ -148,7 +149,7 @@ def test_without_room_slices_go_to_the_next_place(
 USER = """
 import sys, time
 from pathlib import Path
-from fewscan.storage import node_folder
+from fewscan.storage.system import node_folder
 node_folder.join(Path(sys.argv[1]))
 print("joined", flush=True)
 time.sleep(60)

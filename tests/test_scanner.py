@@ -3,9 +3,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fewscan.storage.anatomy import BOX_ZYX, doubled, draw_head
-from fewscan.storage.phantom import healthy_layers
-from fewscan.storage.scanner import MODALITIES, SIGNAL_M, Layer, acquire
+from fewscan.storage.phantom.anatomy import BOX_ZYX, doubled, draw_head
+from fewscan.storage.phantom.draw import healthy_layers
+from fewscan.storage.phantom.scanner import MODALITIES, SIGNAL_M, Layer, acquire
 
 # Darkest first, as radiologists see them.
 ORDER = {

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_scans import AFFINE, PARTS_2021, fake_images, write_subject
+from fake_scans import AFFINE, fake_images, write_subject
 
-from fewscan.storage.brats import group_files
 from fewscan.storage.errors import ScanError
+from fewscan.storage.find import find_scans
 from fewscan.storage.nifti import read_nifti, write_nifti
-from fewscan.storage.scans import Scan, find_scans, read_scan
+from fewscan.storage.scans import Scan, read_scan
 
 OLD, NEW = "BraTS2021_00007", "BraTS-GLI-00008-001"
 
@@ -34,75 +34,12 @@ def test_both_namings_give_the_same_scan(tmp_path: Path, subject: str, suffix: s
     assert scan.spacing_mm == (1.0, 1.0, 1.5)
 
 
-def test_catalog(tmp_path: Path) -> None:
-    write_subject(tmp_path / "a" / "b", OLD)
-    write_subject(tmp_path, NEW)
-    (tmp_path / NEW / "notes.txt").write_text("not a scan")
-    (tmp_path / NEW / f"._{NEW}-t1n.nii.gz").write_bytes(b"left by a Mac")
-    catalog = find_scans(tmp_path)
-    assert catalog.channels == ("flair", "t1", "t1ce", "t2")
-    assert catalog.classes == ("necrotic_core", "oedema", "enhancing")
-    assert [files.id for files in catalog.scans] == [NEW, OLD]
-    assert [files.naming for files in catalog.scans] == ["BraTS 2023", "BraTS 2021"]
-    assert [files.label_values for files in catalog.scans] == [(1, 2, 3), (1, 2, 4)]
-    assert [path.name[-9:-7] for path in catalog.scans[0].channel_files] == ["2f", "1n", "1c", "2w"]
-    assert catalog.problems == {}
-
-
-def test_a_scan_without_labels_can_be_read_from_its_files(tmp_path: Path) -> None:
-    place = write_subject(tmp_path, OLD)
-    paths = [place / f"{OLD}_{part}.nii.gz" for part in PARTS_2021]
-    (files,) = group_files(reversed(paths)).scans
-    assert files.channel_files == tuple(paths)
-    assert files.label_file is None
-    assert read_scan(files).labels_XYZ is None
-
-
-def test_strange_folders_are_problems_of_their_own(tmp_path: Path) -> None:
-    write_subject(tmp_path, OLD)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "other").mkdir()
-    write_nifti(tmp_path / "other" / "brain.nii.gz", np.ones((2, 2, 2)), AFFINE)
-    problems = find_scans(tmp_path).problems
-    assert problems["empty"].found == "an empty folder"
-    assert "brain.nii.gz" in problems["other"].found
-    assert "flair" in problems["other"].expected
-
-
 def test_nothing_to_find(tmp_path: Path) -> None:
     with pytest.raises(ScanError, match="no such folder") as caught:
         find_scans(tmp_path / "none")
     assert caught.value.where == str(tmp_path / "none")
     with pytest.raises(ScanError, match="no scans"):
         find_scans(tmp_path)
-
-
-@pytest.mark.parametrize("part", ["flair", "t1ce"])
-def test_missing_modality(tmp_path: Path, part: str) -> None:
-    (write_subject(tmp_path, OLD) / f"{OLD}_{part}.nii.gz").unlink()
-    catalog = find_scans(tmp_path)
-    assert catalog.scans == ()
-    assert catalog.problems[OLD].found == f"missing: {OLD}_{part}.nii.gz"
-    assert catalog.problems[OLD].where == str(tmp_path / OLD)
-
-
-def test_same_subject_in_two_folders(tmp_path: Path) -> None:
-    write_subject(tmp_path / "a", OLD)
-    write_subject(tmp_path / "b", OLD)
-    problem = find_scans(tmp_path).problems[OLD]
-    assert "twice" in problem.found
-    assert str(tmp_path / "a") in problem.found
-    assert str(tmp_path / "b") in problem.found
-
-
-def test_same_subject_in_both_editions(tmp_path: Path) -> None:
-    write_subject(tmp_path, "BraTS-GLI-00007-000")
-    write_subject(tmp_path, OLD)
-    write_subject(tmp_path, "BraTS-GLI-00007-001")
-    catalog = find_scans(tmp_path)
-    assert [files.id for files in catalog.scans] == ["BraTS-GLI-00007-001"], "a later scan is new"
-    assert set(catalog.problems) == {OLD, "BraTS-GLI-00007-000"}
-    assert "BraTS2021_00007" in catalog.problems["BraTS-GLI-00007-000"].found
 
 
 def rewrite(

@@ -38,7 +38,7 @@ def test_what_a_store_says(path: Path) -> None:
     assert len(store.fingerprint) == 64
     assert store.channels == ("flair", "t1", "t1ce", "t2")
     assert store.classes == ("necrotic_core", "oedema", "enhancing")
-    assert store.skipped == {}
+    assert store.manifest.skipped == {}
     assert list(store.subjects) == [f"BraTS2021_{number:05d}" for number in range(21)]
     assert store.split == published_split(store.subjects)
     assert not store.split.published

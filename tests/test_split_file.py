@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_nnunet import write_nnunet
+from fake_nnunet import write_cases, write_nnunet
 
 from fewscan.storage.check import check
 from fewscan.storage.errors import StudyError
 from fewscan.storage.prepare import prepare
 from fewscan.storage.slices import SliceStore
-from fewscan.storage.split_file import read_split
-from fewscan.storage.splits import published_split
+from fewscan.storage.splits import published_split, read_split
 
 IDS = [f"{number:03d}" for number in range(6)]
 GOOD = {"train": ["003", "001"], "validation": ["000"], "test": ["005", "004"]}
@@ -124,3 +123,35 @@ def test_the_published_split_given_as_a_file_is_the_published_split(tmp_path: Pa
     file = write(tmp_path / "split.json", published_split(ids).to_json())
     given = prepare(tmp_path / "raw", tmp_path / "two", 16, 1, split=file)
     assert given.fingerprint == by_rule.fingerprint
+
+
+def test_a_patient_in_two_parts_is_refused_with_the_scans(tmp_path: Path) -> None:
+    ids = ["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1", "sub-03_ses-1"]
+    write_cases(tmp_path / "raw", ids)
+    lists = {"train": [ids[0]], "validation": [ids[2]], "test": [ids[3], ids[1]]}
+    file = write(tmp_path / "split.yaml", lists)
+    with pytest.raises(StudyError) as caught:
+        prepare(tmp_path / "raw", tmp_path / "store", 16, 1, split=file)
+    assert caught.value.found == (
+        "patient sub-01 is in two parts: sub-01_ses-1 in train, sub-01_ses-2 in test"
+    )
+    assert caught.value.where == str(file)
+    assert caught.value.remedy
+    whole = {"train": ids[:2], "validation": [ids[2]], "test": [ids[3]]}
+    prepare(tmp_path / "raw", tmp_path / "store", 16, 1, split=write(file, whole))
+    assert SliceStore.open(tmp_path / "store").split.to_json() == whole
+
+
+def test_a_new_scan_of_a_patient_of_another_part_is_left_out(tmp_path: Path) -> None:
+    """It is in no part until the split names it, which it may do in the patient's part alone."""
+    ids = ["sub-01_ses-1", "sub-02_ses-1", "sub-03_ses-1"]
+    write_cases(tmp_path / "raw", ids)
+    lists = dict(zip(("train", "validation", "test"), ([i] for i in ids), strict=True))
+    file = write(tmp_path / "split.yaml", lists)
+    prepare(tmp_path / "raw", tmp_path / "store", 16, 1, split=file)
+    write_cases(tmp_path / "raw", [*ids, "sub-03_ses-2"])
+    report = prepare(tmp_path / "raw", tmp_path / "store", 16, 1)
+    assert report.left_out == ("sub-03_ses-2",)
+    file = write(file, lists | {"train": [ids[0], "sub-03_ses-2"]})
+    with pytest.raises(StudyError, match="patient sub-03 is in two parts"):
+        prepare(tmp_path / "raw", tmp_path / "store", 16, 1, split=file)

@@ -1,6 +1,7 @@
-"""The split is the published rule; label subsets are nested."""
+"""The split is the published rule, label subsets are nested, and no patient is divided."""
 
 import random
+from itertools import groupby
 
 import pytest
 from hypothesis import given, settings
@@ -96,3 +97,71 @@ def test_label_subsets_differ_between_seeds() -> None:
 def test_a_label_count_that_the_training_set_cannot_give(count: int) -> None:
     with pytest.raises(StudyError, match=f"label count of {count}"):
         label_subset(subjects(10), count, 0)
+
+
+SCANS_OF = st.lists(st.integers(1, 6), min_size=20, max_size=60)
+
+
+def scans_of_patients(counts: list[int]) -> dict[str, str]:
+    """Scan → patient, of so many scans each."""
+    return {f"P{p:02d}-{k}": f"P{p:02d}" for p, count in enumerate(counts) for k in range(count)}
+
+
+@settings(deadline=None, max_examples=30)
+@given(COUNTS, st.integers(0, 2**32), st.data())
+def test_one_scan_a_patient_changes_nothing(count: int, seed: int, data: st.DataObject) -> None:
+    ids = subjects(count)
+    patient_of = {id_: f"patient {id_}" for id_ in ids}
+    assert published_split(ids, patient_of) == published_split(ids)
+    labels = data.draw(st.integers(1, count))
+    assert label_subset(ids, labels, seed, patient_of) == label_subset(ids, labels, seed)
+
+
+@settings(deadline=None, max_examples=50)
+@given(SCANS_OF, st.randoms())
+def test_no_patient_is_divided(counts: list[int], shuffler: random.Random) -> None:
+    patient_of = scans_of_patients(counts)
+    ids = list(patient_of)
+    shuffler.shuffle(ids)
+    split = published_split(ids, patient_of)
+    split.require_whole_patients(patient_of)
+    assert sorted(split.train + split.validation + split.test) == sorted(ids)
+    assert min(len(split.train), len(split.validation), len(split.test)) >= 1
+    assert abs(len(split.train) - 0.75 * len(ids)) <= max(counts)
+    assert not split.published
+
+
+def test_the_rule_for_patients() -> None:
+    """Ten of three scans: training wants 22 and gets 21, and with validation 23 and gets 24."""
+    patient_of = scans_of_patients([3] * 10)
+    split = published_split(patient_of, patient_of)
+    assert list(map(len, split.to_json().values())) == [21, 3, 6]
+    patients = [f"P{p:02d}" for p in range(10)]
+    random.Random(0).shuffle(patients)
+    assert list(split.train) == [f"{p}-{k}" for p in patients[:7] for k in range(3)]
+
+
+def test_too_few_patients_for_three_parts() -> None:
+    patient_of = scans_of_patients([20, 20])
+    with pytest.raises(StudyError, match="40 subjects of 2 patients cannot be split") as caught:
+        published_split(patient_of, patient_of)
+    assert caught.value.remedy == "prepare scans of more patients into the store"
+    lopsided = scans_of_patients([40, 1, 1])
+    split = published_split(lopsided, lopsided)
+    assert min(map(len, split.to_json().values())) >= 1
+
+
+@settings(deadline=None, max_examples=50)
+@given(SCANS_OF, st.integers(0, 2**32), st.data())
+def test_label_subsets_go_patient_after_patient(
+    counts: list[int], seed: int, data: st.DataObject
+) -> None:
+    patient_of = scans_of_patients(counts)
+    larger = data.draw(st.integers(1, len(patient_of)))
+    smaller = data.draw(st.integers(1, larger))
+    subset = label_subset(list(patient_of), larger, seed, patient_of)
+    assert len(subset) == larger
+    assert subset[:smaller] == label_subset(list(patient_of)[::-1], smaller, seed, patient_of)
+    together = [(patient, list(ids)) for patient, ids in groupby(subset, patient_of.__getitem__)]
+    assert len({patient for patient, _ in together}) == len(together)
+    assert all(ids == sorted(ids) for _, ids in together)

@@ -9,11 +9,11 @@ import psutil
 import pytest
 
 from fewscan.storage.errors import FewscanError
-from fewscan.storage.workers import in_processes
+from fewscan.storage.system.workers import in_processes
 
 PARENT = """
 import time
-from fewscan.storage.workers import in_processes
+from fewscan.storage.system.workers import in_processes
 if __name__ == "__main__":
     list(in_processes(time.sleep, [0, 0, 600, 600], 2))
 """

@@ -16,9 +16,9 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from fewscan.experiments.spec import Segment
 from fewscan.harness.plan import Plan, load_plan
 from fewscan.harness.tracking import ui
+from fewscan.harness.tracking.mlflow_study import study_identity
 from fewscan.harness.tracking.saved_views import report_page, saved_views
 from fewscan.harness.tracking.tracker import sync
-from fewscan.harness.tracking.mlflow_study import study_identity
 
 SWITCHES = (
     "--disable-gpu",

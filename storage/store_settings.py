@@ -11,11 +11,10 @@ from fewscan.storage.geometry import Axis, slice_axis, thickest_axis
 from fewscan.storage.intensity import Normalisation
 from fewscan.storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.nifti import Grid, read_grid
-from fewscan.storage.split_file import read_split
-from fewscan.storage.splits import Split, published_split
+from fewscan.storage.splits import Split, published_split, read_split
 
 
-def agreed_parameters(
+def settled_parameters(
     folder: StoreFolder,
     catalog: Catalog,
     size: int,
@@ -76,10 +75,20 @@ def _grid_of(files: ScanFiles) -> Grid | None:
     return grid if len(grid.shape) == 3 else None
 
 
-def agreed_split(folder: StoreFolder, file: Path | None, known: Collection[str]) -> Split | None:
-    """The split that is asked for, or the one that the store has. Raises `StudyError`."""
-    if file is not None:
-        return read_split(file, known)
+def settled_split(
+    folder: StoreFolder, file: Path | None, known: Collection[str], patient_of: Mapping[str, str]
+) -> Split | None:
+    """The split that is asked for, or the one that the store has; None: the published rule.
+
+    Raises `StudyError` if the file is wrong, or a patient's scans would be in two parts.
+    """
+    split = _present_split(folder) if file is None else read_split(file, known)
+    if split is not None:
+        split.require_whole_patients(patient_of, where=file or folder.path)
+    return split
+
+
+def _present_split(folder: StoreFolder) -> Split | None:
     if folder.manifest.exists():
         return Manifest.read(folder.manifest).given_split
     begun = json.loads(folder.parameters.read_bytes()) if folder.parameters.exists() else {}
@@ -94,8 +103,9 @@ def split_to_keep(given: Split | None, subjects: Mapping[str, Subject]) -> Split
     for part, ids in present.items():
         if not ids:
             found = f"none of the scans in the part {part} of the split can be used"
-            raise StudyError(found, expected="at least one", remedy="mend the scans or the split")
+            raise StudyError(found, expected="at least one", remedy="fix the scans or the split")
     with suppress(StudyError):  # too few subjects for the rule
-        if given.to_json() == published_split(subjects).to_json():
+        by_rule = published_split(subjects, {i: s.patient for i, s in subjects.items()})
+        if given.to_json() == by_rule.to_json():
             return None
     return given

@@ -41,6 +41,11 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
+def usable_cpus() -> int:
+    """Cores that this process may use (Slurm and containers give fewer than there are)."""
+    return len(os.sched_getaffinity(0))
+
+
 def _end_with_parent() -> None:
     """In a worker: end when the parent is killed; leave Ctrl-C to the parent."""
     parent = parent_process()

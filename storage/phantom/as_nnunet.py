@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from fewscan.storage.atomic import write_json
+from fewscan.storage.conventions.nnunet import DATASET, IMAGES, LABELS
 from fewscan.storage.nifti import write_nifti
-from fewscan.storage.nnunet import DATASET, IMAGES, LABELS
+from fewscan.storage.phantom.draw import AFFINE, Phantom
 
+RECORD = {"form": "nnunet"}
+"""what a folder's record says of its form"""
 CHANNELS = ("FLAIR", "T1ce")
 CLASSES = ("oedema", "core")
 SHAPE_XYZ = (70, 48, 152)
@@ -34,22 +37,21 @@ def case_files(out: Path, index: int) -> list[Path]:
     return [*images, out / LABELS / f"{case}.nii.gz"]
 
 
-def write_case(
-    out: Path, index: int, images_MXYZ: np.ndarray, labels_XYZ: np.ndarray, affine: np.ndarray
-) -> None:
-    """Write one phantom, given with its own affine, as a case of the data set."""
+def write_case(out: Path, index: int, phantom: Phantom) -> None:
+    """Write one phantom as a case of the data set."""
     *channel_files, label_file = case_files(out, index)
     for folder in (out / IMAGES, out / LABELS):
         folder.mkdir(exist_ok=True)
     for path, modality, shift in zip(channel_files, _MODALITIES, BACKGROUND, strict=True):
-        slabs_XYZ = _blocks(images_MXYZ[modality]).mean(axis=(1, 3, 5)).round() + shift
-        write_nifti(path, slabs_XYZ.astype(np.int16), slab_affine(affine))
-    middle_XYZ = _blocks(labels_XYZ)[:, SPACING_MM[0] // 2, :, SPACING_MM[1] // 2, :, 0]
-    write_nifti(label_file, _CLASS_OF[middle_XYZ], slab_affine(affine))
+        slabs_XYZ = _blocks(phantom.images_MXYZ[modality]).mean(axis=(1, 3, 5)).round() + shift
+        write_nifti(path, slabs_XYZ.astype(np.int16), slab_affine(AFFINE))
+    middle_XYZ = _blocks(phantom.labels_XYZ)[:, SPACING_MM[0] // 2, :, SPACING_MM[1] // 2, :, 0]
+    write_nifti(label_file, _CLASS_OF[middle_XYZ], slab_affine(AFFINE))
 
 
-def describe(out: Path, cases: int) -> None:
-    """Write the `dataset.json` of a folder that holds so many cases."""
+def describe(out: Path) -> None:
+    """Write the `dataset.json` of the cases that are in the folder."""
+    cases = len(list((out / LABELS).glob("*.nii.gz")))
     description = {
         "channel_names": {str(k): name for k, name in enumerate(CHANNELS)},
         "labels": {"background": 0, **{name: k for k, name in enumerate(CLASSES, start=1)}},

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewscan.storage.anatomy import (
+from fewscan.storage.phantom.anatomy import (
     BOX_ZYX,
     Head,
     Point,
@@ -105,7 +105,8 @@ def _slices_within_reach(focus: Focus, head: Head) -> np.ndarray:
     rows = np.arange(len(head.brain_ZYX))
     occupied = np.count_nonzero((head.brain_ZYX > 0).any(axis=(1, 2)))
     depth = (1 - FREE_SHARE) * occupied - 2 * np.abs(rows - here)
-    return depth.astype(np.float32)[:, None, None]
+    slab: np.ndarray = depth.astype(np.float32)[:, None, None]
+    return slab
 
 
 def _grow_one(
@@ -143,7 +144,8 @@ def _filled(growth: np.ndarray, allowed: np.ndarray, volume_mm3: float) -> np.nd
     """The growth, stopped where it is not allowed and when it has its volume."""
     values = growth[allowed > 0]
     count = min(round(volume_mm3 / 8), values.size - 1)
-    return np.minimum(growth - np.partition(values, -count)[-count], allowed)
+    stopped: np.ndarray = np.minimum(growth - np.partition(values, -count)[-count], allowed)
+    return stopped
 
 
 def vessels(rng: np.random.Generator) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewscan.storage.anatomy import BOX_ZYX, smooth_noise
+from fewscan.storage.phantom.anatomy import BOX_ZYX, smooth_noise
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 

@@ -19,8 +19,8 @@ _USERS = ".users-of-this-folder"
 _held: dict[Path, IO[str]] = {}
 
 
-def beside(on_disk: Path) -> tuple[Path, ...]:
-    """Where to share files: in memory under the name of `on_disk`, or in a folder inside that."""
+def candidates(on_disk: Path) -> tuple[Path, ...]:
+    """Folders to share files in, best first: in memory by the name of `on_disk`, or inside that."""
     in_memory = (MEMORY / on_disk.name,) if MEMORY.is_dir() else ()
     return (*in_memory, on_disk / "shared")
 

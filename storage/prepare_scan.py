@@ -11,6 +11,7 @@ import numpy as np
 
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.catalog import ScanFiles
+from fewscan.storage.conventions.registry import LABELS
 from fewscan.storage.errors import ScanError
 from fewscan.storage.manifest import Parameters, StoreFolder, Subject
 from fewscan.storage.preprocess import ScanSlices, preprocess
@@ -20,33 +21,33 @@ from fewscan.storage.slices import slices_sha256
 
 
 @dataclass(frozen=True)
-class Job:
-    """One subject to prepare; goes to a worker process."""
+class ScanToPrepare:
+    """One scan and its place in the store; goes to a worker process."""
 
     files: ScanFiles
     scans: Path
-    """the folder that file names are told relative to"""
+    """the folder that file names in the record are relative to"""
     row: int
     """where the subject goes in the store"""
     folder: StoreFolder
     parameters: Parameters
 
 
-def prepare_subject(job: Job) -> tuple[str, ScanError | None]:
-    """Write one subject's shards, then its record; return its id and what is wrong with it."""
+def prepare_scan(work: ScanToPrepare) -> tuple[str, ScanError | None]:
+    """Write one scan's shards, then its record; return its id and what is wrong with it."""
     try:
-        files, parameters = job.files, job.parameters
+        files, parameters = work.files, work.parameters
         _require_labels(files)
         scan = read_scan(files)
         slices = preprocess(scan, parameters.size, parameters.axis, parameters.normalisation)
         _require_room(scan, slices, files, parameters)
     except ScanError as error:
-        return job.files.id, error
+        return work.files.id, error
     assert slices.labels_NHW is not None
-    folder, row = job.folder, job.row
+    folder, row = work.folder, work.row
     _write_shard(folder.images_shard(row), slices.images_NCHW, slices.first, parameters.depth)
     _write_shard(folder.labels_shard(row), slices.labels_NHW, slices.first, parameters.depth)
-    record = json.dumps(_subject(job, scan, slices).to_json())
+    record = json.dumps(_subject(work, scan, slices).to_json())
     write_bytes(folder.record(files.id), record.encode())
     return files.id, None
 
@@ -56,7 +57,7 @@ def _require_labels(files: ScanFiles) -> None:
         raise ScanError(
             "no segmentation",
             where=files.channel_files[0].parent,
-            expected="a label file (BraTS: seg, beside the channels; nnU-Net: in labelsTr)",
+            expected=f"a label file ({LABELS})",
             remedy="add it; a store holds labelled scans only",
         )
 
@@ -80,19 +81,19 @@ def _write_shard(path: Path, slices_N: np.ndarray, first: int, depth: int) -> No
         write_bytes(path, shard)
 
 
-def _subject(job: Job, scan: Scan, slices: ScanSlices) -> Subject:
+def _subject(work: ScanToPrepare, scan: Scan, slices: ScanSlices) -> Subject:
     labels_NHW = slices.labels_NHW
     assert labels_NHW is not None
     assert scan.labels_XYZ is not None
-    assert job.files.label_file is not None
-    classes = range(1, len(job.parameters.classes) + 1)
+    assert work.files.label_file is not None
+    classes = range(1, len(work.parameters.classes) + 1)
     voxel_mm3 = abs(float(np.linalg.det(scan.affine[:3, :3])))
     pixels_NK = np.stack([(labels_NHW == k).sum(axis=(1, 2)) for k in classes], axis=1)
     x, y, z = scan.labels_XYZ.shape
-    files = (*job.files.channel_files, job.files.label_file)
+    files = (*work.files.channel_files, work.files.label_file)
     return Subject(
-        id=job.files.id,
-        row=job.row,
+        id=work.files.id,
+        row=work.row,
         first=slices.first,
         last=slices.first + len(labels_NHW) - 1,
         lesion_pixels_NK=pixels_NK.astype(np.int32),
@@ -100,9 +101,10 @@ def _subject(job: Job, scan: Scan, slices: ScanSlices) -> Subject:
         affine=tuple(map(tuple, scan.affine.tolist())),
         spacing_mm=scan.spacing_mm,
         quantiles=slices.quantiles,
-        naming=job.files.naming,
-        label_values=job.files.label_values,
-        files=tuple(path.relative_to(job.scans).as_posix() for path in files),
+        naming=work.files.naming,
+        label_values=work.files.label_values,
+        files=tuple(path.relative_to(work.scans).as_posix() for path in files),
         lesion_mm3=tuple(np.count_nonzero(scan.labels_XYZ == k) * voxel_mm3 for k in classes),
         sha256=slices_sha256(slices.first, slices.images_NCHW, labels_NHW),
+        patient=work.files.patient,
     )

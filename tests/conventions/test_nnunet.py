@@ -1,22 +1,37 @@
 """An nnU-Net raw data set is read as it is; what is not supported is refused with its reason."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_nnunet import AFFINE, fake_case, write_nnunet
+from convention_suite import ConventionSuite
+from fake_nnunet import AFFINE, fake_case, write_cases, write_nnunet
 
 from fewscan.storage.check import check
+from fewscan.storage.conventions.nnunet import NnUNet
 from fewscan.storage.errors import ScanError
+from fewscan.storage.find import find_scans
 from fewscan.storage.nifti import read_nifti
-from fewscan.storage.phantom import make_phantom, write_phantoms
-from fewscan.storage.phantom_nnunet import SPACING_MM
+from fewscan.storage.phantom.as_nnunet import SPACING_MM
+from fewscan.storage.phantom.draw import make_phantom
+from fewscan.storage.phantom.write import write_phantoms
 from fewscan.storage.prepare import prepare
 from fewscan.storage.preprocess import preprocess
-from fewscan.storage.scans import find_scans, read_scan
+from fewscan.storage.scans import read_scan
 from fewscan.storage.slices import SliceStore
+
+
+class TestTheContract(ConventionSuite):
+    kind = NnUNet
+    ids = ("case_000", "case_001", "prostate")
+    time_points = ("sub-7_ses-01", "sub-7_ses-02")
+    patient = "sub-7"
+
+    def write(self, folder: Path, ids: Sequence[str]) -> None:
+        write_cases(folder, ids)
 
 
 def test_catalog(tmp_path: Path) -> None:
@@ -122,7 +137,7 @@ def test_the_phantom_data_set(tmp_path: Path) -> None:
     def centre_mm(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
         return affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + affine[:3, 3]
 
-    from fewscan.storage.phantom import AFFINE as PHANTOM
+    from fewscan.storage.phantom.draw import AFFINE as PHANTOM
 
     here = centre_mm(scan.labels_XYZ == 2, scan.affine)
     np.testing.assert_allclose(here, centre_mm(core, PHANTOM), atol=1)

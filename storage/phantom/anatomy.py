@@ -132,7 +132,8 @@ def ellipsoid(
     ]
     radius = length(*scaled)
     slope = length(*(p / np.float32(a) for p, a in zip(scaled, axes_mm, strict=True)))
-    return radius * (1 - radius) / (slope + np.float32(1e-6))
+    depth: np.ndarray = radius * (1 - radius) / (slope + np.float32(1e-6))
+    return depth
 
 
 def tube(place: Place, path_mm: Sequence[Point], radius_mm: np.ndarray | float) -> np.ndarray:
@@ -150,7 +151,8 @@ def tube(place: Place, path_mm: Sequence[Point], radius_mm: np.ndarray | float) 
 
 def length(*components: np.ndarray) -> np.ndarray:
     """Euclidean length of a field of vectors."""
-    return np.sqrt(sum(c * c for c in components))
+    norm: np.ndarray = np.sqrt(sum(c * c for c in components))
+    return norm
 
 
 def _deformed(rng: np.random.Generator, pushes: Sequence[Push]) -> Place:
@@ -188,7 +190,8 @@ def _folds(rng: np.random.Generator, place: Place, depth: np.ndarray) -> np.ndar
     level = z + 8 - np.float32(0.3) * (y + 10)
     beyond = np.maximum(np.maximum(np.abs(y + 5) - 38, 34 - np.abs(x)), 0)
     lateral = length(level, np.maximum(depth - 25, 0), beyond)
-    return np.minimum(np.minimum(sulci, lateral), midline)
+    distance: np.ndarray = np.minimum(np.minimum(sulci, lateral), midline)
+    return distance
 
 
 def _sheets(rng: np.random.Generator, place: Place) -> np.ndarray:
@@ -204,7 +207,8 @@ def _sheets(rng: np.random.Generator, place: Place) -> np.ndarray:
         for p, n in zip(place, lattice.shape, strict=True)
     ]
     noise = map_coordinates(lattice, index, order=1, mode="nearest")
-    return np.abs(noise) / (length(*np.gradient(noise, 2.0)) + np.float32(0.01))
+    distance: np.ndarray = np.abs(noise) / (length(*np.gradient(noise, 2.0)) + np.float32(0.01))
+    return distance
 
 
 def _leaves(rng: np.random.Generator, place: Place, depth: np.ndarray) -> np.ndarray:
@@ -228,7 +232,8 @@ def _ventricles(rng: np.random.Generator, place: Place, size: float) -> np.ndarr
     temporal = tube(paired, [body[-1], (-22, 8, 34)], np.float32(2.4 * size) * lean)
     third = ellipsoid(place, (-4, 6, 0), (9, 13, 1.2 + 1.4 * size))
     fourth = ellipsoid(place, (-44, 33, 0), (9, 4, 6))
-    return np.max([lateral, horns, temporal, third, fourth], axis=0)
+    inside: np.ndarray = np.max([lateral, horns, temporal, third, fourth], axis=0)
+    return inside
 
 
 def _nuclei(rng: np.random.Generator, place: Place) -> np.ndarray:
@@ -237,4 +242,5 @@ def _nuclei(rng: np.random.Generator, place: Place) -> np.ndarray:
     thalamus = ellipsoid(paired, (-1, 10, 12), (8, 14, 9))
     putamen = ellipsoid(paired, (0, -7, 27), (9, 17, 5.5))
     caudate = ellipsoid(paired, (6, -27, 16), (9, 8, 5))
-    return np.max([thalamus, putamen, caudate], axis=0) + rng.uniform(-0.5, 0.5)
+    inside: np.ndarray = np.max([thalamus, putamen, caudate], axis=0) + rng.uniform(-0.5, 0.5)
+    return inside

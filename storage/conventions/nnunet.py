@@ -8,12 +8,18 @@ refused: the study's losses and metrics know one class a voxel.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewscan.storage.catalog import Catalog, ScanFiles
+from fewscan.storage.conventions.convention import (
+    Convention,
+    files_in,
+    require_channels,
+    require_one,
+)
 from fewscan.storage.errors import ScanError
 
 NAME = "nnU-Net"
@@ -45,30 +51,73 @@ def recognise(file_name: str) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
-def find_nnunet(folder: Path) -> Catalog:
-    """The labelled cases of the raw data set in `folder`. Raises `ScanError`."""
-    description = read_description(folder / DATASET)
-    images, strangers = _images(folder / IMAGES, description)
-    labels = {
-        path.name.removesuffix(description.ending): path
-        for path in _files(folder / LABELS)
-        if path.name.endswith(description.ending)
-    }
-    scans, problems = [], strangers
-    for case in sorted({*images, *labels}):
-        try:
-            scans.append(_scan_files(case, images.get(case, {}), labels.get(case), description))
-        except ScanError as error:
-            problems[case] = error
-    if description.cases is not None and len(labels) != description.cases:
-        problems[DATASET] = ScanError(
-            f"{len(labels)} files in {LABELS}",
-            where=folder / DATASET,
-            expected=f"numTraining, {description.cases}",
-            remedy="copy the missing cases, or correct numTraining",
-        )
-    channels, classes = description.channels, description.classes
-    return Catalog(channels, classes, tuple(scans), problems, None, "percentiles")
+class NnUNet(Convention):
+    """nnU-Net v2."""
+
+    name = NAME
+    layout = "an nnU-Net v2 raw data set (dataset.json, imagesTr, labelsTr; imagesTs is not read)"
+    expected = f"an nnU-Net raw data set with its {DATASET}"
+    labels = f"in {LABELS}"
+    endings = _ENDINGS
+    axis = None
+    normalisation = "percentiles"
+
+    def looks_like(self, folder: Path) -> bool:
+        """Whether there is a `dataset.json` in it."""
+        return (folder / DATASET).is_file()
+
+    def find(self, folder: Path) -> Catalog:
+        """The labelled cases of the raw data set in `folder`. Raises `ScanError`."""
+        description = read_description(folder / DATASET)
+        images, strangers = _images(folder / IMAGES, description)
+        labels = {
+            path.name.removesuffix(description.ending): path
+            for path in _files(folder / LABELS)
+            if path.name.endswith(description.ending)
+        }
+        scans, problems = [], strangers
+        for case in sorted({*images, *labels}):
+            try:
+                files = _scan_files(case, images.get(case, {}), labels.get(case), description)
+                scans.append(files)
+            except ScanError as error:
+                problems[case] = error
+        if description.cases is not None and len(labels) != description.cases:
+            problems[DATASET] = ScanError(
+                f"{len(labels)} files in {LABELS}",
+                where=folder / DATASET,
+                expected=f"numTraining, {description.cases}",
+                remedy="copy the missing cases, or correct numTraining",
+            )
+        found = description.channels, description.classes, tuple(scans), problems
+        return Catalog(*found, self.axis, self.normalisation)
+
+    def find_one(
+        self, paths: Sequence[Path], channels: Sequence[str], classes: Sequence[str]
+    ) -> ScanFiles | None:
+        """The one case, by the numbers in its files' names.
+
+        The channels' names are looked at if `dataset.json` is beside the files or a folder above.
+        """
+        where = paths[0]
+        files = files_in(paths, self.endings)
+        found = {path: case for path in files if (case := recognise(path.name))}
+        if not found:
+            return None
+        require_one(sorted({case for case, _ in found.values()}), files[0].parent)
+        numbered = {number: path for path, (_, number) in found.items()}
+        described = [folder / DATASET for path in found for folder in path.absolute().parents[:2]]
+        names = next((read_description(f).channels for f in described if f.is_file()), None)
+        if names:
+            require_channels(names, channels, NAME, where)
+        missing = [f"_{k:04d}" for k in range(len(channels)) if k not in numbered]
+        if missing:
+            expected = f"the channels {', '.join(channels)} as _0000, _0001, ..."
+            raise ScanError(f"missing: {', '.join(missing)}", where=where, expected=expected)
+        require_channels([f"_{k:04d}" for k in numbered], channels, NAME, where, by_name=False)
+        ordered = tuple(numbered[k] for k in range(len(channels)))
+        values = tuple(range(1, len(classes) + 1))
+        return ScanFiles(next(iter(found.values()))[0], NAME, ordered, None, values)
 
 
 def read_description(path: Path) -> Description:
@@ -168,7 +217,7 @@ def _scan_files(
             f"missing: {', '.join(missing)}" if missing else f"too many: {', '.join(surplus)}",
             where=IMAGES,
             expected=f"one file for each channel: {', '.join(description.channels)}",
-            remedy=f"mend {IMAGES}, or channel_names in {DATASET}",
+            remedy=f"correct {IMAGES}, or channel_names in {DATASET}",
         )
     files = tuple(images[k] for k in wanted)
     return ScanFiles(case, NAME, files, label, description.label_values)

@@ -1,0 +1,65 @@
+"""Scans are found: all in a folder, or the one new scan that somebody points at.
+
+What names mean is known by the conventions alone (`conventions`); here they are asked in turn.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fewscan.storage.catalog import Catalog, ScanFiles
+from fewscan.storage.conventions.convention import files_in, require_channels
+from fewscan.storage.conventions.registry import CONVENTIONS, ENDINGS, EXPECTED, NAMES
+from fewscan.storage.errors import ScanError
+
+
+def find_scans(folder: Path) -> Catalog:
+    """Find the scans in `folder`, by the first convention that it looks like.
+
+    Raises `ScanError` if the folder does not exist, looks like none of them, or is of a kind that
+    is not supported.
+    """
+    if not folder.is_dir():
+        raise ScanError(
+            "no such folder",
+            where=folder,
+            expected="a folder of scans",
+            remedy="check the path; for synthetic scans: fewscan phantom",
+        )
+    for convention in CONVENTIONS:
+        if convention.looks_like(folder):
+            return convention.find(folder)
+    raise ScanError(
+        "no scans",
+        where=folder,
+        expected=EXPECTED,
+        remedy="check the path; for synthetic scans: fewscan phantom",
+    )
+
+
+def find_scan(paths: Sequence[Path], channels: Sequence[str], classes: Sequence[str]) -> ScanFiles:
+    """The files of the one scan in `paths`, a folder or files, for a model of these channels.
+
+    Files with names of no convention, given one by one, are taken in the order given; their label
+    values are 1, 2, …. A segmentation beside the channels is not looked at.
+
+    Raises `ScanError` if files are missing, belong to several scans, or are of other channels.
+    """
+    for path in paths:
+        if not path.exists() or (path.is_dir() and len(paths) > 1):
+            found = "a folder among files" if path.exists() else "no such file or folder"
+            expected = "the folder of one scan, or its channels' files"
+            raise ScanError(found, where=path, expected=expected)
+    for convention in CONVENTIONS:
+        scan = convention.find_one(paths, channels, classes)
+        if scan is not None:
+            return scan
+    if paths[0].is_dir():
+        raise ScanError(
+            f"no file name of {NAMES} among {len(files_in(paths, ENDINGS))} images",
+            where=paths[0],
+            expected=f"one scan with the channels {', '.join(channels)}",
+            remedy="give the channels' files one by one, in this order",
+        )
+    require_channels(["unnamed"] * len(paths), channels, "files", paths[0], by_name=False)
+    values = tuple(range(1, len(classes) + 1))
+    return ScanFiles(paths[0].name.partition(".")[0], "files", tuple(paths), None, values)
