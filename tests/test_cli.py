@@ -129,8 +129,8 @@ def test_an_imported_checkpoint_can_be_started_from(
     imported = fewscan("import-checkpoint", tmp_path / "dae.pt", study, "--as", "dae")
     assert imported.exit_code == 0, imported.output
     plan = load_plan(study)
-    arms = {run.init for run in plan.runs}
-    assert arms == {"scratch", "denoise", "dae"}
+    arms = {run.place.arm.key for run in plan.scores}
+    assert arms == {"scratch", "unsupervised: denoise", "dae", "unsupervised: dae"}
     taken = fewscan("import-checkpoint", tmp_path / "dae.pt", study, "--as", "denoise")
     assert "is taken" in taken.output
 
@@ -147,7 +147,7 @@ def test_an_imported_network_that_does_not_fit_fails_with_its_reason(
     study.write_text(yaml.safe_dump(tiny_document))
     fewscan("import-checkpoint", tmp_path / "dae.pt", study, "--as", "dae")
     plan = load_plan(study)
-    run = next(run for run in plan.runs if run.arm == "dae")
+    run = next(run for run in plan.runs if run.place.arm.key == "dae")
     folder = plan.folder_of(run)
     plan.record(run).write(folder)
     with pytest.raises(RunError, match="same network"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from fewscan.experiments.results import Result, RunRecord
 from fewscan.harness.plan import load_plan
 from fewscan.storage.nifti import read_nifti
 
@@ -27,7 +28,7 @@ def fewscan(*arguments: str | int | Path) -> str:
 
 @pytest.fixture
 def study(tiny_document: dict[str, Any], tmp_path: Path) -> Path:
-    """The tiny study of 6 runs on a store that is to be made."""
+    """The tiny study of 10 runs on a store that is to be made."""
     finetune = {**tiny_document["finetune"], "label_counts": ["all"]}
     document = {**tiny_document, "store": str(tmp_path / "mine.zarr"), "finetune": finetune}
     path = tmp_path / "study.yaml"
@@ -48,12 +49,12 @@ def test_the_whole_demo_on_an_nnunet_data_set(study: Path, tmp_path: Path) -> No
     swept = fewscan("sweep", study)
     assert "multiclass" in swept
     plan = load_plan(study)
-    results = [plan.folder_of(run).read_result() for run in plan.runs]
-    assert len(results) == 6
-    keys = {key for result in results for key in result.get("test", {}) if "class_dice" in key}
+    results = [Result.read(plan.folder_of(run)) for run in plan.runs]
+    assert len(results) == 10
+    keys = {key for result in results for key in result.test if "class_dice" in key}
     assert {key.partition("/")[2] for key in keys} == {"", "oedema", "core"}
     for run in plan.runs:
-        assert plan.folder_of(run).read_spec()["slices"]["channels"] == ["FLAIR", "T1ce"]
+        assert RunRecord.read(plan.folder_of(run)).slices.channels == ("FLAIR", "T1ce")
 
     fewscan("report", study)
     page = (plan.folder.report / "report.html").read_text()
@@ -68,5 +69,5 @@ def test_the_whole_demo_on_an_nnunet_data_set(study: Path, tmp_path: Path) -> No
         written, image = read_nifti(out), read_nifti(scan[0])
         assert written.voxels_XYZ.shape == (70, 48, 152)
         assert np.array_equal(written.affine, image.affine)
-        if run.spec.kind == "segment":
+        if run.place.labels is not None:
             assert set(np.unique(written.voxels_XYZ)) <= {0, 1, 2}

@@ -45,8 +45,8 @@ def test_ddp_through_ray_train(tiny_document: dict[str, Any], tmp_path: Path) ->
     done = fewscan("sweep", path)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = plan.folder_of(plan.runs[0])
-    started = next(e for e in folder.committed_events() if e["kind"] == "started")
-    assert started["ranks"] == 2
+    started = next(e for e in folder.committed_events() if e.kind == "started")
+    assert started.attempt["ranks"] == 2
     found, expected = folder.read_result(), result_alone(plan, 0, tmp_path)
     assert found["best_step"] == expected["best_step"]
     assert found["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-9)
@@ -56,7 +56,7 @@ def test_ddp_through_ray_train(tiny_document: dict[str, Any], tmp_path: Path) ->
 def test_a_failed_run_is_named_and_stops_nobody_else(
     tiny_document: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The pre-training diverges: its children are blocked, the others finish; then it is mended."""
+    """The pre-training diverges: its children are blocked, the others finish; then it is fixed."""
     tiny_document["pretrain"]["denoise"]["training"] |= {"lr": 1e30, "clip_norm": 1e30}
     tiny_document["finetune"] |= {"label_counts": [1], "targets": ["binary"]}
     path, plan = write_study(tiny_document, tmp_path)
@@ -64,10 +64,10 @@ def test_a_failed_run_is_named_and_stops_nobody_else(
     assert done.returncode == 1
     assert "failed: " in done.stderr
     assert "not finite at step" in done.stderr
-    assert done.stderr.count("blocked by a failed parent") == 2
+    assert done.stderr.count("blocked by a failed parent") == 3
     states = {run.name: plan.folder_of(run).state() for run in plan.runs}
     assert states["pre-train denoise"] == "failed"
-    assert states["binary · scratch · 1 scan · seed 0"] == "finished"
+    assert states["score binary · scratch · 1 scan · seed 0"] == "finished"
     shown = fewscan("status", path)
     assert "lower the learning rate" in shown.stdout
 
@@ -78,7 +78,7 @@ def test_a_failed_run_is_named_and_stops_nobody_else(
     for name in ("figure.png", "figure.pdf", "figure.csv", "numbers.csv"):
         assert (plan.folder.report / name).stat().st_size > 0
     results = [json.loads(plan.folder_of(run).result.read_text()) for run in plan.runs]
-    assert len(results) == 5
+    assert len(results) == 8
     again = fewscan("sweep", path)
     assert again.returncode == 0
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.status import read_status
 from fewscan.harness.study import Study
-from fewscan.harness.sweep import View, Watch, watched
+from fewscan.harness.sweep import MlflowUpdates, Watch, watched
 from fewscan.slurm.session import Session
 from fewscan.storage.atomic import write_json
 from fewscan.storage.runs import RunFolder
@@ -21,14 +21,14 @@ def test_the_incremental_status_is_the_full_one(tiny_study: Callable[..., Study]
     plan = make_plan(tiny_study())
     numbers = random.Random(1)
     left_running = plan.folder_of(plan.runs[1])
-    left_running.create(plan.record(plan.runs[1]))
+    plan.record(plan.runs[1]).write(left_running)
     left_running.beat(1, 4)
     watch = Watch(read_status(plan))
     waiting, under_way = list(plan.runs), []
     for _ in range(100):
         if waiting and numbers.random() < 0.3:
             run = waiting.pop(0)
-            plan.folder_of(run).create(plan.record(run))
+            plan.record(run).write(plan.folder_of(run))
             plan.folder_of(run).error.unlink(missing_ok=True)
             watch.on_offer(run.run_id)
             under_way.append(run)
@@ -90,7 +90,7 @@ def test_a_slow_server_holds_up_neither_bar_nor_cluster(
     monkeypatch.setattr("fewscan.harness.sweep.LOOK_EVERY_S", 0.01)
     asked, hung = [], threading.Event()
     monkeypatch.setattr(Session, "ask_for_workers", lambda _, count: asked.append(count))
-    view = View(plan, Console(quiet=True))
+    view = MlflowUpdates(plan, Console(quiet=True))
 
     def update() -> None:
         hung.wait(20)
@@ -109,7 +109,7 @@ def test_mlflow_is_not_loaded_before_a_run_is_offered(
     tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until then another thread loads torch, which two threads cannot load at once."""
-    view = View(make_plan(tiny_study()), Console(quiet=True))
+    view = MlflowUpdates(make_plan(tiny_study()), Console(quiet=True))
     tried: list[object] = []
     monkeypatch.setattr(view, "_try", tried.append)
     view.update()
