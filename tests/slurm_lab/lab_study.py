@@ -20,7 +20,7 @@ from fewscan.harness.study import parse_study
 from fewscan.slurm import Status, cancel, status
 from fewscan.slurm.folder import JOINED
 from fewscan.storage.atomic import write_bytes
-from fewscan.storage.runs import RunFolder
+from fewscan.storage.runs import Event, RunFolder
 
 ENDED = ("done", "failed", "cancelled", "lost")
 WAIT_S = 600
@@ -46,7 +46,7 @@ SLURM = {
 
 
 def design(document: dict[str, Any], store: Path) -> dict[str, Any]:
-    """The tiny study as 1 pre-training, 1 unsupervised, 4 fine-tunings; three can start at once."""
+    """The tiny study as 1 pre-training and 4 fine-tunings, each with its score; three can start."""
     document = copy.deepcopy(document)
     training = {"iterations": STEPS, "validate_every": 50}
     document["pretrain"]["denoise"]["training"] |= training
@@ -176,9 +176,9 @@ class LabStudy:
         return f"{self.status()}\n{json.dumps(beats, indent=1)}\n{last}"
 
 
-def events(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
+def events(folder: RunFolder, kind: str) -> list[Event]:
     """The events of one kind, oldest first."""
-    return [e for e in folder.committed_events() if e["kind"] == kind]
+    return [e for e in folder.committed_events() if e.kind == kind]
 
 
 def until(what: Callable[[], Any], wait_s: float = WAIT_S, explain: Callable[[], str] = str) -> Any:

@@ -78,7 +78,7 @@ def until(what: Callable[[], Any], plan: Plan) -> Any:
 
 def steps(folder: RunFolder, kind: str) -> list[int]:
     """At which steps something of this kind happened."""
-    return [event["step"] for event in folder.committed_events() if event["kind"] == kind]
+    return [event.step for event in folder.committed_events() if event.kind == kind]
 
 
 def await_attempt(plan: Plan, number: int) -> str:
@@ -111,7 +111,7 @@ def test_ranks_on_two_nodes_lose_one_and_end_with_the_same_bits(plan: Plan, tmp_
     (folder.path.parents[2] / "pace").write_text("0")
     until(lambda: status(plan.folder.cluster).state in ("done", "failed", "incomplete"), plan)
     assert status(plan.folder.cluster).state == "done", status(plan.folder.cluster)
-    begun = [event for event in folder.committed_events() if event["kind"] == "started"]
-    assert [event["ranks"] for event in begun] == [2, 2, 2]
+    begun = [event for event in folder.committed_events() if event.kind == "started"]
+    assert [event.attempt["ranks"] for event in begun] == [2, 2, 2]
     assert folder.result.read_bytes() == undisturbed(plan, tmp_path / "alone")
     cancel(plan.folder.cluster)

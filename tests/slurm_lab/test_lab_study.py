@@ -30,7 +30,7 @@ def run_on(node: str, runs: dict[RunFolder, str]) -> RunFolder:
 def start_s(study: LabStudy) -> float:
     """From sbatch to the first step of the first run."""
     submitted = read_json(study.cluster / "head_job.json")["submitted_unix"]
-    started = [e["time"] for run in study.runs() for e in events(run, "started")]
+    started = [e.time for run in study.runs() for e in events(run, "started")]
     return float(min(started)) - float(submitted)
 
 
@@ -63,22 +63,22 @@ def test_workers_join_are_preempted_and_the_study_is_cancelled_and_launched_agai
     study.until(lambda s: job in s.joined())
     back_s = time.time() - before[0]
     again = study.until(lambda s: len(e := events(run, "started")) > 1 and e[-1])
-    assert again["step"] >= seen_step  # it saw the end coming, and checkpointed
+    assert again.step >= seen_step  # it saw the end coming, and checkpointed
     per_min = 60 * (commands(study) - before[1]) / (time.time() - before[0])
     figures.append(
-        f"a preemption: {max(0, seen_step - again['step'])} steps lost, the run trains again after "
-        f"{again['time'] - before[0]:.1f} s, the worker is back after {back_s:.1f} s"
+        f"a preemption: {max(0, seen_step - again.step)} steps lost, the run trains again after "
+        f"{again.time - before[0]:.1f} s, the worker is back after {back_s:.1f} s"
     )
     figures.append(f"Slurm commands of the head: {per_min:.0f} a minute at a poll_s of 3 s")
 
     study.until_training(3)
     study.command("cancel")
     study.until_ended("cancelled")
-    left_at = {run: events(run, "checkpoint")[-1]["step"] for run in runs}
+    left_at = {run: events(run, "checkpoint")[-1].step for run in runs}
     assert study.command("sweep", "--on", "slurm")
     study.finish()
     for run, step in left_at.items():
-        assert events(run, "started")[-1]["step"] >= step  # it went on, it did not begin again
+        assert events(run, "started")[-1].step >= step  # it went on, it did not begin again
 
 
 def test_a_node_dies_without_warning_and_returns(make_study: MakeStudy) -> None:
@@ -94,7 +94,7 @@ def test_a_node_dies_without_warning_and_returns(make_study: MakeStudy) -> None:
     lab.start_node(node)
     study.until_training(3)
     study.finish()
-    began_again = events(run, "started")[1]["step"]
+    began_again = events(run, "started")[1].step
     assert seen_step - began_again <= CHECKPOINT_EVERY_S / SLOW_S + UNSEEN_STEPS
 
 
