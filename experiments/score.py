@@ -44,12 +44,12 @@ def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
     store = open_store(folder, spec.data)
     parents = [folder.sibling(run_id) for run_id in spec.parents]
     predictor = load_predictor(parents).to(devices.device)
-    scan = _Scan(predictor, store, devices)
+    scorer = _Scorer(predictor, store, devices)
     labelled = dict.fromkeys(s for parent in parents for s in Result.read(parent).labelled)
-    validation, threshold = _score_validation(scan)
+    validation, threshold = _score_validation(scorer)
     test: dict[str, float] = {}
     if spec.split == "test":
-        test, rows = score_test_split(scan, spec.evaluation, threshold)
+        test, rows = score_test_split(scorer, spec.evaluation, threshold)
         write_bytes(folder.cases, to_csv(rows))
     return Result(
         spec.kind,
@@ -75,7 +75,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class _Scan:
+class _Scorer:
     """Runs the networks over the slices of one scan after the other."""
 
     predictor: Predictor
@@ -108,9 +108,9 @@ class _Scan:
         return Scored(subject, pixels, torch.cat(scores), labels_ZHW, slices.labels_NHW)
 
 
-def _score_validation(scan: _Scan) -> tuple[dict[str, float], float]:
+def _score_validation(scorer: _Scorer) -> tuple[dict[str, float], float]:
     """Numbers of the validation split, and the threshold that is chosen on it."""
-    pooled = _pooled(scored.pixels for scored in scan.each(scan.store.split.validation))
+    pooled = _pooled(scored.pixels for scored in scorer.each(scorer.store.split.validation))
     dice, threshold = pooled.best_dice()
     numbers = {
         "pooled_ap": pooled.average_precision(),
@@ -121,26 +121,26 @@ def _score_validation(scan: _Scan) -> tuple[dict[str, float], float]:
 
 
 def score_test_split(
-    scan: _Scan, evaluation: Evaluation, threshold: float
+    scorer: _Scorer, evaluation: Evaluation, threshold: float
 ) -> tuple[dict[str, float], list[Row]]:
     """All numbers of the catalogue, and a row a scan; masks are compared in threads."""
-    store, target = scan.store, scan.predictor.target or "binary"
+    store, target = scorer.store, scorer.predictor.target or "binary"
     pooled = PixelScores()
     rows: list[Future[Row]] = []
-    with ThreadPoolExecutor(scan.devices.threads) as threads:
-        for scored in scan.each(store.split.test):
+    with ThreadPoolExecutor(scorer.devices.threads) as threads:
+        for scored in scorer.each(store.split.test):
             pooled += scored.pixels
             case = _case(scored, store, threshold)
             rows.append(threads.submit(case_row, case, target, store.classes, evaluation))
             if len(rows) > PATIENTS_WAITING:
                 rows[-PATIENTS_WAITING].result()
     found = [row.result() for row in rows]
-    numbers = _pooled_numbers(scan, evaluation, pooled, threshold)
+    numbers = _pooled_numbers(scorer, evaluation, pooled, threshold)
     return numbers | means(found, target, store.classes, evaluation), found
 
 
 def _pooled_numbers(
-    scan: _Scan, evaluation: Evaluation, pooled: PixelScores, threshold: float
+    scorer: _Scorer, evaluation: Evaluation, pooled: PixelScores, threshold: float
 ) -> dict[str, float]:
     """Of all pixels of all scans at once, as published.
 
@@ -157,7 +157,7 @@ def _pooled_numbers(
     if evaluation.min_component_voxels:
         sums = [
             without_specks(scored, best_threshold, evaluation.min_component_voxels)
-            for scored in scan.each(scan.store.split.test)
+            for scored in scorer.each(scorer.store.split.test)
         ]
         numbers["pooled_best_dice_without_specks"] = float(np.divide(*np.sum(sums, axis=0)))
     return numbers

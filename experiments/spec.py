@@ -26,7 +26,7 @@ OLDEST_PROTOCOL = 2
 
 Target = Literal["binary", "multiclass"]
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
-Split = Literal["validation", "test"]
+ScoredSplit = Literal["validation", "test"]
 Residency = Literal["auto", "device", "shared", "stream"]
 """Where slices are kept while a run needs them: in no spec, but named where no torch is loaded."""
 
@@ -161,7 +161,7 @@ class Score:
     evaluation: Evaluation
     parents: tuple[str, ...]
     """Ids of the runs whose networks are scored together."""
-    split: Split = "test"
+    split: ScoredSplit = "test"
     """What is scored; the threshold is always chosen on validation."""
 
 

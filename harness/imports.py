@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from fewscan.experiments.checkpoint import Weights, save_model
-from fewscan.experiments.published import read_checkpoint
+from fewscan.experiments.published_checkpoint import read_checkpoint
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.spec import Imported, run_id
 from fewscan.experiments.unet import UNet

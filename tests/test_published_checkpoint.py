@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fewscan.experiments.published import read_checkpoint
+from fewscan.experiments.published_checkpoint import read_checkpoint
 from fewscan.experiments.unet import UNet
 from fewscan.storage.errors import RunError
 
