@@ -68,7 +68,7 @@ def _scored(spec: RunSpec, store: SliceStore) -> int:
     if not isinstance(spec, Score):
         return 0
     test = _slices(store, store.split.test) if spec.split == "test" else 0
-    again = test if spec.evaluation.min_component_voxels else 0  # at the threshold known then
+    again = test if spec.evaluation.removes_specks else 0  # at the threshold known then
     return len(spec.parents) * (_slices(store, store.split.validation) + test + again)
 
 

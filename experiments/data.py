@@ -6,13 +6,13 @@ Letters in names: N slices, C channels, H and W rows and columns.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fewscan.experiments.devices import Devices
 from fewscan.experiments.residency import InMemory, Kept, Selection, keep
+from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes.scheme import SliceTable
 from fewscan.experiments.to_device import sent
 from fewscan.storage.errors import RunError
@@ -25,7 +25,9 @@ VALIDATION_BATCH = 32
 
 def open_store(folder: RunFolder, fingerprint: str) -> SliceStore:
     """The store of a run. Raises `RunError` if its content is not what the run was planned for."""
-    store = SliceStore.open(Path(folder.read_spec()["store"]))
+    place = RunRecord.read(folder).store
+    assert place is not None, "imported weights have no store, and no stage"
+    store = SliceStore.open(place)
     if store.fingerprint != fingerprint:
         raise RunError(
             f"the store's content has changed: its fingerprint is {store.fingerprint}",

@@ -206,11 +206,12 @@ def load_for_transfer(
     """Load what is transferred from a pre-trained network, never the head; say what was loaded.
 
     The head is new even if its shape is the same: channels and classes have nothing in common.
-    Raises `RunError` if what is transferred differs in name or shape; the model is then as it was.
+    Raises `RunError` if what is transferred differs in name or shape, or the other network has what
+    this one has not; the model is then as it was.
     """
     parts = TRANSFERRED[transfer]
-    body = {name: tensor for name, tensor in weights.items() if name.startswith(parts)}
     own = model.state_dict()
+    body = {n: tensor for n, tensor in weights.items() if n.startswith(parts) or n not in own}
     head = tuple(name for name in own if not name.startswith(parts))
     require_same_tensors(
         {name: tensor for name, tensor in own.items() if name not in head},

@@ -21,21 +21,17 @@ from fewscan.experiments import checkpoint
 from fewscan.experiments import train as train_module
 from fewscan.experiments.checkpoint import TrainingState, load_state
 from fewscan.experiments.data import SliceData
-from fewscan.experiments.denoise import DenoiseTask
 from fewscan.experiments.devices import Devices, PeerLost, Preempted, launch
+from fewscan.experiments.finetune import SegmentTask
+from fewscan.experiments.initial_weights import initial_network
+from fewscan.experiments.order import BatchOrder
+from fewscan.experiments.pretrain import PretextTask
 from fewscan.experiments.residency import InMemory
-from fewscan.experiments.segment import SegmentTask
-from fewscan.experiments.spec import (
-    Augmentation,
-    Denoise,
-    Evaluation,
-    Network,
-    Noise,
-    Segment,
-    Training,
-)
-from fewscan.experiments.start import initial_network
-from fewscan.experiments.train import BatchOrder, Task, learning_rate, train
+from fewscan.experiments.schemes import Denoise
+from fewscan.experiments.schemes.denoise import Noise
+from fewscan.experiments.schemes.scheme import SliceTable
+from fewscan.experiments.spec import Finetune, Network, Pretrain, Training
+from fewscan.experiments.train import Task, learning_rate, train
 from fewscan.storage.errors import DeviceError, DiskFullError, RunError
 from fewscan.storage.runs import RunFolder
 
@@ -43,8 +39,8 @@ TRAINING = Training(
     iterations=6, validate_every=2, batch_size=4, lr=1e-2, precision="fp64", lr_half_period=3
 )
 NETWORK = Network(width=4, depth=2)
-DENOISE = Denoise("data", NETWORK, Noise(resolution=4), TRAINING)
-SEGMENT = Segment("data", NETWORK, "multiclass", 1, TRAINING, Augmentation(), Evaluation(), seed=0)
+PRETRAIN = Pretrain("data", NETWORK, TRAINING, Denoise(Noise(resolution=4)))
+FINETUNE = Finetune("data", NETWORK, "multiclass", 1, TRAINING, seed=0)
 
 
 def slices(count: int, seed: int, dtype: torch.dtype = torch.float64) -> SliceData:
@@ -56,18 +52,19 @@ def slices(count: int, seed: int, dtype: torch.dtype = torch.float64) -> SliceDa
     labels = torch.zeros((count, 16, 16), dtype=torch.uint8)
     labels[:, 5:9, 5:9], labels[:, 6:8, 6:8] = 1, 2
     images[:, 0] += labels.float() / 2
-    return SliceData(InMemory(images.half(), labels), dtype, "cpu")
+    table = SliceTable.unrelated(2, (16, 16), count)
+    return SliceData(InMemory(images.half(), labels), table, dtype, "cpu")
 
 
-def train_once(spec: Denoise | Segment, folder: RunFolder, devices: Devices) -> TrainingState:
+def train_once(spec: Pretrain | Finetune, folder: RunFolder, devices: Devices) -> TrainingState:
     devices.set_up()
     dtype = devices.dtype(spec.training.precision)
     data = slices(10, seed=1, dtype=dtype), slices(5, seed=2, dtype=dtype)
-    if isinstance(spec, Denoise):
-        task: Task = DenoiseTask(spec, *data, devices)
+    if isinstance(spec, Pretrain):
+        task: Task = PretextTask(spec, *data, devices)
     else:
         task = SegmentTask(spec, 2, *data, devices)
-    outputs = 2 if isinstance(spec, Denoise) else 3
+    outputs = 2 if isinstance(spec, Pretrain) else 3
     model, facts = initial_network(spec, 2, outputs, folder, devices)
     return train(model, task, spec.training, folder, devices, facts)
 
@@ -84,21 +81,21 @@ def losses(folder: RunFolder) -> list[float]:
 
 
 GOLDEN = {
-    "denoise": [0.354172084, 0.263820215, 0.242805291, 0.250734211, 0.224766574, 0.197912060],
-    "segment": [1.673174950, 1.552374575, 1.536359720, 1.530405032, 1.520477223, 1.433507027],
+    "pretrain": [0.354172084, 0.263820215, 0.242805291, 0.250734211, 0.224766574, 0.197912060],
+    "finetune": [1.673174950, 1.552374575, 1.536359720, 1.530405032, 1.520477223, 1.433507027],
 }
 """Training and validation loss at steps 2, 4 and 6, in double precision, so that they hold on any
 processor. They change only with the protocol; then print `losses` and look why."""
 
 
-@pytest.mark.parametrize("spec", [DENOISE, SEGMENT], ids=lambda s: s.kind)
-def test_golden_losses(spec: Denoise | Segment, folder: RunFolder) -> None:
+@pytest.mark.parametrize("spec", [PRETRAIN, FINETUNE], ids=lambda s: s.kind)
+def test_golden_losses(spec: Pretrain | Finetune, folder: RunFolder) -> None:
     train_once(spec, folder, Devices())
     assert losses(folder) == pytest.approx(GOLDEN[spec.kind], rel=1e-6)
 
 
-@pytest.mark.parametrize("spec", [DENOISE, SEGMENT], ids=lambda s: s.kind)
-def test_training_learns(spec: Denoise | Segment, folder: RunFolder) -> None:
+@pytest.mark.parametrize("spec", [PRETRAIN, FINETUNE], ids=lambda s: s.kind)
+def test_training_learns(spec: Pretrain | Finetune, folder: RunFolder) -> None:
     longer = replace(spec.training, iterations=60, validate_every=20, lr_half_period=None)
     state = train_once(replace(spec, training=longer), folder, Devices())
     assert losses(folder)[-1] < 0.8 * losses(folder)[1]
@@ -110,12 +107,12 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("spec", [DENOISE, SEGMENT], ids=lambda s: s.kind)
+@pytest.mark.parametrize("spec", [PRETRAIN, FINETUNE], ids=lambda s: s.kind)
 @settings(max_examples=5, deadline=None)
 @given(kills=st.lists(st.integers(0, 5), max_size=3), every=st.booleans())
 def test_interrupted_equals_uninterrupted(
     tmp_path_factory: pytest.TempPathFactory,
-    spec: Denoise | Segment,
+    spec: Pretrain | Finetune,
     precision: str,
     kills: list[int],
     every: bool,
@@ -128,7 +125,7 @@ def test_interrupted_equals_uninterrupted(
     killed.path.mkdir()
     expected = train_once(spec, whole, Devices())
     devices = Devices(checkpoint_every_s=0.0 if every else math.inf)
-    task = DenoiseTask if spec.kind == "denoise" else SegmentTask
+    task = PretextTask if spec.kind == "pretrain" else SegmentTask
     for kill_at in kills:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(task, "loss", dying_at(kill_at, task.loss))
@@ -148,14 +145,14 @@ def test_a_place_that_is_taken_away_leaves_a_checkpoint(
     monkeypatch.setattr("fewscan.experiments.train.HEARTBEAT_EVERY_S", 0.0)
     whole = RunFolder(folder.path.with_name("whole"))
     whole.path.mkdir()
-    train_once(DENOISE, whole, Devices())
+    train_once(PRETRAIN, whole, Devices())
     answers = iter([False, False, True])
     devices = Devices(checkpoint_every_s=math.inf, should_stop=lambda: next(answers))
     with pytest.raises(Preempted), folder.owned():
-        train_once(DENOISE, folder, devices)
+        train_once(PRETRAIN, folder, devices)
     assert not folder.error.exists()
     assert [e["step"] for e in folder.committed_events() if e["kind"] == "checkpoint"] == [3]
-    train_once(DENOISE, folder, Devices())
+    train_once(PRETRAIN, folder, Devices())
     assert losses(folder) == losses(whole)
 
 
@@ -168,8 +165,8 @@ def dying_at(step_to_die: int, loss: Callable[..., Tensor]) -> Callable[..., Ten
     return dying
 
 
-@pytest.mark.parametrize("spec", [DENOISE, SEGMENT], ids=lambda s: s.kind)
-def test_two_ranks_equal_one(spec: Denoise | Segment, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", [PRETRAIN, FINETUNE], ids=lambda s: s.kind)
+def test_two_ranks_equal_one(spec: Pretrain | Finetune, tmp_path: Path) -> None:
     """The same global batches, noise and augmentation, so the same losses up to rounding."""
     one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
     one.path.mkdir()
@@ -181,7 +178,7 @@ def test_two_ranks_equal_one(spec: Denoise | Segment, tmp_path: Path) -> None:
 
 
 def train_whole_stop_and_resume(
-    spec: Denoise, whole: RunFolder, stopped: RunFolder, devices: Devices
+    spec: Pretrain, whole: RunFolder, stopped: RunFolder, devices: Devices
 ) -> None:
     """In each rank; the last one is told to stop at its third look, and no other hears of it."""
     train_once(spec, whole, devices)
@@ -200,7 +197,7 @@ def test_ranks_stop_together_and_end_with_the_same_bits(tmp_path: Path) -> None:
 
     Three ranks, because a sum of two does not depend on its order.
     """
-    spec = replace(DENOISE, training=replace(TRAINING, precision="fp32", batch_size=6))
+    spec = replace(PRETRAIN, training=replace(TRAINING, precision="fp32", batch_size=6))
     whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
     whole.path.mkdir()
     stopped.path.mkdir()
@@ -237,23 +234,23 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(folder: RunFolder) -> None:
-    wild = replace(DENOISE, training=replace(TRAINING, lr=1e200, clip_norm=1e200))
+    wild = replace(PRETRAIN, training=replace(TRAINING, lr=1e200, clip_norm=1e200))
     with pytest.raises(RunError, match=r"(?s)not finite at step 2.*lower the learning rate"):
         train_once(wild, folder, Devices())
 
 
 def test_a_damaged_checkpoint_is_named(folder: RunFolder) -> None:
-    train_once(DENOISE, folder, Devices())
+    train_once(PRETRAIN, folder, Devices())
     folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:1000])
     with pytest.raises(RunError, match=r"(?s)cannot be read back.*checkpoint\.pt.*delete it"):
-        train_once(DENOISE, folder, Devices())
+        train_once(PRETRAIN, folder, Devices())
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(folder: RunFolder) -> None:
     """The fourth checkpoint finds no room; with room again the run ends as if there had been."""
     whole = RunFolder(folder.path.with_name("whole"))
     whole.path.mkdir()
-    train_once(DENOISE, whole, Devices())
+    train_once(PRETRAIN, whole, Devices())
     write, written = Path.write_bytes, 0
 
     def fill(path: Path, data: bytes) -> int:
@@ -267,9 +264,9 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(folder: RunFo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "write_bytes", fill)
         with pytest.raises(DiskFullError, match=r"(?s)no space left.*checkpoint\.pt.*free space"):
-            train_once(DENOISE, folder, Devices(checkpoint_every_s=0))
+            train_once(PRETRAIN, folder, Devices(checkpoint_every_s=0))
     assert not list(folder.path.glob(".*"))
-    train_once(DENOISE, folder, Devices())
+    train_once(PRETRAIN, folder, Devices())
     assert losses(folder) == losses(whole)
 
 
@@ -277,21 +274,21 @@ def test_a_step_does_not_wait_for_a_checkpoint_to_be_written(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first is held up until step 5. What happens meanwhile is told after it, not before."""
-    release, write, loss = threading.Event(), checkpoint.write_bytes, DenoiseTask.loss
+    release, write, loss = threading.Event(), checkpoint.write_bytes, PretextTask.loss
 
     def slow(path: Path, data: bytes) -> None:
         assert release.wait(timeout=60)
         write(path, data)
 
-    def releasing(task: DenoiseTask, model: nn.Module, step: int) -> Tensor:
+    def releasing(task: PretextTask, model: nn.Module, step: int) -> Tensor:
         if step == 5:
             release.set()
         return loss(task, model, step)
 
     monkeypatch.setattr(checkpoint, "write_bytes", slow)
-    monkeypatch.setattr(DenoiseTask, "loss", releasing)
+    monkeypatch.setattr(PretextTask, "loss", releasing)
     monkeypatch.setattr("fewscan.experiments.train.Loop.look_at_the_clock", checkpoint_after_step_1)
-    train_once(DENOISE, folder, Devices())
+    train_once(PRETRAIN, folder, Devices())
     told = [(e["kind"], e["step"]) for e in folder.committed_events()]
     assert told == [
         ("started", 0),
@@ -304,18 +301,18 @@ def test_a_step_does_not_wait_for_a_checkpoint_to_be_written(
 
 
 def checkpoint_after_step_1(loop: Any) -> None:
-    loop.settle(wait=False)
+    loop.write_events(wait=False)
     if loop.state.step == 1:
         loop.checkpoint()
 
 
-@pytest.mark.parametrize("spec", [DENOISE, SEGMENT], ids=lambda s: s.kind)
+@pytest.mark.parametrize("spec", [PRETRAIN, FINETUNE], ids=lambda s: s.kind)
 def test_any_moment_is_a_good_moment_to_be_killed(
-    spec: Denoise | Segment, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+    spec: Pretrain | Finetune, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder as it is at each step, with a checkpoint on its way, is one to go on from."""
     moments: list[RunFolder] = []
-    task = DenoiseTask if spec.kind == "denoise" else SegmentTask
+    task = PretextTask if spec.kind == "pretrain" else SegmentTask
     loss = task.loss
 
     def copying(task: Any, model: nn.Module, step: int) -> Tensor:
