@@ -64,7 +64,7 @@ def test_imports_respect_the_folders(path: Path) -> None:
             assert package not in found or str(relative) in rooms
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.py")), ids=lambda p: p.name)
 def test_experiments_import_with_torch_numpy_and_zarr_alone(path: Path) -> None:
     """On a bare GPU machine there is nothing else; scipy is asked for only where it is used."""
     at_top = {package for package, top in imports(path).items() if top}

@@ -31,6 +31,7 @@ from fewscan.storage.slice_format import SliceFormat
 from fewscan.storage.slices import SliceStore
 
 CPU = Devices()
+AS_PUBLISHED = Evaluation()
 SPACING_MM = (1.0, 20 / 16, 20 / 16)
 """Slices of 20² voxels of 1 mm became 16²."""
 VOXEL_MM3 = (20 / 16) ** 2
@@ -73,7 +74,7 @@ def scored(
     """Scores by the brightness of FLAIR."""
 
     def make(
-        evaluation: Evaluation = Evaluation(),
+        evaluation: Evaluation = AS_PUBLISHED,
         target: Target | None = "multiclass",
         devices: Devices = CPU,
         split: Split = "test",

@@ -7,14 +7,11 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, make_dataclass,
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fewscan.experiments import spec as spec_module
 from fewscan.experiments.schemes import SCHEMES, Denoise
 from fewscan.experiments.schemes.denoise import Noise
 from fewscan.experiments.schemes.scheme import Scheme
-from fewscan.experiments.seeds import seed_for
 from fewscan.experiments.spec import (
     Augmentation,
     Evaluation,
@@ -283,13 +280,3 @@ def test_a_default_is_part_of_the_protocol() -> None:
     assert (PRETRAIN.scheme, PRETRAIN.seed, PRETRAIN.init) == (Denoise(), 0, None)
     assert (FINETUNE.augmentation, FINETUNE.transfer) == (Augmentation(), "all")
     assert Score("data", Evaluation(), ()).split == "test"
-
-
-@given(a=st.tuples(st.text(), st.text(), st.integers(0)), b=st.integers(1, 5))
-def test_seeds_differ_by_purpose_and_step(a: tuple[str, str, int], b: int) -> None:
-    root, purpose, step = a
-    seed = seed_for(root, purpose, step)
-    assert seed == seed_for(root, purpose, step)
-    assert 0 <= seed < 2**63
-    assert seed != seed_for(root, purpose, step + b)
-    assert seed != seed_for(root, purpose + "x", step)
