@@ -21,7 +21,9 @@ FORBIDDEN = {
     "slurm": {"torch", "mlflow", "nibabel", "zarr"},
     "harness": {"nibabel", "zarr", "submitit"},
 }
-MLFLOW_ROOMS = ("dataset", "models", "registry", "stores", "tracker", "trouble", "view")
+MLFLOW_ROOMS = (
+    *("dataset", "mlflow_errors", "mlflow_study", "models", "registry", "stores", "tracker"),
+)
 ONE_ROOM = {
     "nibabel": {"storage/nifti.py"},
     "zarr": {"storage/slices.py"},
