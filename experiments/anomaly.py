@@ -103,4 +103,5 @@ def remove_small_components(
         box = boxes[label - 1]
         filled = ndimage.binary_fill_holes(labels_ZHW[box] == label, neighbours)
         small[label] = filled.sum() <= max_voxels
-    return ~small[labels_ZHW]
+    kept_ZHW: np.ndarray = ~small[labels_ZHW]
+    return kept_ZHW

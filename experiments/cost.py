@@ -15,8 +15,8 @@ def forward_flops(network: Network, in_channels: int, out_channels: int, size: i
 
     The convolutions alone; 18.4 GFLOP for the published network at 128².
     """
-    widths = [network.width * 2**level for level in range(network.depth)]
-    pixels = [(size / 2**level) ** 2 for level in range(network.depth)]
+    widths: list[int] = [network.width * 2**level for level in range(network.depth)]
+    pixels: list[float] = [(size / 2**level) ** 2 for level in range(network.depth)]
     down = sum(
         9 * (previous + width) * width * area
         for previous, width, area in zip([in_channels, *widths], widths, pixels, strict=False)

@@ -154,7 +154,8 @@ class StandardisedConv2d(nn.Conv2d):
         length = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)
         std = length / math.sqrt(centred[0].numel() - 1)
         weight = centred / (std + WEIGHT_STD_EPSILON)
-        return self._conv_forward(x_NCHW, weight, self.bias)
+        output: Tensor = self._conv_forward(x_NCHW, weight, self.bias)
+        return output
 
 
 class ReflectionPad(nn.Module):
@@ -162,7 +163,8 @@ class ReflectionPad(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H + 2, W + 2)."""
-        padded: Tensor = _PadByOne.apply(x_NCHW)
+        pad: Any = _PadByOne  # torch has no types for it
+        padded: Tensor = pad.apply(x_NCHW)
         return padded
 
 

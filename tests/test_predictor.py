@@ -1,4 +1,4 @@
-"""One predictor for all who predict: it finds what scoring counted, alone, mirrored or as several."""
+"""One predictor for all who predict: what scoring counted, alone, mirrored or as several."""
 
 import csv
 from collections.abc import Callable
@@ -126,7 +126,7 @@ def test_batches_have_one_size_and_come_in_order() -> None:
 
 def test_above_compares_in_half_precision() -> None:
     """In which thresholds were chosen: what rounds to the threshold does not exceed it."""
-    scores = torch.tensor([0.1, 0.10001, 0.1001, 0.0999])
+    scores = torch.tensor([0.1, 0.100004, 0.1001, 0.0999])
     assert (scores > torch.tensor(0.1, dtype=torch.float16).float()).tolist()[1]
     assert above(scores, 0.1).tolist() == [False, False, True, False]
     assert above(scores.half(), 0.1).tolist() == [False, False, True, False]

@@ -6,6 +6,8 @@ A scheme's settings are read where no torch is loaded, so its file imports torch
 from fewscan.experiments.schemes.denoise import Denoise
 from fewscan.experiments.schemes.scheme import Scheme
 
+__all__ = ["SCHEMES", "Denoise", "Scheme"]
+
 SCHEMES: dict[str, type[Scheme]] = {
     "denoise": Denoise,
 }
