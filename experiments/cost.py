@@ -61,7 +61,8 @@ def _validated(spec: RunSpec, store: SliceStore) -> int:
     training, each = spec.training, _slices(store, store.split.validation)
     if training.validation_slices is not None:
         each = min(each, training.validation_slices)
-    return -(-training.iterations // training.validate_every) * each
+    views = spec.scheme.views if isinstance(spec, Pretrain) else 1  # a step counts them already
+    return -(-training.iterations // training.validate_every) * each * views
 
 
 def _scored(spec: RunSpec, store: SliceStore) -> int:
