@@ -1,4 +1,4 @@
-"""Anomaly scores: erosion and 5×5 median, against average pooling and unfold-and-median."""
+"""Anomaly scores: erosion and OpenCV's median, against average pooling and unfold-and-median."""
 
 import torch
 
@@ -6,19 +6,19 @@ from benchmarks import published
 from benchmarks.measure import side_by_side, typical
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
-from fewscan.experiments.evaluate import EVALUATION_BATCH
-from fewscan.experiments.scoring import anomaly_score
+from fewscan.experiments.anomaly import reconstruction_anomaly
+from fewscan.experiments.predictor import PREDICTION_BATCH
 
 
 def measure(setting: Setting) -> list[Finding]:
-    """An evaluation batch of a scan, with outputs that differ a little everywhere."""
+    """A batch of a scan as it is predicted, with outputs that differ a little everywhere."""
     store = setting.store()
     slices = store.read_subject(next(iter(store.subjects)))
-    images_NCHW = torch.from_numpy(slices.images_NCHW[:EVALUATION_BATCH]).float()
+    images_NCHW = torch.from_numpy(slices.images_NCHW[:PREDICTION_BATCH]).float()
     noise_NCHW = torch.randn(images_NCHW.shape, generator=torch.Generator().manual_seed(0))
     outputs_NCHW = images_NCHW + 0.1 * noise_NCHW
     expected_NHW = published.anomaly_score(images_NCHW, outputs_NCHW)
-    assert torch.equal(anomaly_score(images_NCHW, outputs_NCHW), expected_NHW)
+    assert torch.equal(reconstruction_anomaly(images_NCHW, outputs_NCHW), expected_NHW)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -33,7 +33,7 @@ def _compared(
 ) -> Finding:
     costs = side_by_side(
         lambda: published.anomaly_score(images_NCHW, outputs_NCHW),
-        lambda: anomaly_score(images_NCHW, outputs_NCHW),
+        lambda: reconstruction_anomaly(images_NCHW, outputs_NCHW),
         rounds,
         plain_units=len(images_NCHW),
         fast_units=len(images_NCHW),
@@ -47,5 +47,6 @@ def _compared(
         published=f"{plain_ms:.3g} ms a slice",
         here=f"{fast_ms:.3g} ms a slice",
         core_ratios=costs.ratios("core_s"),
-        note="erosion and 5×5 median against average pooling and unfold-and-median, exactly equal",
+        note="erosion and OpenCV's 5×5 median against average pooling and unfold-and-median, "
+        "exactly equal",
     )

@@ -22,9 +22,9 @@ SUBJECTS = 1251
 SLICES_A_SCAN = 143
 """the mean of ten phantoms; BraTS's own was not measured here"""
 _TITLES = {
-    "denoise": "pre-training",
-    "anomaly": "unsupervised baseline",
-    "segment": "fine-tuning",
+    "pretrain": "pre-training",
+    "finetune": "fine-tuning",
+    "score": "scoring",
 }
 
 

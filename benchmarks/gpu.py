@@ -24,10 +24,10 @@ from benchmarks.gpu_bench import Bench
 from benchmarks.gpu_findings import findings
 from benchmarks.gpu_steps import Variant, variants
 from benchmarks.loops import Work, loop, made_up_slices
+from fewscan.experiments.anomaly import reconstruction_anomaly
 from fewscan.experiments.cost import forward_flops
 from fewscan.experiments.data import SliceData
 from fewscan.experiments.residency import InMemory
-from fewscan.experiments.scoring import anomaly_score
 from fewscan.experiments.spec import Network
 from fewscan.experiments.unet import UNet
 
@@ -139,7 +139,7 @@ def device_idle(bench: Bench) -> Figures:
     """Share of the time in which no kernel ran, and whether a step waited for the device."""
     if not bench.on_gpu:
         return {"not_measured": "needs a GPU"}
-    return {kind: _idle(bench, kind) for kind in ("denoise", "segment")}
+    return {kind: _idle(bench, kind) for kind in ("pretrain", "finetune")}
 
 
 def _idle(bench: Bench, kind: str) -> Figures:
@@ -180,7 +180,7 @@ def _busy(spans: list[tuple[float, float]]) -> float:
 
 def same_bits(bench: Bench) -> Figures:
     """Whether two runs of five steps end with the same weights."""
-    return {kind: _same_bits(bench, kind) for kind in ("denoise", "segment")}
+    return {kind: _same_bits(bench, kind) for kind in ("pretrain", "finetune")}
 
 
 def _same_bits(bench: Bench, kind: str) -> bool:
@@ -196,12 +196,12 @@ def _same_bits(bench: Bench, kind: str) -> bool:
 
 def residency(bench: Bench) -> Figures:
     """Slices per second with the slices on the device, and in pinned memory of the host."""
-    made = loop("denoise", bench.work, "auto", bench.devices, bench.folder / "residency")
+    made = loop("pretrain", bench.work, "auto", bench.devices, bench.folder / "residency")
     images, labels = made_up_slices(bench.work.slices, bench.work.size)
     if bench.on_gpu:
         images, labels = images.pin_memory(), labels.pin_memory()
-    host = SliceData(InMemory(images, labels), torch.float32, bench.device)
     on_device = made.task.training  # type: ignore[attr-defined]
+    host = SliceData(InMemory(images, labels), on_device.table, torch.float32, bench.device)
 
     def step_from(data: SliceData) -> Callable[[], None]:
         def step() -> None:
@@ -224,7 +224,7 @@ def evaluation(bench: Bench) -> Figures:
         images = images.to(bench.device).float()
 
         def score(images: Tensor = images) -> Tensor:
-            return anomaly_score(images, model(images))
+            return reconstruction_anomaly(images, model(images))
 
         found[str(batch_size)] = batch_size / bench.seconds_each(score)
     return found

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.loops import Work, loop, made_up_slices
+from fewscan.experiments.anomaly import foreground
 from fewscan.experiments.devices import Devices
 from fewscan.experiments.losses import reconstruction_loss
-from fewscan.experiments.scoring import foreground
 from fewscan.experiments.unet import ReflectionPad, UNet
 
 
@@ -49,7 +49,7 @@ def by_processes(work: Work, device: str, count: int, seconds: float) -> float:
         processes = [context.Process(target=_train, args=a, daemon=True) for a in arguments]
         for process in processes:
             process.start()
-        found = [rates.get(timeout=180) for _ in processes]
+        found: list[float] = [rates.get(timeout=180) for _ in processes]
         for process in processes:
             process.join()
     return sum(found)
@@ -58,7 +58,7 @@ def by_processes(work: Work, device: str, count: int, seconds: float) -> float:
 def _train(work: Work, device: str, seconds: float, folder: Path, ready: Any, rates: Any) -> None:
     devices = Devices(device, checkpoint_every_s=1e9)
     devices.set_up()
-    made = loop("denoise", work, "auto", devices, folder)
+    made = loop("pretrain", work, "auto", devices, folder)
     rates.put(work.batch_size * _rate(made.step, device, seconds, ready.wait))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.loops import Work, loop
 from fewscan.experiments.devices import Devices
+from fewscan.experiments.schemes.denoise import Clean
 from fewscan.experiments.train import Loop
 
 
@@ -29,7 +30,7 @@ def variants(work: Work, devices: Devices, folder: Path) -> dict[str, Callable[[
     """Name → maker. A maker may raise, where the device or a compiler does not do it."""
 
     def made(name: str, precision: str = "bf16") -> Loop:
-        return loop("denoise", work, precision, devices, folder / name)  # type: ignore[arg-type]
+        return loop("pretrain", work, precision, devices, folder / name)  # type: ignore[arg-type]
 
     return {
         "bf16 eager": lambda: Variant(_of_loop(made("eager"))),
@@ -81,14 +82,14 @@ def _graphed(made: Loop, devices: Devices) -> Callable[[], Tensor]:
         fused=True,
         capturable=True,
     )
-    inputs = tuple(tensor.clone() for tensor in made.task.batch(0))  # type: ignore[attr-defined]
+    inputs = tuple(tensor.clone() for tensor in _batch(made, 0))
     loss = torch.zeros((), device=devices.device)
 
     def whole_step() -> None:
         optimiser.zero_grad(set_to_none=False)
         # A graph may not hold the casts that autocast remembers from outside of it.
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            found = made.task.loss_of(model, *inputs)  # type: ignore[attr-defined]
+            found = made.task.loss_of(model, inputs[0], Clean(*inputs[1:]))  # type: ignore[attr-defined]
         found.backward()
         nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
         optimiser.step()
@@ -98,12 +99,18 @@ def _graphed(made: Loop, devices: Devices) -> Callable[[], Tensor]:
     steps = iter(range(10**9))
 
     def step() -> Tensor:
-        for into, new in zip(inputs, made.task.batch(next(steps)), strict=True):  # type: ignore[attr-defined]
+        for into, new in zip(inputs, _batch(made, next(steps)), strict=True):
             into.copy_(new)
         graph.replay()
         return loss.clone()
 
     return step
+
+
+def _batch(made: Loop, step: int) -> tuple[Tensor, ...]:
+    """Noisy slices, clean ones and their foreground."""
+    noisy_NCHW, clean = made.task.batch(step)  # type: ignore[attr-defined]
+    return noisy_NCHW, *clean
 
 
 def _captured(

@@ -11,21 +11,13 @@ from torch import Tensor
 
 from fewscan.experiments.checkpoint import CheckpointWriter
 from fewscan.experiments.data import SliceData
-from fewscan.experiments.denoise import DenoiseTask
 from fewscan.experiments.devices import Devices
+from fewscan.experiments.finetune import SegmentTask
+from fewscan.experiments.initial_weights import initial_network
+from fewscan.experiments.pretrain import PretextTask
 from fewscan.experiments.residency import InMemory
-from fewscan.experiments.segment import SegmentTask
-from fewscan.experiments.spec import (
-    Augmentation,
-    Denoise,
-    Evaluation,
-    Network,
-    Noise,
-    Precision,
-    Segment,
-    Training,
-)
-from fewscan.experiments.start import initial_network
+from fewscan.experiments.schemes.scheme import SliceTable
+from fewscan.experiments.spec import Finetune, Network, Precision, Pretrain, Training
 from fewscan.experiments.train import Loop
 from fewscan.storage.runs import RunFolder
 
@@ -62,21 +54,26 @@ def made_up_slices(count: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor
     return images.half(), labels
 
 
+def in_memory(images: Tensor, labels: Tensor, dtype: torch.dtype, device: str) -> SliceData:
+    """Slices as tasks take them, of scans that nothing is known of."""
+    channels, rows, columns = images.shape[1:]
+    table = SliceTable.unrelated(channels, (rows, columns), len(images))
+    return SliceData(InMemory(images, labels), table, dtype, device)
+
+
 def loop(kind: str, work: Work, precision: Precision, devices: Devices, folder: Path) -> Loop:
-    """The loop of a denoising ("denoise") or a fine-tuning with augmentation ("segment")."""
+    """The loop of a denoising ("pretrain") or of a fine-tuning with augmentation ("finetune")."""
     folder.mkdir(parents=True, exist_ok=True)
     training, network = work.training(precision), Network(work.width)
     images, labels = (t.to(devices.device) for t in made_up_slices(work.slices, work.size))
-    data = SliceData(InMemory(images, labels), devices.dtype(precision), devices.device)
-    spec: Denoise | Segment
-    if kind == "denoise":
-        spec = Denoise("made up", network, Noise(), training)
-        task: DenoiseTask | SegmentTask = DenoiseTask(spec, data, data, devices)
+    data = in_memory(images, labels, devices.dtype(precision), devices.device)
+    spec: Pretrain | Finetune
+    if kind == "pretrain":
+        spec = Pretrain("made up", network, training)
+        task: PretextTask | SegmentTask = PretextTask(spec, data, data, devices)
         outputs = CHANNELS
     else:
-        spec = Segment(
-            "made up", network, "multiclass", 1, training, Augmentation(), Evaluation(), seed=0
-        )
+        spec = Finetune("made up", network, "multiclass", 1, training, seed=0)
         task, outputs = SegmentTask(spec, CLASSES, data, data, devices), 1 + CLASSES
     run = RunFolder(folder)
     model, _ = initial_network(spec, CHANNELS, outputs, run, devices)

@@ -63,7 +63,8 @@ def findings(plan: Plan, command: Span) -> list[Finding]:
 def span_of(plan: Plan, run_id: str) -> Span:
     """Of the last attempt: its end, and its own measure of how long it took."""
     finished = plan.folder.run(run_id).committed_events()[-1]
-    return finished["time"] - finished["seconds"], finished["time"]
+    assert finished.seconds is not None
+    return finished.time - finished.seconds, finished.time
 
 
 def longest_chain(plan: Plan, seconds: Mapping[str, float]) -> float:

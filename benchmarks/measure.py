@@ -76,4 +76,5 @@ def core_seconds() -> float:
 
 def typical(costs: tuple[Cost, ...], clock: Clock) -> float:
     """The median cost of a unit, in seconds."""
-    return median(getattr(cost, clock) for cost in costs)
+    seconds: float = median(getattr(cost, clock) for cost in costs)
+    return seconds

@@ -11,8 +11,8 @@ from benchmarks import published
 from benchmarks.measure import side_by_side, typical
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
-from fewscan.experiments.evaluate import EVALUATION_BATCH
 from fewscan.experiments.metrics import THRESHOLDS, PixelScores
+from fewscan.experiments.predictor import PREDICTION_BATCH
 from fewscan.storage.slices import SliceStore
 
 _FALSE_SHARE = 0.02
@@ -68,10 +68,10 @@ def _patient(store: SliceStore, subject: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _counted(scores_NHW: np.ndarray, mask_NHW: np.ndarray) -> PixelScores:
-    """As `evaluate` counts a patient: an evaluation batch at a time."""
+    """As `score` counts a scan: a batch of predictions at a time."""
     pixels = PixelScores()
-    for start in range(0, len(mask_NHW), EVALUATION_BATCH):
-        part = slice(start, start + EVALUATION_BATCH)
+    for start in range(0, len(mask_NHW), PREDICTION_BATCH):
+        part = slice(start, start + PREDICTION_BATCH)
         pixels.update(torch.from_numpy(scores_NHW[part]), torch.from_numpy(mask_NHW[part]))
     return pixels
 

@@ -6,7 +6,6 @@ sweeps the study with a stage that leaves all the files of a run at once, and pr
 as a line of JSON.
 """
 
-import csv
 import io
 import json
 import os
@@ -15,18 +14,22 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from fewscan.experiments.cases import Row, means, to_csv
+from fewscan.experiments.catalogue import computed, structures
 from fewscan.experiments.checkpoint import save_model
 from fewscan.experiments.devices import Devices
-from fewscan.experiments.spec import Denoise, RunSpec, Segment, from_json
+from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.spec import Finetune, RunSpec, Score, Target
 from fewscan.experiments.unet import UNet
 from fewscan.harness.plan import Plan, PlannedRun, load_plan
-from fewscan.storage.atomic import write_bytes, write_json
+from fewscan.storage.atomic import write_bytes
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.slices import SliceStore
 
@@ -35,27 +38,31 @@ VALIDATIONS = 20
 
 
 def noop_stage(folder: RunFolder, devices: Devices) -> None:
-    """Leave events, model, cases and result of a run, made of random numbers, at once."""
+    """Leave events and result of a run, and its model or its cases, made of random numbers."""
     begun = time.time()
     with folder.owned():
-        record = folder.read_spec()
-        spec = from_json(record["spec"])
+        record = RunRecord.read(folder)
         numbers = random.Random(folder.run_id)
-        store = SliceStore.open(Path(record["store"]))
-        network = network_of(spec, store)
-        save_model(folder.model, network, network.state_dict())
-        scores: dict[str, Any] = {}
-        if not isinstance(spec, Denoise):
-            write_bytes(folder.cases, cases(spec, store, numbers))
-            scores = scores_of(spec, store, numbers)
+        assert record.store is not None
+        store = SliceStore.open(record.store)
+        finished = result(record.spec, numbers)
+        if isinstance(record.spec, Score):
+            finished = scored(record.spec, folder, store, numbers)
+        else:
+            network = network_of(record.spec, store)
+            save_model(folder.model, network, network.state_dict())
+        if isinstance(record.spec, Finetune):
+            labelled = store.split.train[: record.spec.label_count]
+            finished = replace(finished, labelled=labelled)
         write_bytes(folder.events, events(begun, numbers))
-        write_json(folder.result, {**result(spec, numbers), **scores})
+        finished.write(folder)
 
 
 def network_of(spec: RunSpec, store: SliceStore) -> UNet:
     """The smallest network that the run could have left: the report draws with it."""
-    channels, classes = len(store.channels), len(store.classes) if is_multiclass(spec) else 1
-    outputs = 1 + classes if isinstance(spec, Segment) else channels
+    channels = outputs = len(store.channels)
+    if isinstance(spec, Finetune):
+        outputs = 1 + (len(store.classes) if spec.target == "multiclass" else 1)
     return UNet(channels, outputs, width=2, depth=2)
 
 
@@ -63,7 +70,7 @@ def events(begun: float, numbers: random.Random) -> bytes:
     """An attempt that has just ended. It names its process, to tell places apart."""
     losses = [{n: numbers.random() for n in ("train/loss", "validation/loss")} for _ in range(20)]
     lines: list[dict[str, Any]] = [
-        {"kind": "started", "time": begun, "step": 0, "process": os.getpid()},
+        {"kind": "started", "time": begun, "step": 0, "attempt": {"process": os.getpid()}},
         *(
             {"kind": "metrics", "time": begun, "step": step, "values": values}
             for step, values in enumerate(losses, start=1)
@@ -73,43 +80,40 @@ def events(begun: float, numbers: random.Random) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
-def result(spec: RunSpec, numbers: random.Random) -> dict[str, Any]:
+def result(spec: RunSpec, numbers: random.Random) -> Result:
     """What every result has."""
-    return {"kind": spec.kind, "best_step": VALIDATIONS, "validation_loss": numbers.random()}
+    return Result(spec.kind, best_step=VALIDATIONS, validation_loss=numbers.random())
 
 
-def scores_of(spec: RunSpec, store: SliceStore, numbers: random.Random) -> dict[str, Any]:
-    """What the result of a run has that was scored on the test split."""
-    names = ["pooled_ap", "pooled_best_dice", *(["class_dice_mean"] if is_multiclass(spec) else [])]
-    labelled = list(store.split.train[: spec.label_count]) if isinstance(spec, Segment) else []
-    test = {name: numbers.random() for name in names}
-    return {"labelled": labelled, "validation": {"threshold": 0.5}, "test": test}
-
-
-def cases(spec: RunSpec, store: SliceStore, numbers: random.Random) -> bytes:
-    """A row for each test patient."""
-    columns = ["ap", "dice_at_validation_threshold"]
-    columns += [f"dice_{name}" for name in store.classes] if is_multiclass(spec) else []
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["subject", *columns], lineterminator="\n")
-    writer.writeheader()
-    for subject in store.split.test:
-        writer.writerow({"subject": subject, **{name: numbers.random() for name in columns}})
-    return text.getvalue().encode()
-
-
-def is_multiclass(spec: RunSpec) -> bool:
-    return isinstance(spec, Segment) and spec.target == "multiclass"
+def scored(spec: Score, folder: RunFolder, store: SliceStore, numbers: random.Random) -> Result:
+    """Leaves a row for each test scan; every number of the catalogue."""
+    parents = [folder.sibling(run_id) for run_id in spec.parents]
+    taught = RunRecord.read(parents[0]).spec
+    target: Target = taught.target if isinstance(taught, Finetune) else "binary"
+    metrics, names = computed(spec.evaluation, target), structures(target, store.classes)
+    columns = [m.column(name) for m in metrics if m.scope == "structure" for name in names]
+    columns += [m.column() for m in metrics if m.scope == "patient"]
+    rows: list[Row] = [
+        {"subject": scan, "patient": scan} | {name: numbers.random() for name in columns}
+        for scan in store.split.test
+    ]
+    write_bytes(folder.cases, to_csv(rows))
+    test = {m.result_key(): numbers.random() for m in metrics if m.scope == "pooled"}
+    return Result(
+        spec.kind,
+        labelled=Result.read(parents[0]).labelled,
+        validation={"threshold": 0.5},
+        test=test | means(rows, target, store.classes, spec.evaluation),
+    )
 
 
 def leave_finished(plan: Plan, runs: Sequence[PlannedRun]) -> None:
     """Finished folders of these runs, in no time: what a look at a large study finds."""
     for run in runs:
         folder, numbers = plan.folder_of(run), random.Random(run.run_id)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.spec.write_text(json.dumps(plan.record(run)))
+        plan.record(run).write(folder)
         folder.events.write_bytes(events(time.time(), numbers))
-        folder.result.write_text(json.dumps(result(run.spec, numbers)))
+        result(run.spec, numbers).write(folder)
 
 
 def spans_by_process(plan: Plan) -> dict[int, list[tuple[float, float]]]:
@@ -117,7 +121,7 @@ def spans_by_process(plan: Plan) -> dict[int, list[tuple[float, float]]]:
     spans: dict[int, list[tuple[float, float]]] = {}
     for run in plan.runs:
         first, *_, last = plan.folder_of(run).committed_events()
-        spans.setdefault(first["process"], []).append((first["time"], last["time"]))
+        spans.setdefault(first.attempt["process"], []).append((first.time, last.time))
     return {process: sorted(of_one) for process, of_one in spans.items()}
 
 
@@ -126,6 +130,8 @@ def main(study: Path) -> dict[str, Any]:
     from fewscan.harness.sweep import sweep
 
     begun = time.time()
+    # Workers find the stage by its name, and import nothing from the working directory.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     plan = load_plan(study)
     status = sweep(plan, Console(file=io.StringIO()), noop_stage)
     assert status.is_finished

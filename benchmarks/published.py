@@ -45,7 +45,8 @@ def prepare(files: ScanFiles, folder: Path, size: int) -> None:
 
 def _normalised(path: Path) -> np.ndarray:
     voxels_XYZ = nibabel.load(path).get_fdata()
-    return voxels_XYZ / np.quantile(voxels_XYZ[voxels_XYZ > 0], 0.99)
+    normalised_XYZ: np.ndarray = voxels_XYZ / np.quantile(voxels_XYZ[voxels_XYZ > 0], 0.99)
+    return normalised_XYZ
 
 
 def _resized(image_CHW: np.ndarray, size: int) -> np.ndarray:

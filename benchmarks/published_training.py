@@ -22,7 +22,8 @@ class StandardisedConv2d(nn.Conv2d):
         """Convolve with the standardised filters."""
         centred = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
         std = self.weight.std(dim=(1, 2, 3), keepdim=True) + unet.WEIGHT_STD_EPSILON
-        return self._conv_forward(x_NCHW, centred / std, self.bias)
+        output: Tensor = self._conv_forward(x_NCHW, centred / std, self.bias)
+        return output
 
 
 def network(width: int) -> nn.Module:
@@ -48,7 +49,7 @@ def training_step(model: nn.Module, batches: list[Tensor], device: str) -> Calla
         seen_N1HW = clean.sum(dim=1, keepdim=True) > 0.01
         optimiser.zero_grad()
         output = model(clean + _noise(clean) * seen_N1HW)
-        loss = ((output - clean).square() * seen_N1HW).mean()
+        loss: Tensor = ((output - clean).square() * seen_N1HW).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimiser.step()

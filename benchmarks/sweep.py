@@ -46,7 +46,8 @@ def measure(setting: Setting) -> list[Finding]:
 
 
 def study_of(runs: int, store: Path, folder: Path, name: str) -> Path:
-    """A new study of about so many runs on two CPU devices: two arms, two targets, many seeds."""
+    """A new study of about so many runs on two CPU devices: two arms, two targets, many
+    seeds, and a training and a score of each."""
     document = {
         "name": name,
         "store": str(store),
@@ -55,7 +56,7 @@ def study_of(runs: int, store: Path, folder: Path, name: str) -> Path:
         "pretrain": {"denoise": {"training": TRAINING}},
         "finetune": {
             "label_counts": [1, 2, 4, 8, "all"],
-            "seeds": list(range(max(1, round(runs / (5 * ARMS * 2))))),
+            "seeds": list(range(max(1, round(runs / (5 * ARMS * 2 * 2))))),
             "inits": ["scratch", "denoise"],
             "training": TRAINING,
         },

@@ -13,16 +13,14 @@ from pathlib import Path
 import torch
 
 from benchmarks import published_training
-from benchmarks.loops import CHANNELS, CLASSES, Work, loop, made_up_slices, on_cpu
+from benchmarks.loops import CHANNELS, CLASSES, Work, in_memory, loop, made_up_slices, on_cpu
 from benchmarks.measure import side_by_side, typical
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
-from fewscan.experiments.data import SliceData
 from fewscan.experiments.devices import has_native_bf16
-from fewscan.experiments.residency import InMemory
-from fewscan.experiments.segment import SegmentTask
-from fewscan.experiments.spec import Augmentation, Evaluation, Network, Precision, Segment, Training
-from fewscan.experiments.start import initial_network
+from fewscan.experiments.finetune import SegmentTask
+from fewscan.experiments.initial_weights import initial_network
+from fewscan.experiments.spec import Finetune, Network, Precision, Training
 from fewscan.experiments.train import Loop, train
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.system.workers import usable_cpus
@@ -48,7 +46,7 @@ def measure(setting: Setting) -> list[Finding]:
 def _step(work: Work, setting: Setting, folder: Path) -> Finding:
     images, _ = made_up_slices(work.slices, work.size)
     batches = list(images.float().split(work.batch_size))
-    ours = loop("denoise", work, "auto", on_cpu(usable_cpus()), folder / "step")
+    ours = loop("pretrain", work, "auto", on_cpu(usable_cpus()), folder / "step")
     network = published_training.network(work.width)
     network.load_state_dict(ours.model.state_dict())
     with torch.no_grad():
@@ -76,7 +74,7 @@ def _step(work: Work, setting: Setting, folder: Path) -> Finding:
 
 def _own_share(work: Work, setting: Setting, folder: Path) -> Finding:
     """Batch, augmentation and bookkeeping against the whole step, in seconds of the step."""
-    ours = loop("segment", work, "auto", on_cpu(usable_cpus()), folder / "own")
+    ours = loop("finetune", work, "auto", on_cpu(usable_cpus()), folder / "own")
     ours.step()
     shares = []
     for _ in range(setting.rounds):
@@ -115,12 +113,12 @@ def _own_and_whole(ours: Loop) -> tuple[float, float]:
 
 
 def _stall(work: Work, setting: Setting, folder: Path) -> Finding:
-    ours = loop("denoise", work, "auto", on_cpu(usable_cpus()), folder / "stall")
+    ours = loop("pretrain", work, "auto", on_cpu(usable_cpus()), folder / "stall")
     ours.step()
     stalls, writes = [], []
     for _ in range(setting.rounds + 1):  # the first finds no copy to write over
         stalls.append(1000 * _seconds(ours.checkpoint))
-        writes.append(1000 * _seconds(ours.settle))
+        writes.append(1000 * _seconds(ours.write_events))
     return Finding(
         f"checkpoint, width {work.width}: the step waits",
         tuple(stalls[1:]),
@@ -155,14 +153,12 @@ def _losses(precision: Precision, setting: Setting, folder: Path) -> list[float]
 
 def _best_loss(precision: Precision, seed: int, steps: int, folder: Path) -> float:
     training = Training(steps, max(1, steps // 4), 8, lr=3e-3, precision=precision)
-    spec = Segment(
-        "made up", Network(8), "multiclass", 1, training, Augmentation(), Evaluation(), seed
-    )
+    spec = Finetune("made up", Network(8), "multiclass", 1, training, seed)
     run = RunFolder(folder / f"{precision}{seed}")
     run.path.mkdir()
     devices = on_cpu(usable_cpus())
     labelled, validation = (
-        SliceData(InMemory(*made_up_slices(32, 32, seed=2 * seed + n)), torch.float32, "cpu")
+        in_memory(*made_up_slices(32, 32, seed=2 * seed + n), torch.float32, "cpu")
         for n in range(2)
     )
     task = SegmentTask(spec, CLASSES, labelled, validation, devices)

@@ -25,6 +25,7 @@ SMALL_COMPONENT_VOXELS = 20
 _VOXELS_AROUND_A_HOLE = 3**3 - 1  # a component with fewer has no hole
 
 
+@torch.no_grad()
 def reconstruction_anomaly(images_NCHW: torch.Tensor, outputs_NCHW: torch.Tensor) -> torch.Tensor:
     """How anomalous each pixel is: a float32 tensor of shape NHW, on the device of the images.
 
@@ -36,6 +37,7 @@ def reconstruction_anomaly(images_NCHW: torch.Tensor, outputs_NCHW: torch.Tensor
     return median_filter(error_NHW * kept_NHW)
 
 
+@torch.no_grad()
 def median_filter(images_NHW: torch.Tensor) -> torch.Tensor:
     """The median of each pixel's 5×5 window, borders reflected: float32, on the same device.
 
@@ -101,4 +103,5 @@ def remove_small_components(
         box = boxes[label - 1]
         filled = ndimage.binary_fill_holes(labels_ZHW[box] == label, neighbours)
         small[label] = filled.sum() <= max_voxels
-    return ~small[labels_ZHW]
+    kept_ZHW: np.ndarray = ~small[labels_ZHW]
+    return kept_ZHW

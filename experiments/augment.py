@@ -103,8 +103,8 @@ class Draws:
     def drawn(self, name: str) -> Tensor:
         """Where the transform of this field happens: a bool tensor of the field's shape."""
         identity = next(f.metadata["identity"] for f in fields(self) if f.name == name)
-        values: Tensor = getattr(self, name)
-        return values != identity
+        drawn: Tensor = getattr(self, name) != identity
+        return drawn
 
     def describe(self, image: int) -> dict[str, Any]:
         """The transforms that happen to one image, with their parameters as plain values.

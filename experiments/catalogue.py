@@ -53,7 +53,7 @@ class Metric:
     panel: Target | None = None
     """The target whose published figure shows it."""
     needs: str | None = None
-    """A field of `Evaluation` that is set where the metric is computed."""
+    """A property of `Evaluation` that says whether the metric is computed; None: always."""
 
     def is_computed(self, evaluation: Evaluation, target: Target) -> bool:
         """Whether runs of the target have it under this evaluation."""
@@ -122,7 +122,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "pooled",
         "⌈Dice⌉'s mask without 3D components of at most {min_component_voxels} voxels, as "
         "published.",
-        needs="min_component_voxels",
+        needs="removes_specks",
     ),
     Metric(
         "dice_at_validation_threshold",
@@ -173,7 +173,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "Normalised surface Dice: the share of both surfaces that is within the tolerance of the "
         "other (Nikolov et al. 2018).",
         compared="difference",
-        needs="nsd_tolerance_mm",
+        needs="measures_surfaces",
     ),
     Metric(
         "hd95_mm",
@@ -185,7 +185,7 @@ CATALOGUE: tuple[Metric, ...] = (
         most=math.inf,
         higher_is_better=False,
         compared="quartiles",
-        needs="nsd_tolerance_mm",
+        needs="measures_surfaces",
     ),
 )
 METRICS = {metric.key: metric for metric in CATALOGUE}

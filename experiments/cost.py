@@ -15,8 +15,8 @@ def forward_flops(network: Network, in_channels: int, out_channels: int, size: i
 
     The convolutions alone; 18.4 GFLOP for the published network at 128².
     """
-    widths = [network.width * 2**level for level in range(network.depth)]
-    pixels = [(size / 2**level) ** 2 for level in range(network.depth)]
+    widths: list[int] = [network.width * 2**level for level in range(network.depth)]
+    pixels: list[float] = [(size / 2**level) ** 2 for level in range(network.depth)]
     down = sum(
         9 * (previous + width) * width * area
         for previous, width, area in zip([in_channels, *widths], widths, pixels, strict=False)
@@ -61,14 +61,15 @@ def _validated(spec: RunSpec, store: SliceStore) -> int:
     training, each = spec.training, _slices(store, store.split.validation)
     if training.validation_slices is not None:
         each = min(each, training.validation_slices)
-    return -(-training.iterations // training.validate_every) * each
+    views = spec.scheme.views if isinstance(spec, Pretrain) else 1  # a step counts them already
+    return -(-training.iterations // training.validate_every) * each * views
 
 
 def _scored(spec: RunSpec, store: SliceStore) -> int:
     if not isinstance(spec, Score):
         return 0
     test = _slices(store, store.split.test) if spec.split == "test" else 0
-    again = test if spec.evaluation.min_component_voxels else 0  # at the threshold known then
+    again = test if spec.evaluation.removes_specks else 0  # at the threshold known then
     return len(spec.parents) * (_slices(store, store.split.validation) + test + again)
 
 

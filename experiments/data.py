@@ -25,9 +25,9 @@ VALIDATION_BATCH = 32
 
 def open_store(folder: RunFolder, fingerprint: str) -> SliceStore:
     """The store of a run. Raises `RunError` if its content is not what the run was planned for."""
-    path = RunRecord.read(folder).store
-    assert path is not None, "an imported run computes nothing"
-    store = SliceStore.open(path)
+    place = RunRecord.read(folder).store
+    assert place is not None, "imported weights have no store, and no stage"
+    store = SliceStore.open(place)
     if store.fingerprint != fingerprint:
         raise RunError(
             f"the store's content has changed: its fingerprint is {store.fingerprint}",

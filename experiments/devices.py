@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from fewscan.experiments.spec import Precision, Residency
@@ -183,9 +184,7 @@ def launch(stage: Callable[[Devices], None], devices: Devices) -> None:
     picklable. An error in any rank ends them all and is raised here.
     """
     with TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(
-            _rank_main, (stage, devices, Path(folder) / "meet"), nprocs=devices.world_size
-        )
+        spawn(_rank_main, (stage, devices, Path(folder) / "meet"), nprocs=devices.world_size)
 
 
 def _rank_main(

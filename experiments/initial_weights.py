@@ -30,6 +30,7 @@ def initial_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(spec.kind, spec.seed, "weights"))
         model = UNet(in_channels, out_channels, spec.network.width, spec.network.depth, skips)
+    model = model.to(devices.dtype(spec.training.precision))  # before weights are loaded into it
     facts: dict[str, Any] = {"init": spec.init or "scratch", "loaded": [], "replaced": []}
     if spec.init is not None:
         weights = load_model(folder.sibling(spec.init).model).state_dict()
@@ -41,4 +42,4 @@ def initial_network(
             require_same_tensors(model.state_dict(), weights, remedy=fit)
             model.load_state_dict(weights)
             facts["loaded"] = list(weights)
-    return model.to(devices.device, devices.dtype(spec.training.precision)), facts
+    return model.to(devices.device), facts

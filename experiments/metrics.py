@@ -106,7 +106,8 @@ class PixelScores:
     def _dice(self, thresholds: np.ndarray) -> np.ndarray:
         next_above = thresholds.astype(np.float16).view(np.int16) + 1
         hits_V, detected_V = self._detections()
-        return 2 * hits_V[next_above] / (detected_V[next_above] + self.positives)
+        dice: np.ndarray = 2 * hits_V[next_above] / (detected_V[next_above] + self.positives)
+        return dice
 
 
 def _tensor(values: Array) -> torch.Tensor:

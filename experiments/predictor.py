@@ -77,7 +77,8 @@ class Predictor:
 
     def _of(self, network: nn.Module, images_NCHW: Tensor) -> Tensor:
         if self.target is not None:
-            return network(images_NCHW).softmax(dim=1)
+            probabilities_NKHW: Tensor = network(images_NCHW).softmax(dim=1)
+            return probabilities_NKHW
         assert self.scheme is not None
         return self.scheme.anomaly_score(network, images_NCHW)[:, None]
 

@@ -19,6 +19,7 @@ from fewscan.experiments.schemes.scheme import Draw
 from fewscan.experiments.seeds import generator_for, seed_for
 from fewscan.experiments.spec import Pretrain
 from fewscan.experiments.train import train
+from fewscan.experiments.unet import UNet
 from fewscan.storage.errors import DeviceError
 from fewscan.storage.runs import RunFolder
 
@@ -35,13 +36,20 @@ def pretrain(spec: Pretrain, folder: RunFolder, devices: Devices) -> Result:
     channels = len(store.channels)
     outputs = spec.scheme.out_channels(channels)
     body, start = initial_network(spec, channels, outputs, folder, devices)
-    model = spec.scheme.network(body).to(devices.device, dtype)
+    model = _trained_network(spec, body).to(devices.device, dtype)
     task = PretextTask(spec, training, validation, devices)
     state = train(model, task, spec.training, folder, devices, start | {"slices": training.note})
     if devices.is_first:
         model.load_state_dict(state.best)
         save_model(folder.model, body, body.state_dict())
     return Result(spec.kind, best_step=state.best_step, validation_loss=state.best_loss)
+
+
+def _trained_network(spec: Pretrain, body: UNet) -> nn.Module:
+    """The body with what its scheme puts around it, whose weights have a seed of their own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(spec.kind, spec.seed, "weights around the body"))
+        return spec.scheme.network(body)
 
 
 class PretextTask:

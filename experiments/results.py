@@ -54,12 +54,12 @@ class RunRecord:
         value = folder.read_spec()
         try:
             spec, study, name = from_json(value["spec"]), value["study"], value["name"]
-            store, slices = value["store"], value["slices"]
+            slices = SliceFormat.from_json(value["slices"], where=str(folder.path))
+            store, here = value["store"], folder.path.absolute()
+            place = None if store is None else Path(os.path.normpath(here / store))
         except (KeyError, TypeError, ValueError) as error:
             raise _not_ours(folder.spec, error) from error
-        format_ = SliceFormat.from_json(slices, where=str(folder.path))
-        place = None if store is None else Path(os.path.normpath(folder.path.absolute() / store))
-        return cls(spec, study, name, format_, place)
+        return cls(spec, study, name, slices, place)
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _pooled_numbers(
         "pooled_best_dice_threshold": best_threshold,
         "pooled_dice_at_validation_threshold": dice_at(pooled, threshold),
     }
-    if evaluation.min_component_voxels:
+    if evaluation.removes_specks:
         sums = [
             without_specks(scored, best_threshold, evaluation.min_component_voxels)
             for scored in scorer.each(scorer.store.split.test)

@@ -92,6 +92,16 @@ class Evaluation:
     def __post_init__(self) -> None:
         require_at_least(self, 0, "min_component_voxels", "nsd_tolerance_mm")
 
+    @property
+    def removes_specks(self) -> bool:
+        """Whether small components are removed."""
+        return self.min_component_voxels > 0
+
+    @property
+    def measures_surfaces(self) -> bool:
+        """Whether NSD and HD95 are computed; 0 mm is a tolerance like another."""
+        return self.nsd_tolerance_mm is not None
+
 
 @dataclass(frozen=True)
 class Augmentation:

@@ -26,7 +26,7 @@ def require_surface_distances(evaluation: Evaluation) -> None:
 
     For the beginning of a run, before hours are spent. Nothing is loaded.
     """
-    if evaluation.nsd_tolerance_mm is not None and importlib.util.find_spec("monai") is None:
+    if evaluation.measures_surfaces and importlib.util.find_spec("monai") is None:
         raise RunError(
             "MONAI is not installed here, and the evaluation asks for NSD and HD95",
             where="evaluation.nsd_tolerance_mm",

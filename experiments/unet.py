@@ -154,7 +154,8 @@ class StandardisedConv2d(nn.Conv2d):
         length = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)
         std = length / math.sqrt(centred[0].numel() - 1)
         weight = centred / (std + WEIGHT_STD_EPSILON)
-        return self._conv_forward(x_NCHW, weight, self.bias)
+        output: Tensor = self._conv_forward(x_NCHW, weight, self.bias)
+        return output
 
 
 class ReflectionPad(nn.Module):
@@ -162,7 +163,8 @@ class ReflectionPad(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H + 2, W + 2)."""
-        padded: Tensor = _PadByOne.apply(x_NCHW)
+        pad: Any = _PadByOne  # torch has no types for it
+        padded: Tensor = pad.apply(x_NCHW)
         return padded
 
 
@@ -206,11 +208,12 @@ def load_for_transfer(
     """Load what is transferred from a pre-trained network, never the head; say what was loaded.
 
     The head is new even if its shape is the same: channels and classes have nothing in common.
-    Raises `RunError` if what is transferred differs in name or shape; the model is then as it was.
+    Raises `RunError` if what is transferred differs in name or shape, or the other network has what
+    this one has not; the model is then as it was.
     """
     parts = TRANSFERRED[transfer]
-    body = {name: tensor for name, tensor in weights.items() if name.startswith(parts)}
     own = model.state_dict()
+    body = {n: tensor for n, tensor in weights.items() if n.startswith(parts) or n not in own}
     head = tuple(name for name in own if not name.startswith(parts))
     require_same_tensors(
         {name: tensor for name, tensor in own.items() if name not in head},

@@ -22,11 +22,15 @@ def code_digest() -> str:
         if spec is None or spec.origin is None:  # a bare machine may have some of them alone
             continue
         folder = Path(spec.origin).parent
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in SUFFIXES):
+        for path in sorted(filter(_is_source, folder.rglob("*"))):
             name = f"{room}/{path.relative_to(folder).as_posix()}"
             digest.update(f"{name}\0{path.stat().st_size}\0".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _is_source(path: Path) -> bool:
+    return path.suffix in SUFFIXES and path.parent.name != "__pycache__"
 
 
 def package_version() -> str:

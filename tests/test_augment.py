@@ -8,10 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewscan.experiments.augment import Augmentation, Draws, apply, draw
+from fewscan.experiments.augment import NNUNET, AugmentationTable, Draws, apply, draw
 
-NEVER = Augmentation(
-    **{f.name: 0.0 for f in dataclasses.fields(Augmentation) if f.name.endswith("_probability")}
+NEVER = AugmentationTable(
+    **{
+        f.name: 0.0
+        for f in dataclasses.fields(AugmentationTable)
+        if f.name.endswith("_probability")
+    }
 )
 TRANSFORMS = [
     "rotation",
@@ -52,11 +56,11 @@ def heads(images=6, channels=3, size=24, seed=0, dtype=torch.float32):
 
 @pytest.fixture(scope="module")
 def many() -> Draws:
-    return draw(Augmentation(), 20_000, 4, seeded(1))
+    return draw(NNUNET, 20_000, 4, seeded(1))
 
 
 def test_the_numbers_are_those_of_the_table():
-    assert dataclasses.asdict(Augmentation()) == {
+    assert dataclasses.asdict(NNUNET) == {
         "rotation_probability": 0.2,
         "rotation_deg": (-180, 180),
         "scaling_probability": 0.2,
@@ -168,11 +172,11 @@ def test_the_transforms_are_drawn_independently(many):
 def test_same_generator_same_draws_and_no_other_randomness():
     before = torch.get_rng_state()
     images, labels = heads()
-    results = [apply(images, labels, draw(Augmentation(), 6, 3, seeded(5))) for _ in range(2)]
+    results = [apply(images, labels, draw(NNUNET, 6, 3, seeded(5))) for _ in range(2)]
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     assert torch.equal(torch.get_rng_state(), before)
-    draws = [draw(Augmentation(), 6, 3, seeded(seed)).rotation_rad_N for seed in range(9)]
+    draws = [draw(NNUNET, 6, 3, seeded(seed)).rotation_rad_N for seed in range(9)]
     assert len({tuple(angles.tolist()) for angles in draws}) > 1
 
 
@@ -198,7 +202,7 @@ def test_an_image_alone_becomes_what_it_becomes_in_its_batch(seed, names, channe
 def test_what_was_not_drawn_leaves_the_bits_alone(seed):
     images, labels = heads(8, seed=seed)
     images[0, 0, 0, 0] = 1e-6  # below the foreground's threshold, and not to be cleared for nothing
-    draws = draw(Augmentation(), 8, 3, seeded(seed))
+    draws = draw(NNUNET, 8, 3, seeded(seed))
     kept = images.clone(), labels.clone()
     changed, changed_labels = apply(images, labels, draws)
     assert torch.equal(images, kept[0])
@@ -242,7 +246,7 @@ def test_labels_move_with_the_image(name):
 
 def test_mirror_reverses_images_and_labels_as_drawn():
     images, labels = heads(12)
-    draws = draw(Augmentation(), 12, 3, seeded(3))
+    draws = draw(NNUNET, 12, 3, seeded(3))
     draws = dataclasses.replace(draw(NEVER, 12, 3, seeded()), mirror_N2=draws.mirror_N2)
     changed, changed_labels = apply(images, labels, draws)
     for i, (rows, columns) in enumerate(draws.mirror_N2.tolist()):

@@ -95,18 +95,20 @@ def test_results_say_what_they_were_measured_on_and_by_nobody(
 
 
 def test_the_bound_of_a_makespan(tiny_study: Callable[..., Study]) -> None:
-    """A pre-training of 5 s, its children of 2 s, others of 1 s."""
+    """A pre-training of 5 s, fine-tunings of 2 s from it, others of 1 s, and scores of 2 s."""
     plan = make_plan(tiny_study())
     seconds = {run.run_id: 2.0 if run.parents else 1.0 for run in plan.runs}
     seconds[plan.runs[0].run_id] = 5.0
-    assert makespan.longest_chain(plan, seconds) == 7.0
+    assert makespan.longest_chain(plan, seconds) == 9.0
+    ends: dict[str, float] = {}
     for run in plan.runs:
         folder = plan.folder_of(run)
-        folder.create(plan.record(run))
-        begun = 5.0 if run.parents else 0.0
-        end = 100 + begun + seconds[run.run_id]
-        folder.append_event("finished", time=end, step=1, seconds=seconds[run.run_id])
+        plan.record(run).write(folder)
+        begun = max([0.0, *(ends[parent] for parent in run.parents)])
+        ends[run.run_id] = begun + seconds[run.run_id]
+        end = 100 + ends[run.run_id]
+        folder.append_event("finished", 1, end, seconds=seconds[run.run_id])
     work = sum(seconds.values()) / usable_cpus()
-    schedule, whole = makespan.findings(plan, (98.0, 109.0))
-    assert schedule.result == pytest.approx(7 / max(7.0, work))
-    assert whole.result == pytest.approx(11 / max(7.0, work))
+    schedule, whole = makespan.findings(plan, (98.0, 111.0))
+    assert schedule.result == pytest.approx(9 / max(9.0, work))
+    assert whole.result == pytest.approx(13 / max(9.0, work))

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fake_runs import finish_all
+from tiny import run_in_process
 
-from fewscan.experiments.devices import Devices
-from fewscan.experiments.examples import segmented
-from fewscan.experiments.metrics import class_dice
-from fewscan.experiments.stages import run_stage
+from fewscan.experiments.measures import MEASURES, Masks
+from fewscan.experiments.predictor import load_predictor
+from fewscan.experiments.results import Result
+from fewscan.experiments.spec import Evaluation
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.cases import read_cases
 from fewscan.harness.report.content import gather_content
@@ -55,17 +57,23 @@ def test_a_model_that_is_gone_is_said_and_stops_nothing(plan: Plan) -> None:
 
 
 def scored_again(plan: Plan, choice: Choice, patient: str) -> list[float]:
-    """Dice of a whole scan, an arm after the other, from the function that makes the masks."""
+    """Dice of a whole scan, an arm after the other, from the predictor that makes the masks."""
     slices = plan.store.read_subject(patient)
+    spacing_mm = plan.store.spacing_mm_ZHW(patient)
+    scores = {run.run_id: run for run in plan.scores}
     found = []
-    for run_id in choice.runs.values():
+    for run_id in choice.runs.values():  # of scores
         folder = plan.folder.run(run_id)
-        threshold = folder.read_result()["validation"]["threshold"]
-        labels_NHW = segmented(folder, choice.target, threshold, slices.images_NCHW)
+        predictor = load_predictor([folder.sibling(p) for p in scores[run_id].parents])
+        threshold = Result.read(folder).threshold
+        batches = predictor.in_batches(torch.from_numpy(slices.images_NCHW))
+        labels = [predictor.labels(maps, threshold) for maps in batches]
+        labels_NHW = np.concatenate([found.numpy() for found in labels if found is not None])
+        truth_NHW, classes = slices.labels_NHW, (1, 2, 3)
         if choice.target == "binary":
-            found.append(class_dice(labels_NHW, (slices.labels_NHW > 0).view(np.uint8), [1])[0])
-        else:
-            found.append(np.nanmean(class_dice(labels_NHW, slices.labels_NHW, [1, 2, 3])))
+            truth_NHW, classes = truth_NHW > 0, (1,)
+        masks = [Masks(labels_NHW == k, truth_NHW == k, spacing_mm) for k in classes]
+        found.append(np.nanmean([MEASURES["dice"](m, Evaluation()) for m in masks]))
     return found
 
 
@@ -76,9 +84,7 @@ def test_the_masks_are_those_that_were_scored(
     """Trained for real; the slice shown is the patient's, and a second look computes nothing."""
     finetune = tiny_document["finetune"] | {"label_counts": [2], "targets": [target]}
     plan = make_plan(tiny_study(finetune=finetune, baselines=["unsupervised"]))
-    for run in plan.runs:
-        plan.folder_of(run).create(plan.record(run))
-        run_stage(plan.folder_of(run), Devices())
+    run_in_process(plan, plan.runs)
     cases = read_cases(plan)
     found = read_examples(plan, cases)
     assert found is not None

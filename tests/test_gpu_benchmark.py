@@ -11,8 +11,8 @@ import torch
 from benchmarks import gpu
 from benchmarks.gpu_sharing import BatchedTraining
 from benchmarks.loops import Work
+from fewscan.experiments.anomaly import foreground
 from fewscan.experiments.losses import reconstruction_loss
-from fewscan.experiments.scoring import foreground
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +32,7 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     assert set(steps) - ran == graphs  # which a CPU has not
     for name in ran - {"published fp32", "fp32 eager"}:
         assert steps[name]["loss_differs_by"] < 0.01, name
-    assert figures["same_bits"] == {"denoise": True, "segment": True}
+    assert figures["same_bits"] == {"pretrain": True, "finetune": True}
     assert all(rate > 0 for kind in figures["sharing"].values() for rate in kind.values())
 
 

@@ -1,4 +1,4 @@
-"""AP, ⌈Dice⌉ and Dice per class, against the plain ways of computing them."""
+"""AP and ⌈Dice⌉, against the plain ways of computing them."""
 
 import math
 
@@ -9,14 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from fewscan.experiments.metrics import (
-    HALF_VALUES,
-    THRESHOLDS,
-    ClassOverlap,
-    PixelScores,
-    class_dice,
-    mean_class_dice,
-)
+from fewscan.experiments.metrics import THRESHOLDS, PixelScores
 
 quick = settings(deadline=None, max_examples=25)
 
@@ -148,8 +141,6 @@ def test_impossible_scores_are_refused_and_nothing_is_counted(bad, named):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(4,\).*\(2, 2\)"):
         PixelScores().update(np.zeros(4, np.float32), np.zeros((2, 2), bool))
-    with pytest.raises(ValueError, match=r"\(4,\).*\(2, 2\)"):
-        class_dice(np.zeros(4, np.uint8), np.zeros((2, 2), np.uint8), (1,))
 
 
 @pytest.mark.parametrize("threshold", [-0.001, math.nan, 1e6])
@@ -167,61 +158,3 @@ def test_without_a_positive_pixel_nothing_is_defined():
 
 def test_empty_arrays_count_nothing():
     assert counted(np.zeros((0, 8, 8), np.float32), np.zeros((0, 8, 8), bool)).pixels == 0
-
-
-def test_counts_survive_being_stored():
-    pixel_scores = counted(*synthetic(5000))
-    data = pixel_scores.to_bytes()
-    assert len(data) < pixel_scores.counts_2V.nbytes / 10
-    np.testing.assert_array_equal(PixelScores.from_bytes(data).counts_2V, pixel_scores.counts_2V)
-    assert pixel_scores.counts_2V.shape == (2, HALF_VALUES)
-
-
-LABELS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=8, max_size=8)
-
-
-@quick
-@given(LABELS)
-def test_class_dice_is_the_textbook_formula(pairs):
-    prediction_ZHW, truth_ZHW = np.array(pairs, np.uint8).T.reshape(2, 2, 2, 2)
-    dice_K = class_dice(prediction_ZHW, torch.tensor(truth_ZHW), (1, 2, 3))
-    for label, dice in zip((1, 2, 3), dice_K, strict=True):
-        found, there = prediction_ZHW == label, truth_ZHW == label
-        if found.any() or there.any():
-            assert dice == 2 * (found & there).sum() / (found.sum() + there.sum())
-        else:
-            assert math.isnan(dice)
-
-
-def test_the_rule_for_empty_classes():
-    truth_ZHW, prediction_ZHW = np.zeros((2, 3, 4), np.uint8), np.zeros((2, 3, 4), np.uint8)
-    truth_ZHW[0, 0, 0], prediction_ZHW[1, 1, 1] = 1, 2
-    only_true, only_predicted, neither = class_dice(prediction_ZHW, truth_ZHW, (1, 2, 3))
-    assert (only_true, only_predicted) == (0, 0)
-    assert math.isnan(neither)
-
-
-def test_class_counts_of_slices_add_up_to_the_scan():
-    rng = np.random.default_rng(0)
-    prediction_ZHW, truth_ZHW = rng.integers(0, 4, (2, 6, 5, 4))
-    streamed, rest = ClassOverlap((1, 2, 4)), ClassOverlap((1, 2, 4))
-    streamed.update(prediction_ZHW[:2], truth_ZHW[:2])
-    rest.update(prediction_ZHW[2:4], truth_ZHW[2:4])
-    rest.update(prediction_ZHW[4:], truth_ZHW[4:])
-    np.testing.assert_array_equal(
-        (streamed + rest).dice(), class_dice(prediction_ZHW, truth_ZHW, (1, 2, 4))
-    )
-
-
-def test_counts_are_true_positives_false_positives_and_misses():
-    overlap = ClassOverlap((1,))
-    overlap.update(torch.tensor([1, 1, 1, 0, 0]), torch.tensor([1, 0, 0, 1, 0]))
-    assert overlap.counts_3K[:, 0].tolist() == [1, 2, 1]
-
-
-def test_mean_is_over_patients_first_and_ignores_what_was_not_there():
-    nan = math.nan
-    dice_PK = np.array([[0.2, 0.9, nan], [0.4, nan, nan], [0.6, nan, nan]])
-    assert mean_class_dice(dice_PK) == pytest.approx((0.4 + 0.9) / 2)
-    assert math.isnan(mean_class_dice(np.full((2, 3), nan)))
-    assert math.isnan(mean_class_dice(np.zeros((0, 3))))

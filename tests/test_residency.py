@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,23 +15,16 @@ import torch
 from fewscan.experiments.data import SliceData
 from fewscan.experiments.devices import Devices, Residency
 from fewscan.experiments.residency import Selection, keep
-from fewscan.experiments.spec import (
-    Augmentation,
-    Denoise,
-    Evaluation,
-    Network,
-    Noise,
-    RunSpec,
-    Segment,
-    Training,
-    run_id,
-    to_json,
-)
+from fewscan.experiments.results import RunRecord
+from fewscan.experiments.schemes import Denoise
+from fewscan.experiments.schemes.denoise import Noise
+from fewscan.experiments.spec import Finetune, Network, Pretrain, RunSpec, Training, run_id
 from fewscan.experiments.stages import run_stage
 from fewscan.storage import shared_slices
 from fewscan.storage.errors import DeviceError
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.shared_slices import SharedSlices
+from fewscan.storage.slice_format import SliceFormat
 from fewscan.storage.slices import SliceStore
 from fewscan.storage.system import node_folder
 from fewscan.storage.system.memory import available_bytes
@@ -51,13 +45,13 @@ def place(tmp_path: Path) -> Devices:
 
 def specs(store: SliceStore) -> list[RunSpec]:
     network, data = Network(width=4, depth=2), store.fingerprint
-    segment = Segment(
-        data, network, "multiclass", 2, TRAINING, Augmentation(), Evaluation(), seed=0
-    )
-    return [Denoise(data, network, Noise(resolution=4), TRAINING), segment]
+    return [
+        Pretrain(data, network, TRAINING, Denoise(Noise(resolution=4))),
+        Finetune(data, network, "multiclass", 2, TRAINING, seed=0),
+    ]
 
 
-@pytest.mark.parametrize("kind", [0, 1], ids=["denoise", "segment"])
+@pytest.mark.parametrize("kind", [0, 1], ids=["pretrain", "finetune"])
 def test_the_same_bits_wherever_the_slices_are(
     kind: int, store: SliceStore, place: Devices, tmp_path: Path
 ) -> None:
@@ -65,11 +59,12 @@ def test_the_same_bits_wherever_the_slices_are(
     outcomes = []
     for residency in KINDS:
         folder = RunFolder(tmp_path / residency / run_id(spec))
-        folder.create({"spec": to_json(spec), "store": str(store.path)})
+        format_ = SliceFormat.of_store(store)
+        RunRecord(spec, "study", "name", format_, store.path).write(folder)
         run_stage(folder, replace(place, residency=residency))
         started = folder.committed_events()[0]
         expected = {"device": "device", "stream": "stream"}.get(residency, "shared")
-        assert started["slices"].startswith(f"{expected}: ")
+        assert started.attempt["slices"].startswith(f"{expected}: ")
         weights = torch.load(folder.model, weights_only=True)["weights"]
         outcomes.append((folder.read_result(), weights))
     for result, weights in outcomes[1:]:
@@ -97,8 +92,33 @@ def test_batches_are_what_the_store_holds(
         where = kept[indices[:3].numpy()]
         assert torch.equal(batch.images_NCHW, torch.from_numpy(slices.images_NCHW[where]).float())
         assert torch.equal(batch.labels_NHW, torch.from_numpy(slices.labels_NHW[where]).long())
-    images = [batch.images_NCHW for _, batch in data.validation_batches(devices)]
+    batches = list(data.validation_batches(devices))
+    images = [batch.images_NCHW for _, _, batch in batches]
     assert torch.equal(torch.cat(images), torch.from_numpy(slices.images_NCHW[kept]).float())
+    assert [number for number, _, _ in batches] == list(range(len(batches)))
+    assert torch.cat([which for _, which, _ in batches]).tolist() == list(range(len(data)))
+
+
+@pytest.mark.parametrize("healthy_only", [False, True])
+def test_the_table_says_which_scan_a_slice_is_of_and_how_high_it_lies(
+    store: SliceStore, place: Devices, healthy_only: bool
+) -> None:
+    """Of the whole scan, which has six slices: also of those that are not kept."""
+    ids = store.split.train[:3]
+    slices = store.read(ids, healthy_only=healthy_only)
+    table = SliceData.load(store, ids, place, torch.float32, healthy_only).table
+    assert (table.channels, table.size, len(table)) == (4, (16, 16), len(slices.positions_N))
+    assert table.heights_N.tolist() == [position / 5 for position in slices.positions_N]
+    scans = [n for n, s in enumerate(ids) for _ in _positions(store, s, healthy_only)]
+    assert table.scans_N.tolist() == scans
+    few = table.of(np.array([4, 0]))
+    assert few.heights_N.tolist() == [table.heights_N[4], table.heights_N[0]]
+    assert few.scans_N.tolist() == [table.scans_N[4], table.scans_N[0]]
+
+
+def _positions(store: SliceStore, subject: str, healthy_only: bool) -> Sequence[int]:
+    found = store.subjects[subject]
+    return found.healthy_positions if healthy_only else found.positions
 
 
 def test_a_run_reads_its_own_subjects_once(

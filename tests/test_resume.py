@@ -12,10 +12,8 @@ import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
+from tiny import run_in_process
 
-from fewscan.experiments.devices import Devices
-from fewscan.experiments.spec import Anomaly
-from fewscan.experiments.stages import run_stage
 from fewscan.harness.plan import Plan, load_plan
 
 KILLS = 3
@@ -69,15 +67,9 @@ def results(plan: Plan) -> dict[str, bytes]:
 def committed_steps(plan: Plan) -> dict[str, int]:
     """Run → the step of the last event in its folder."""
     return {
-        run.run_id: max([0, *(e["step"] for e in plan.folder_of(run).committed_events())])
+        run.run_id: max([0, *(e.step for e in plan.folder_of(run).committed_events())])
         for run in plan.runs
     }
-
-
-def run_undisturbed(plan: Plan) -> None:
-    for run in plan.runs:
-        plan.record(run).write(plan.folder_of(run))
-        run_stage(plan.folder_of(run), Devices())
 
 
 def check_mlflow(plan: Plan) -> None:
@@ -91,18 +83,21 @@ def check_mlflow(plan: Plan) -> None:
     assert ids == sorted(run.run_id for run in plan.runs)
     assert {run.info.status for run in runs} == {"FINISHED"}
     for run in children:
-        if "train/loss" in run.data.metrics:
-            history = client.get_metric_history(run.info.run_id, "train/loss")
+        if run.data.params["stage"] != "score":
+            history = client.get_metric_history(run.info.run_id, "learning/train_loss")
             assert [metric.step for metric in history] == [25, 50, 75, 100, 125, 150]
 
 
 def check_shared_slices(plan: Plan) -> None:
     """All runs trained from slices that were decoded once, and those are gone with the sweep."""
     digest = hashlib.sha256(str(plan.folder.path).encode()).hexdigest()[:8]
-    trained = [run for run in plan.runs if not isinstance(run.spec, Anomaly)]
+    trained = [run for run in plan.runs if run.kind in ("pretrain", "finetune")]
     for run in trained:
-        started = [e for e in plan.folder_of(run).committed_events() if e["kind"] == "started"]
-        assert all(e["slices"].startswith("shared: ") and digest in e["slices"] for e in started)
+        started = [e for e in plan.folder_of(run).committed_events() if e.kind == "started"]
+        assert all(
+            e.attempt["slices"].startswith("shared: ") and digest in e.attempt["slices"]
+            for e in started
+        )
     assert not [*Path("/dev/shm").glob(f"*{digest}*"), *Path("/tmp").glob(f"*{digest}*")]
 
 
@@ -127,7 +122,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(
     assert sweep.wait(timeout=DEADLINE_S) == 0, path.with_suffix(".log").read_text()
 
     undisturbed = load_plan(path, (f"folder={tmp_path / 'undisturbed'}",))
-    run_undisturbed(undisturbed)
+    run_in_process(undisturbed, undisturbed.runs)
     assert results(plan) == results(undisturbed)
     check_mlflow(plan)
     assert not list(tmp_path.rglob("*.partial"))

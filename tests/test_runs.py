@@ -43,15 +43,15 @@ def test_an_old_heartbeat_is_no_heartbeat(folder: RunFolder) -> None:
 def test_only_events_that_a_checkpoint_covers_count(folder: RunFolder) -> None:
     folder.append_event("started", step=0)
     size = folder.append_event("metrics", step=1, values={"loss": 1.0})
-    assert [e["kind"] for e in folder.committed_events()] == ["started"]
+    assert [e.kind for e in folder.committed_events()] == ["started"]
     folder.append_event("checkpoint", step=1)
     folder.append_event("metrics", step=2, values={"loss": 0.5})
     with folder.events.open("ab") as file:
         file.write(b'{"kind": "metr')  # killed while writing
-    assert [e["kind"] for e in folder.committed_events()] == ["started", "metrics", "checkpoint"]
+    assert [e.kind for e in folder.committed_events()] == ["started", "metrics", "checkpoint"]
     folder.truncate_events(size)
     folder.append_event("started", step=1)
-    kinds = [(e["kind"], e["step"]) for e in folder.committed_events()]
+    kinds = [(e.kind, e.step) for e in folder.committed_events()]
     assert kinds == [("started", 0), ("metrics", 1), ("started", 1)]
 
 

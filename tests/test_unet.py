@@ -166,6 +166,42 @@ def test_transfer_loads_all_but_the_head(classes):
         assert torch.equal(tensor, kept[name]), name
 
 
+def test_transfer_of_the_encoder_leaves_the_decoder_new():
+    source, model = tiny(seed=0), tiny(seed=1, out_channels=2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = load_for_transfer(model, source.state_dict(), "encoder")
+    assert {*report.loaded, *report.replaced} == set(before)
+    assert set(report.loaded) == {name for name in before if name.startswith("down_path.")}
+    for name, tensor in model.state_dict().items():
+        kept = source.state_dict() if name in report.loaded else before
+        assert torch.equal(tensor, kept[name]), name
+
+
+def test_the_encoder_of_a_network_without_skips_can_be_transferred():
+    source, model = tiny(seed=0, skips=False, out_channels=1), tiny(seed=1)
+    report = load_for_transfer(model, source.state_dict(), "encoder")
+    assert all(torch.equal(model.state_dict()[n], source.state_dict()[n]) for n in report.loaded)
+
+
+def test_without_skips_the_decoder_sees_the_coarsest_level_alone():
+    """Other maps of the finer levels make no difference; with skips they do."""
+    images_NCHW = torch.rand(1, 3, 8, 8)
+    for skips in (False, True):
+        model = tiny(skips=skips)
+        assert model.shape.skips is skips
+        coarsest = model.down_path[-1]
+        fixed = torch.rand(1, 16, 2, 2)
+        coarsest.forward = lambda x, fixed=fixed: fixed
+        with torch.no_grad():
+            same = torch.equal(model(images_NCHW), model(images_NCHW.flip(-1)))
+        assert same is not skips
+
+
+def test_skips_change_no_name_and_no_shape():
+    with_, without = (tiny(skips=skips).state_dict() for skips in (True, False))
+    assert {n: t.shape for n, t in with_.items()} == {n: t.shape for n, t in without.items()}
+
+
 def _without(name):
     return lambda weights: weights.pop(name)
 

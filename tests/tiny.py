@@ -18,17 +18,13 @@ def tiny_values(store_path: Path, folder: Path) -> dict[str, Any]:
         "lr": 0.01,
         "precision": "fp32",
     }
+    scheme = {"kind": "denoise", "noise": {"resolution": 4}}
     return {
         "name": "tiny",
         "store": str(store_path),
         "folder": str(folder),
         "network": {"width": 4, "depth": 2},
-        "pretrain": {
-            "denoise": {
-                "scheme": {"kind": "denoise", "noise": {"resolution": 4}},
-                "training": dict(training),
-            }
-        },
+        "pretrain": {"denoise": {"scheme": scheme, "training": dict(training)}},
         "finetune": {
             "label_counts": [1, "all"],
             "seeds": [0],
@@ -40,7 +36,7 @@ def tiny_values(store_path: Path, folder: Path) -> dict[str, Any]:
 
 
 def run_in_process(plan: Plan, runs: Sequence[PlannedRun]) -> None:
-    """Run these, in this order, as a sweep would on one core."""
+    """Run these, trainings and scores, in this order: a plan has parents before children."""
     every_s = plan.study.resources.system_metrics_every_s
     for run in runs:
         folder = plan.folder_of(run)

@@ -95,7 +95,9 @@ class Scheme:
     def network(self, body: UNet) -> nn.Module:
         """What is trained: the body, or a module around it with another head.
 
-        The body alone is kept and handed on.
+        The body alone is kept and handed on. Weights around it are drawn from the cell's seed. What
+        no gradient reaches is frozen here (`requires_grad_(False)`), as several ranks wait for the
+        gradients of all that is not.
         """
         return body
 
@@ -114,7 +116,11 @@ class Scheme:
         raise NotImplementedError
 
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
-        """How far the answer is from what was asked: a scalar with a gradient."""
+        """How far the answer is from what was asked: a scalar with a gradient.
+
+        In a step all ranks come here together and may add up what they have. In validation
+        (`torch.is_grad_enabled()` says no) each has batches of its own and may not wait for others.
+        """
         raise NotImplementedError
 
     def anomaly_score(self, network: nn.Module, images_NCHW: Tensor) -> Tensor:

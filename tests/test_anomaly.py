@@ -1,6 +1,7 @@
-"""Anomaly scores and small components, against plain versions."""
+"""Anomaly scores, the fast median and small components, against plain versions."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,8 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from fewscan.experiments.median import median_filter_plain
-from fewscan.experiments.scoring import anomaly_score, eroded, foreground, remove_small_components
+from fewscan.experiments.anomaly import (
+    eroded,
+    foreground,
+    median_filter,
+    reconstruction_anomaly,
+    remove_small_components,
+)
+
+
+def median_filter_plain(images_NHW):
+    """The 25 values of every window are gathered; borders are reflected."""
+    padded_NHW = F.pad(images_NHW, (2, 2, 2, 2), mode="reflect")
+    return padded_NHW.unfold(1, 5, 1).unfold(2, 5, 1).flatten(3).median(dim=3).values
 
 
 def plain_anomaly_score(images_NCHW, outputs_NCHW):
@@ -36,7 +48,7 @@ def heads(images, channels=4, size=32, seed=0):
 @pytest.mark.parametrize(("images", "channels", "size"), [(3, 4, 32), (1, 1, 20), (5, 2, 47)])
 def test_score_is_exactly_the_plain_one(images, channels, size):
     images_NCHW, outputs_NCHW = heads(images, channels, size)
-    scores_NHW = anomaly_score(images_NCHW, outputs_NCHW)
+    scores_NHW = reconstruction_anomaly(images_NCHW, outputs_NCHW)
     assert scores_NHW.shape == (images, size, size)
     assert torch.equal(scores_NHW, plain_anomaly_score(images_NCHW, outputs_NCHW))
     assert scores_NHW.any()
@@ -45,7 +57,7 @@ def test_score_is_exactly_the_plain_one(images, channels, size):
 def test_score_is_float32_and_carries_no_gradient():
     images_NCHW, outputs_NCHW = heads(1)
     outputs_NCHW.requires_grad_()
-    scores_NHW = anomaly_score(images_NCHW.half(), outputs_NCHW.bfloat16())
+    scores_NHW = reconstruction_anomaly(images_NCHW.half(), outputs_NCHW.bfloat16())
     assert scores_NHW.dtype == torch.float32
     assert not scores_NHW.requires_grad
 
@@ -53,7 +65,7 @@ def test_score_is_float32_and_carries_no_gradient():
 def test_inputs_are_left_as_they_are():
     images_NCHW, outputs_NCHW = heads(2)
     before = images_NCHW.clone(), outputs_NCHW.clone()
-    anomaly_score(images_NCHW, outputs_NCHW)
+    reconstruction_anomaly(images_NCHW, outputs_NCHW)
     assert torch.equal(images_NCHW, before[0])
     assert torch.equal(outputs_NCHW, before[1])
 
@@ -61,7 +73,7 @@ def test_inputs_are_left_as_they_are():
 def test_a_network_that_broke_does_not_look_healthy():
     images_NCHW, outputs_NCHW = heads(1)
     outputs_NCHW[0, 2, 16, 16] = math.nan
-    assert anomaly_score(images_NCHW, outputs_NCHW).isnan().any()
+    assert reconstruction_anomaly(images_NCHW, outputs_NCHW).isnan().any()
 
 
 def test_foreground_is_the_channel_sum_above_a_hundredth():
@@ -137,3 +149,94 @@ def test_holes_count_as_part_of_a_component():
 
 def test_an_empty_mask_stays_empty():
     assert not remove_small_components(np.zeros((3, 4, 5), bool)).any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(3, 12), st.integers(3, 12)),
+    levels=st.sampled_from([2, 3, 50]),
+    seed=st.integers(0, 2**16),
+)
+def test_equals_the_plain_median(shape, levels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images_NHW = torch.randint(-levels, levels, shape, generator=generator) / 7
+    assert torch.equal(median_filter(images_NHW), median_filter_plain(images_NHW))
+
+
+def test_borders_are_reflected_as_scipy_does():
+    images_NHW = torch.rand(3, 9, 14, generator=torch.Generator().manual_seed(0))
+    for image_HW, filtered_HW in zip(images_NHW, median_filter(images_NHW), strict=True):
+        mirrored = ndimage.median_filter(image_HW.numpy(), size=5, mode="mirror")
+        np.testing.assert_array_equal(filtered_HW, mirrored)
+
+
+def test_every_window_of_zeros_and_ones_is_right():
+    # A network of minima and maxima is right for all numbers if it is for zeros and ones (Knuth's
+    # 0-1 principle). Of those windows: all patterns of a column, beside every number of ones in
+    # each of the others.
+    patterns = [list(bits) for bits in product((0.0, 1.0), repeat=5)]
+    sorted_ = [[0.0] * (5 - ones) + [1.0] * ones for ones in range(6)]
+    windows_NWH = torch.tensor(list(product(patterns, sorted_, sorted_, sorted_, sorted_)))
+    medians_N = median_filter(windows_NWH.mT)[:, 2, 2]
+    assert torch.equal(medians_N == 1, windows_NWH.sum(dim=(1, 2)) >= 13)
+
+
+def test_how_many_images_there_are_changes_nothing():
+    images_NHW = torch.rand(7, 16, 16, generator=torch.Generator().manual_seed(0))
+    alone = [median_filter(image_HW[None])[0] for image_HW in images_NHW]
+    assert torch.equal(median_filter(images_NHW), torch.stack(alone))
+
+
+def test_one_image_with_a_nan_leaves_the_others_as_they_are():
+    images_NHW = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    whole = median_filter(images_NHW)
+    images_NHW[1, 5, 5] = math.nan
+    broken = median_filter(images_NHW)
+    assert torch.equal(broken[[0, 2]], whole[[0, 2]])
+    assert broken[1].isnan().sum() == 25
+
+
+def test_the_median_is_float32_and_leaves_its_input_alone():
+    images_NHW = torch.rand(2, 9, 9, dtype=torch.float64, requires_grad=True)
+    before = images_NHW.detach().clone()
+    filtered_NHW = median_filter(images_NHW)
+    assert filtered_NHW.dtype == torch.float32
+    assert not filtered_NHW.requires_grad
+    assert torch.equal(images_NHW, before)
+    assert torch.equal(filtered_NHW, median_filter_plain(before.float()))
+
+
+def test_a_strided_image_is_filtered_as_its_copy():
+    images_NHW = torch.rand(8, 9, 3, generator=torch.Generator().manual_seed(0)).permute(2, 1, 0)
+    assert torch.equal(median_filter(images_NHW), median_filter(images_NHW.contiguous()))
+
+
+def test_nan_anywhere_in_a_window_shows():
+    for row, column in product(range(5), repeat=2):
+        images_NHW = torch.rand(1, 13, 13, generator=torch.Generator().manual_seed(0))
+        images_NHW[0, row + 4, column + 4] = math.nan
+        filtered_NHW = median_filter(images_NHW)
+        assert filtered_NHW[0, 6, 6].isnan()
+        assert torch.equal(filtered_NHW.isnan(), median_filter_plain(images_NHW).isnan())
+
+
+def test_no_image_gives_no_image():
+    assert median_filter(torch.zeros(0, 8, 8)).shape == (0, 8, 8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    corner=st.tuples(st.integers(0, 11), st.integers(0, 13)),
+    size=st.tuples(st.integers(0, 12), st.integers(0, 14)),
+    seed=st.integers(0, 2**16),
+    odd=st.sampled_from([0.5, math.nan, -math.inf]),
+)
+def test_what_lies_in_zeros_is_filtered_as_everything_is(corner, size, seed, odd):
+    generator = torch.Generator().manual_seed(seed)
+    images_NHW = torch.zeros(2, 12, 14)
+    inside = images_NHW[:, corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+    inside.copy_(torch.randn(inside.shape, generator=generator))
+    if inside.numel():
+        inside[0, 0, 0] = odd
+    expected = median_filter_plain(images_NHW)
+    torch.testing.assert_close(median_filter(images_NHW), expected, rtol=0, atol=0, equal_nan=True)

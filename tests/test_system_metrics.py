@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from fewscan.experiments.devices import Devices
-from fewscan.experiments.usage import sampled
+from fewscan.experiments.system_metrics import sampled
 from fewscan.storage.runs import RunFolder
 
 

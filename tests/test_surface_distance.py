@@ -6,10 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from fewscan.experiments.cases import Segmentation, case_row, to_csv
-from fewscan.experiments.metrics import PixelScores
+from fewscan.experiments.measures import MEASURES, Masks
 from fewscan.experiments.spec import Evaluation
-from fewscan.experiments.surfaces import require_surfaces, surface_scores
+from fewscan.experiments.surface_distance import require_surface_distances
 from fewscan.storage.errors import RunError
 
 SHAPE_ZHW = (24, 32, 28)
@@ -24,6 +23,17 @@ def box(first_ZHW: tuple[int, int, int], size_ZHW: tuple[int, int, int]) -> np.n
 
 
 BOX = box((6, 8, 6), (8, 12, 10))
+
+
+def surface_scores(
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    tolerance_mm: float,
+) -> tuple[float, float]:
+    """NSD and HD95, as scoring asks for them."""
+    masks, evaluation = Masks(predicted, truth, spacing_mm), Evaluation(0, tolerance_mm)
+    return MEASURES["nsd"](masks, evaluation), MEASURES["hd95_mm"](masks, evaluation)
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -66,39 +76,9 @@ def test_empty_masks_follow_the_rule() -> None:
     assert surface_scores(EMPTY, BOX, UNEVEN_MM, 2.0) == (0, math.inf)
 
 
-def row_of(predicted: np.ndarray, truth: np.ndarray, tolerance_mm: float | None) -> dict[str, str]:
-    classes = Segmentation(("a", "b", "c"), predicted, truth, UNEVEN_MM)
-    lesion = Segmentation(("lesion",), predicted > 0, truth > 0, UNEVEN_MM)
-    text = to_csv([case_row("P", PixelScores(), lesion, classes, tolerance_mm)]).decode()
-    head, line = text.splitlines()
-    return dict(zip(head.split(","), line.split(","), strict=True))
-
-
-def test_the_rule_in_cases_csv() -> None:
-    """Class a in both, b only predicted, c in neither."""
-    truth = BOX.astype(np.uint8)
-    predicted = truth + 2 * box((0, 0, 0), (2, 2, 2)).astype(np.uint8)
-    row = row_of(predicted, truth, 1.0)
-    assert [row[f"dice_{k}"] for k in "abc"] == ["1.0", "0.0", ""]
-    assert [row[f"nsd_{k}"] for k in "abc"] == ["1.0", "0.0", ""]
-    assert [row[f"hd95_mm_{k}"] for k in "abc"] == ["0.0", "inf", ""]
-
-
-def test_volumes_are_voxels_in_cubic_millimetres() -> None:
-    row = row_of(2 * BOX.astype(np.uint8), BOX.astype(np.uint8), None)
-    voxels_mm3 = 8 * 12 * 10 * math.prod(UNEVEN_MM)
-    assert [float(row[f"volume_mm3_{k}"]) for k in "abc"] == [0, voxels_mm3, 0]
-    assert [float(row[f"true_volume_mm3_{k}"]) for k in "abc"] == [voxels_mm3, 0, 0]
-
-
-def test_without_a_tolerance_there_are_no_surfaces() -> None:
-    row = row_of(BOX.astype(np.uint8), BOX.astype(np.uint8), None)
-    assert not [name for name in row if "nsd" in name or "hd95" in name]
-
-
 def test_a_machine_without_monai_says_so_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_surfaces(Evaluation())
+    require_surface_distances(Evaluation())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RunError, match="pip install monai"):
-        require_surfaces(Evaluation())
-    require_surfaces(Evaluation(nsd_tolerance_mm=None))
+        require_surface_distances(Evaluation())
+    require_surface_distances(Evaluation(nsd_tolerance_mm=None))

@@ -1,0 +1,261 @@
+"""One predictor for all who predict: what scoring counted, alone, mirrored or as several."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+from tiny import run_in_process
+from torch import Tensor
+
+from fewscan.experiments.checkpoint import load_model
+from fewscan.experiments.devices import Devices
+from fewscan.experiments.measures import MEASURES, Masks
+from fewscan.experiments.predictor import (
+    PREDICTION_BATCH,
+    Predictor,
+    above,
+    lesion_score,
+    load_predictor,
+)
+from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.schemes import Denoise
+from fewscan.experiments.spec import Evaluation, Score, Target, run_id
+from fewscan.experiments.stages import run_stage
+from fewscan.experiments.unet import UNet
+from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.study import Study
+from fewscan.storage.errors import RunError
+from fewscan.storage.runs import RunFolder
+
+
+def network(seed: int, outputs: int = 3) -> UNet:
+    torch.manual_seed(seed)
+    model = UNet(2, outputs, width=4, depth=2)
+    with torch.no_grad():
+        model.last.weight *= 5
+    return model
+
+
+IMAGES_NCHW = torch.rand(5, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+EVALUATION = Evaluation(nsd_tolerance_mm=None)
+
+
+def predictor_of(*networks: UNet, target: Target | None = "multiclass", mirror: bool = False):
+    scheme = None if target is not None else Denoise()
+    return Predictor(networks, target, scheme, mirror).to("cpu")
+
+
+def test_a_network_says_how_probable_background_and_classes_are() -> None:
+    model = network(0)
+    logits = model(IMAGES_NCHW).detach()
+    maps_NKHW = predictor_of(model).maps(IMAGES_NCHW)
+    expected_NKHW = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
+    torch.testing.assert_close(maps_NKHW, expected_NKHW, rtol=1e-5, atol=1e-6)
+    assert not maps_NKHW.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("target", "classes"), [("binary", 1), ("multiclass", 1), ("multiclass", 3)]
+)
+def test_the_score_is_the_probability_of_any_lesion(target: Target, classes: int) -> None:
+    logits = torch.randn((2, 1 + classes, 4, 4), generator=torch.Generator().manual_seed(0))
+    maps_NKHW = logits.softmax(dim=1)
+    background_NHW = logits.exp()[:, 0] / logits.exp().sum(dim=1)
+    torch.testing.assert_close(lesion_score(maps_NKHW), 1 - background_NHW, rtol=0, atol=1e-6)
+    found = predictor_of(network(0), target=target).labels(maps_NKHW, None)
+    assert (found is None) == (target == "binary")
+
+
+def test_of_one_map_it_is_the_score() -> None:
+    maps_N1HW = torch.rand(2, 1, 4, 4)
+    assert torch.equal(lesion_score(maps_N1HW), maps_N1HW[:, 0])
+
+
+def test_mirroring_averages_the_four_views_turned_back() -> None:
+    model = network(0)
+    alone = predictor_of(model)
+    flips: list[tuple[int, ...]] = [(), (2,), (3,), (2, 3)]
+    views = [
+        alone.maps(IMAGES_NCHW.flip(f)).flip(f) if f else alone.maps(IMAGES_NCHW) for f in flips
+    ]
+    mirrored = predictor_of(model, mirror=True)
+    found = mirrored.maps(IMAGES_NCHW)
+    torch.testing.assert_close(found, sum(views) / 4)
+    assert not torch.allclose(found, views[0], atol=1e-4)
+    for flip in flips[1:]:  # so a mirrored scan has the mirrored answer
+        turned = mirrored.maps(IMAGES_NCHW.flip(flip)).flip(flip)
+        torch.testing.assert_close(turned, found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["multiclass", "binary", None])
+def test_several_networks_are_averaged(target: Target | None) -> None:
+    """Their probabilities, not their labels; of anomaly scores the mean."""
+    outputs = 3 if target == "multiclass" else 2
+    networks = [network(seed, outputs) for seed in range(3)]
+    each = [predictor_of(model, target=target).maps(IMAGES_NCHW) for model in networks]
+    together = predictor_of(*networks, target=target).maps(IMAGES_NCHW)
+    torch.testing.assert_close(together, (each[0] + each[1] + each[2]) / 3)
+    mirrored = predictor_of(*networks, target=target, mirror=True).maps(IMAGES_NCHW)
+    each = [predictor_of(m, target=target, mirror=True).maps(IMAGES_NCHW) for m in networks]
+    torch.testing.assert_close(mirrored, (each[0] + each[1] + each[2]) / 3)
+
+
+def test_predictions_are_float32_whatever_was_trained_or_stored() -> None:
+    predictor = predictor_of(network(0).double(), network(1).bfloat16())
+    (maps_NKHW,) = predictor.in_batches(IMAGES_NCHW.half())
+    assert maps_NKHW.dtype == torch.float32
+    assert {p.dtype for n in predictor.networks for p in n.parameters()} == {torch.float32}
+    assert not any(n.training for n in predictor.networks)
+
+
+def test_batches_have_one_size_and_come_in_order() -> None:
+    """Fixed, because a convolution's last bits depend on it."""
+    many_NCHW = torch.rand(2 * PREDICTION_BATCH + 3, 2, 8, 8)
+    predictor = predictor_of(network(0))
+    parts = list(predictor.in_batches(many_NCHW))
+    assert [len(part) for part in parts] == [PREDICTION_BATCH, PREDICTION_BATCH, 3]
+    starts = range(0, len(many_NCHW), PREDICTION_BATCH)
+    expected = [predictor.maps(many_NCHW[at : at + PREDICTION_BATCH]) for at in starts]
+    assert all(map(torch.equal, parts, expected))
+
+
+def test_above_compares_in_half_precision() -> None:
+    """In which thresholds were chosen: what rounds to the threshold does not exceed it."""
+    scores = torch.tensor([0.1, 0.100004, 0.1001, 0.0999])
+    assert (scores > torch.tensor(0.1, dtype=torch.float16).float()).tolist()[1]
+    assert above(scores, 0.1).tolist() == [False, False, True, False]
+    assert above(scores.half(), 0.1).tolist() == [False, False, True, False]
+    halves = torch.arange(0, 1, 1e-4).half()
+    for threshold in (0.0, 0.001, 0.5, 0.999):
+        expected = halves.numpy() > np.float16(threshold)
+        assert np.array_equal(above(halves.float(), threshold).numpy(), expected)
+
+
+def test_labels_are_the_most_probable_classes_or_what_is_above_the_threshold() -> None:
+    maps_NKHW = torch.tensor([[0.4, 0.35, 0.25], [0.2, 0.3, 0.5]]).T.reshape(1, 3, 1, 2)
+    classes = predictor_of(network(0))
+    found = classes.labels(maps_NKHW, 0.1)
+    assert found is not None
+    assert (found.tolist(), found.dtype) == ([[[0, 2]]], torch.uint8)
+    binary = predictor_of(network(0, 2), target="binary")
+    found = binary.labels(maps_NKHW, 0.7)
+    assert found is not None
+    assert (found.tolist(), found.dtype) == ([[[0, 1]]], torch.uint8)
+
+
+@pytest.fixture
+def plan(tiny_study: Callable[..., Study], tiny_document: dict[str, Any]) -> Plan:
+    finetune = tiny_document["finetune"] | {"label_counts": [2], "seeds": [0, 1]}
+    study = tiny_study(
+        finetune=finetune,
+        baselines=["unsupervised"],
+        evaluation={"nsd_tolerance_mm": None},
+    )
+    plan = make_plan(study)
+    run_in_process(plan, plan.runs)
+    return plan
+
+
+def rows_of(folder: RunFolder) -> dict[str, dict[str, str]]:
+    return {row["subject"]: row for row in csv.DictReader(folder.cases.open())}
+
+
+def labels_of(predictor: Predictor, images_NCHW: np.ndarray, threshold: float | None) -> Tensor:
+    found = []
+    for maps_NKHW in predictor.in_batches(torch.from_numpy(images_NCHW)):
+        labels_NHW = predictor.labels(maps_NKHW, threshold)
+        assert labels_NHW is not None
+        found.append(labels_NHW)
+    return torch.cat(found)
+
+
+def check_labels(plan: Plan, folder: RunFolder, parents: list[RunFolder]) -> None:
+    """What the predictor finds in the test scans has the Dice and the volumes that were scored."""
+    predictor, threshold = load_predictor(parents), Result.read(folder).threshold
+    rows = rows_of(folder)
+    assert list(rows) == list(plan.store.split.test)
+    for subject, row in rows.items():
+        slices = plan.store.read_subject(subject)
+        labels = labels_of(predictor, slices.images_NCHW, threshold).numpy()
+        truth = slices.labels_NHW if predictor.has_classes else slices.labels_NHW > 0
+        names = plan.store.classes if predictor.has_classes else ("lesion",)
+        for k, name in enumerate(names, start=1):
+            spacing = plan.store.spacing_mm_ZHW(subject)
+            masks = Masks(labels == k, truth == k, spacing)
+            column = f"dice_{name}" if predictor.has_classes else "dice_at_validation_threshold"
+            dice = MEASURES["dice"](masks, EVALUATION)
+            assert float(row[column] or "nan") == pytest.approx(dice, nan_ok=True)
+            volume = MEASURES["volume_mm3"](masks, EVALUATION)
+            assert float(row[f"volume_mm3_{name}"]) == volume
+
+
+def test_the_labels_are_those_that_scoring_counted(plan: Plan) -> None:
+    for run in plan.scores:
+        parents = [plan.folder.run(run_id) for run_id in run.parents]
+        check_labels(plan, plan.folder_of(run), parents)
+    assert {run.place.target for run in plan.scores} == {"binary", "multiclass"}
+    assert any(run.place.labels is None for run in plan.scores)
+
+
+def ensemble(plan: Plan, target: Target) -> tuple[RunFolder, list[PlannedRun]]:
+    """The two seeds of an arm, scored together."""
+    members = [
+        run
+        for run in plan.runs
+        if run.kind == "finetune" and run.place.target == target and run.place.arm.is_scratch
+    ]
+    assert len(members) == 2
+    spec = Score(plan.store.fingerprint, EVALUATION, tuple(run.run_id for run in members))
+    folder = plan.folder.run(run_id(spec))
+    RunRecord(spec, "tiny", "together", plan.slices, plan.store.path).write(folder)
+    run_stage(folder, Devices())
+    return folder, members
+
+
+@pytest.mark.parametrize("target", ["binary", "multiclass"])
+def test_a_score_of_several_networks_is_of_their_mean(plan: Plan, target: Target) -> None:
+    folder, members = ensemble(plan, target)
+    parents = [plan.folder_of(run) for run in members]
+    check_labels(plan, folder, parents)
+    networks = [load_model(parent.model) for parent in parents]
+    slices = plan.store.read(plan.store.split.test)
+    with torch.no_grad():
+        images_NCHW = torch.from_numpy(slices.images_NCHW).float()
+        each = [model(images_NCHW).softmax(dim=1) for model in networks]
+    scores_NHW = 1 - (each[0] + each[1])[:, 0] / 2
+    ap = average_precision_score(
+        (slices.labels_NHW > 0).ravel(), scores_NHW.numpy().astype(np.float16).ravel()
+    )
+    result = Result.read(folder)
+    assert result.test["pooled_ap"] == pytest.approx(ap, rel=2e-3)
+    learnt = [scan for parent in parents for scan in Result.read(parent).labelled]
+    assert result.labelled == tuple(dict.fromkeys(learnt))
+
+
+def test_networks_that_were_taught_different_things_are_not_averaged(plan: Plan) -> None:
+    def first(kind: str, target: Target | None) -> RunFolder:
+        runs = (r for r in plan.runs if r.kind == kind and target in (None, r.place.target))
+        return plan.folder_of(next(runs))
+
+    binary, classes = first("finetune", "binary"), first("finetune", "multiclass")
+    pretrained = first("pretrain", None)
+    for pair in ([binary, classes], [pretrained, binary]):
+        with pytest.raises(RunError, match=r"(?s)different things.*one target"):
+            load_predictor(pair)
+    with pytest.raises(RunError, match="a score has no network"):
+        load_predictor([first("score", "binary")])
+    binary.model.unlink()
+    with pytest.raises(RunError, match=r"(?s)model of a run is missing.*model\.pt"):
+        load_predictor([binary])
+
+
+def test_moving_a_predictor_keeps_what_it_is() -> None:
+    predictor = replace(predictor_of(network(0, 2), target=None), mirror=True)
+    moved = predictor.to("cpu")
+    assert (moved.target, moved.scheme, moved.mirror) == (None, Denoise(), True)
+    assert torch.equal(moved.maps(IMAGES_NCHW), predictor.maps(IMAGES_NCHW))
