@@ -22,7 +22,7 @@ from fewscan.experiments.measures import MEASURES, Masks
 from fewscan.experiments.predictor import Predictor
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.score import score
-from fewscan.experiments.spec import Evaluation, Score, Split, Target
+from fewscan.experiments.spec import Evaluation, Score, ScoredSplit, Target
 from fewscan.harness.plan import Plan, PlannedRun, make_plan
 from fewscan.harness.study import Study
 from fewscan.storage.errors import RunError
@@ -77,7 +77,7 @@ def scored(
         evaluation: Evaluation = AS_PUBLISHED,
         target: Target | None = "multiclass",
         devices: Devices = CPU,
-        split: Split = "test",
+        split: ScoredSplit = "test",
     ) -> Result:
         monkeypatch.setattr(score_module, "load_predictor", lambda parents: Flair(target))
         spec = Score(store.fingerprint, evaluation, (), split)

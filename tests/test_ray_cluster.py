@@ -8,14 +8,12 @@ from pathlib import Path
 PROGRAM = """
 import sys
 from pathlib import Path
-from fewscan.harness.ray_environment import prepare_environment
+from fewscan.harness.ray_cluster import local_ray
 from fewscan.storage.runs import StudyFolder
 folder = StudyFolder(Path(sys.argv[1]))
 folder.prepare()
-prepare_environment(folder.ray_token)
-import ray
-from fewscan.harness.ray_clusters import local_ray
 with local_ray(folder):
+    import ray
     print("\\n".join(ray.get(ray.remote(lambda: sys.path).remote())))
 """
 
