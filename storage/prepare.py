@@ -68,9 +68,9 @@ def prepare(
     `workers` processes (default: the cores at hand; 1 = this one). `progress` gets subjects done
     and subjects to do. A scan that cannot be used, or is there under another id, does not stop the
     others: it is reported. `axis` and `normalisation` are by default those of the store if it is
-    there, else those of the scans' convention; without an axis there, it is the one with the largest
-    spacing. `split` is a file for `read_split`, which replaces an earlier one; by
-    default the store keeps the one it has.
+    there, else those of the scans' convention; if it has no axis, that with the largest spacing.
+    `split` is a file for `read_split`, which replaces an earlier one; by default the store keeps
+    the one it has.
 
     Raises `ScanError` if no scan can be used, `StoreError` if the store is of another size, kind or
     protocol or another process is writing it, `StudyError` if the split is wrong, `DiskFullError`.
