@@ -12,6 +12,7 @@ from statistics import median
 
 import numpy as np
 
+from fewscan.storage.conventions.registry import patient_of
 from fewscan.storage.errors import StoreError, StudyError
 from fewscan.storage.geometry import Axis
 from fewscan.storage.intensity import Normalisation
@@ -34,6 +35,8 @@ class CheckReport:
     subjects: int
     patients: int
     """whose scans they are"""
+    patients_in_ids: int
+    """as far as ids tell; fewer than `patients` if the store was made before it knew any"""
     slices: int
     healthy_slices: int
     """of them, those without a lesion pixel"""
@@ -58,6 +61,7 @@ class CheckReport:
             f"{self.path}: sound",
             f"fingerprint     {self.fingerprint}",
             f"subjects        {self._subjects_text()}",
+            *([self._unknown_patients_text()] if self.patients_in_ids < self.patients else []),
             f"channels        {', '.join(self.channels)}",
             f"slices          {self.slices} of {self.size} × {self.size}, {self._slicing_text()}",
             f"healthy slices  {self.healthy_slices}",
@@ -72,6 +76,10 @@ class CheckReport:
     def _subjects_text(self) -> str:
         fewer = self.patients < self.subjects
         return f"{self.subjects} of {self.patients} patients" if fewer else f"{self.subjects}"
+
+    def _unknown_patients_text(self) -> str:
+        found = f"by their ids the scans are of {self.patients_in_ids} patients"
+        return f"patients        {found}, whom the split may divide; `fewscan prepare` again"
 
     def _slicing_text(self) -> str:
         across = f"along axis {self.axis}" if isinstance(self.axis, int) else self.axis
@@ -165,6 +173,7 @@ def _report(store: SliceStore) -> CheckReport:
         normalisation=store.manifest.parameters.normalisation,
         subjects=len(subjects),
         patients=len(set(store.manifest.patient_of.values())),
+        patients_in_ids=len({patient_of(id_) for id_ in store.subjects}),
         slices=sum(len(subject.positions) for subject in subjects),
         healthy_slices=sum(len(subject.healthy_positions) for subject in subjects),
         lesion_mm3={

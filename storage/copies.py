@@ -30,7 +30,8 @@ def refuse_copies(
         others = [first[content] for content in contents if content in first]
         copied = next((other for other in others if other.patient != subject.patient), None)
         if copied is None or subject.id in present:
-            first = dict.fromkeys(contents, subject) | first
+            for content in contents:
+                first.setdefault(content, subject)
         else:
             problems[subject.id] = _problem(subject, copied)
             del subjects[subject.id]

@@ -66,11 +66,11 @@ def prepare(
     """Make a store of all scans under `scans`, or go on with it, or add to it what is new.
 
     `workers` processes (default: the cores at hand; 1 = this one). `progress` gets subjects done
-    and subjects to do. A scan that cannot be used does not stop the others: it is reported.
-    `axis` and `normalisation` are by default those of the store if it is there, else what suits
-    the scans: in BraTS the third and `quantile`, as published; in others the axis with the largest
-    spacing and `percentiles`. `split` is a file for `read_split`, which replaces an earlier one; by
-    default the store keeps the one it has.
+    and subjects to do. A scan that cannot be used, or is there under another id, does not stop the
+    others: it is reported. `axis` and `normalisation` are by default those of the store if it is
+    there, else those of the scans' convention; if it has no axis, that with the largest spacing.
+    `split` is a file for `read_split`, which replaces an earlier one; by default the store keeps
+    the one it has.
 
     Raises `ScanError` if no scan can be used, `StoreError` if the store is of another size, kind or
     protocol or another process is writing it, `StudyError` if the split is wrong, `DiskFullError`.
@@ -151,12 +151,13 @@ def _patients(finished: Mapping[str, Subject], catalog: Catalog) -> dict[str, st
 
     A scan of an older edition is of the patient who has others in a newer one.
     """
-    told = {id_: subject.patient for id_, subject in finished.items()}
-    told |= {files.id: files.patient for files in catalog.scans}
-    known = set(told.values())
-    newest = {id_: patient_of(same_scan(id_)) for id_ in told if same_scan(id_) != id_}
+    patients = {id_: subject.patient for id_, subject in finished.items()}
+    patients |= {files.id: files.patient for files in catalog.scans}
+    known = set(patients.values())
+    newest = {id_: patient_of(same_scan(id_)) for id_ in patients if same_scan(id_) != id_}
     return {
-        id_: newest[id_] if newest.get(id_) in known else patient for id_, patient in told.items()
+        id_: newest[id_] if newest.get(id_) in known else patient
+        for id_, patient in patients.items()
     }
 
 

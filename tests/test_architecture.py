@@ -162,6 +162,10 @@ def test_a_stage_needs_neither_cluster_nor_view() -> None:
     assert not absent & loaded_by("fewscan.experiments.stages")
 
 
+def test_help_is_instant() -> None:
+    assert not {"numpy", "yaml", "torch", "ray", "mlflow"} & loaded_by("fewscan.harness.cli")
+
+
 def test_plan_and_status_are_quick_to_load() -> None:
     """The seconds that torch, ray and mlflow take to load are for commands that need them."""
     slow = {"torch", "ray", "mlflow", "scipy", "matplotlib", "zarr", "nibabel"}

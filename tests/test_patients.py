@@ -96,8 +96,10 @@ def test_a_store_of_before_keeps_its_fingerprint_until_it_learns_its_patients(
     old = SliceStore.open(tmp_path / "s")
     assert old.fingerprint != new
     assert old.patient("BraTS-GLI-00001-100") == "BraTS-GLI-00001-100"
+    assert "by their ids the scans are of 2 patients" in check(tmp_path / "s").render()
     report = prepare(tmp_path / "scans", tmp_path / "s", SIZE, workers=1)
     assert (report.fingerprint, report.patients) == (new, 2)
+    assert "by their ids" not in check(tmp_path / "s").render()
 
 
 def test_patients_with_one_scan_each_change_no_fingerprint(tmp_path: Path) -> None:
