@@ -52,6 +52,8 @@ class Metric:
     """The targets whose verdict is about it."""
     panel: Target | None = None
     """The target whose published figure shows it."""
+    panel_title: str = ""
+    """Above that panel."""
     needs: str | None = None
     """A property of `Evaluation` that says whether the metric is computed; None: always."""
 
@@ -64,6 +66,10 @@ class Metric:
         """ "NSD at 2 mm"."""
         return self.title.format_map(_Plain(vars(evaluation)))
 
+    def explanation_under(self, evaluation: Evaluation) -> str:
+        """The explanation, with the numbers of the evaluation in it."""
+        return self.explanation.format_map(_Plain(vars(evaluation)))
+
     def column(self, structure: str = "") -> str:
         """Its name in cases.csv."""
         return f"{self.key}_{structure}" if self.scope == "structure" else self.key
@@ -75,6 +81,10 @@ class Metric:
         if self.scope == "patient" or structure == LESION:
             return f"patient_{self.column(structure or '')}"
         return f"class_{self.key}_mean" if structure is None else f"class_{self.key}/{structure}"
+
+    def overall_key(self, target: Target) -> str:
+        """The name in result.json of the one number that it has for a run of the target."""
+        return self.result_key(LESION if target == "binary" else None)
 
 
 class _Plain(dict[str, object]):
@@ -93,14 +103,17 @@ CATALOGUE: tuple[Metric, ...] = (
         "Average precision of the lesion score over all pixels of all test scans together, scores "
         "in half precision, as published (Kascenas et al., MIDL 2022).",
         panel="binary",
+        panel_title="pooled average precision",
     ),
     Metric(
         "pooled_best_dice",
         "⌈Dice⌉",
         "pooled",
         "Best Dice over the thresholds 0, 0.001 … 0.999, over all pixels of all test scans "
-        "together. As published, its threshold is chosen on the test split itself.",
+        "together. As published, its threshold is chosen on the test split itself: an upper bound, "
+        "not a performance to expect.",
         panel="binary",
+        panel_title="pooled ⌈Dice⌉ (best threshold on the test split)",
     ),
     Metric(
         "pooled_best_dice_threshold",
@@ -143,12 +156,13 @@ CATALOGUE: tuple[Metric, ...] = (
         "dice",
         "Dice",
         "structure",
-        "Dice of a class in the 3D scan; the mean is over patients, then over classes (Holzschuh "
-        "et al., MIDL 2023). A class in neither prediction nor truth does not count.",
+        "Dice of a class in the 3D scan; the published mean is over patients, then over classes "
+        "(Holzschuh et al., MIDL 2023). A class in neither prediction nor truth does not count.",
         compared="difference",
         targets=("multiclass",),
         leads=("multiclass",),
         panel="multiclass",
+        panel_title="multi-class Dice (patients, then classes)",
     ),
     Metric(
         "volume_mm3",
@@ -170,8 +184,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "nsd",
         "NSD at {nsd_tolerance_mm} mm",
         "structure",
-        "Normalised surface Dice: the share of both surfaces that is within the tolerance of the "
-        "other (Nikolov et al. 2018).",
+        "Normalised surface Dice: the share of both surfaces, by area, that lies within "
+        "{nsd_tolerance_mm} mm of the other, in 3D (Nikolov et al. 2018; computed by MONAI).",
         compared="difference",
         needs="measures_surfaces",
     ),
@@ -180,7 +194,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "HD95",
         "structure",
         "The larger of the two directed 95th percentiles of surface distances; infinite where one "
-        "of the two surfaces is missing.",
+        "of the two surfaces is missing: the structure is only predicted, or only true.",
         unit="mm",
         most=math.inf,
         higher_is_better=False,

@@ -218,9 +218,10 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
     for run in status.blocked():
         click.echo(f"blocked by a failed parent: {run.run_id} {run.name}", err=True)
     if status.count()["finished"]:
+        from fewscan.harness.report.studies import one_study
         from fewscan.harness.report.write import render_report
 
-        console.print(render_report(loaded), highlight=False)
+        console.print(render_report(one_study(loaded)), highlight=False)
         _say_where(loaded, loaded.folder.report)
     if not status.is_finished:
         click.echo("not finished: give the same command to go on", err=True)
@@ -305,15 +306,14 @@ def report(study: Path, other: Path | None, overrides: tuple[str, ...]) -> None:
     --set is for the first.
     """
     from fewscan.harness.plan import load_plan
-    from fewscan.harness.report.pair import pair
-    from fewscan.harness.report.write import render_report, report_folder, write_report
+    from fewscan.harness.report.studies import one_study, two_studies
+    from fewscan.harness.report.write import render_report, write_report
 
     loaded = load_plan(study, overrides)
-    if other is not None:
-        loaded = pair(loaded, load_plan(other))
-    write_report(loaded)
-    console.print(render_report(loaded), highlight=False)
-    _say_where(loaded, report_folder(loaded))
+    studies = one_study(loaded) if other is None else two_studies(loaded, load_plan(other))
+    write_report(studies)
+    console.print(render_report(studies), highlight=False)
+    _say_where(loaded, studies.report_folder)
 
 
 @main.command(epilog=example("fewscan ui experiments/demo.yaml"))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 import yaml
 from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
+from fewscan.experiments.catalogue import panels
 from fewscan.experiments.schemes import SCHEMES, Denoise
 from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import Transfer
@@ -145,21 +146,26 @@ class Published:
     """In the legend."""
     citation: str
     """On the page, word for word: authors, title, where, year, and table or figure."""
-    metric: Literal["pooled_ap", "pooled_best_dice", "class_dice_mean"]
-    """The panel that they belong to."""
+    metric: str
+    """The panel that they belong to: a key of result.json, see `experiments.catalogue.panels`."""
     value: float | None = None
     """A horizontal line: it does not depend on labels, or the number of labels is not stated."""
     points: tuple[tuple[int, float], ...] = ()
     """(labelled scans, value), …"""
 
     def __post_init__(self) -> None:
+        shown = {metric.overall_key(target): metric for target, metric in panels()}
+        if self.metric not in shown:
+            raise ValueError(f"metric is {self.metric!r}, expected one of: {', '.join(shown)}")
         if (self.value is None) != bool(self.points):
             raise ValueError("give either a value or points, not both")
         if not self.label.strip() or not self.citation.strip():
             raise ValueError("label and citation must say something")
         values = [value for _, value in self.points] if self.value is None else [self.value]
-        if not all(0 <= value <= 1 for value in values):
-            raise ValueError("the metrics lie between 0 and 1; write 0.76 for 76 %")
+        least, most = shown[self.metric].least, shown[self.metric].most
+        if not all(least <= value <= most for value in values):
+            hint = "; write 0.76 for 76 %" if most == 1 else ""
+            raise ValueError(f"{self.metric} lies between {least:g} and {most:g}{hint}")
         counts = [count for count, _ in self.points]
         if any(count < 1 for count in counts) or len(set(counts)) < len(counts):
             raise ValueError("a point is [labelled scans, value], each number of scans once")

@@ -59,10 +59,11 @@ def sweep(plan: Plan, console: Console, stage: "Stage | None" = None) -> StudySt
             if not status.is_finished:
                 with watched(status, console, view) as on_offer:
                     _run_on_ray(plan, on_offer, stage)
-            from fewscan.harness.report.write import collect_rows, write_report
+            from fewscan.harness.report.studies import has_results, one_study
+            from fewscan.harness.report.write import write_report
 
-            if collect_rows(plan):
-                write_report(plan)
+            if has_results(plan):
+                write_report(one_study(plan))
                 view.log_report()
         finally:
             view.close(finished=read_status(plan).is_finished)

@@ -19,6 +19,7 @@ last checkpoint and says the rest again. `RunFolder.committed_events` returns th
 import contextlib
 import json
 import os
+import re
 import socket
 import time
 import traceback
@@ -324,7 +325,7 @@ class StudyFolder:
 
     def report_against(self, other: str) -> Path:
         """The report that compares this study with another one."""
-        return self.path / f"report-against-{other}"
+        return self.path / ("report-against-" + re.sub(r"[^\w.-]", "_", other))
 
     @property
     def examples(self) -> Path:

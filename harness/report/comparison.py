@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from fewscan.harness.report.pairing import Scores, difference
-from fewscan.harness.report.statistics import (
+from fewscan.harness.report.bootstrap import (
     RESAMPLES,
     Estimate,
     mean,
@@ -18,6 +17,7 @@ from fewscan.harness.report.statistics import (
     percentiles,
     resampled_means,
 )
+from fewscan.harness.report.cells import Cell, difference
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Comparison:
 
 
 def compare(
-    first: Mapping[int, Scores],
-    second: Mapping[int, Scores],
+    first: Mapping[int, Cell],
+    second: Mapping[int, Cell],
     *,
     resamples: int = RESAMPLES,
     random_seed: int = 0,
@@ -60,13 +60,13 @@ def compare(
     0.1, seeds 0.02) it fell below 0.05 in 4, 3, 3 and 4 % for 2, 3, 5 and 10 seeds, Wilcoxon's in
     48, 44, 38 and 31 %; with 0.005 for the seeds in 1, 1, 2 and 2 % against 10, 9, 8 and 6 %.
 
-    Raises `StudyError` if the arms cannot be paired (`pairing.difference`), which for lack of a
+    Raises `StudyError` if the arms cannot be paired (`cells.difference`), which for lack of a
     common seed is raised only if there is none at any label count.
     """
     found = {
-        count: _compare(scores, resamples, random_seed)
-        for count, scores in _differences(first, second).items()
-        if mean(scores) is not None
+        count: _compare(cell, resamples, random_seed)
+        for count, cell in _differences(first, second).items()
+        if mean(cell) is not None
     }
     wilcoxon = holm({count: it.p_wilcoxon for count, it in found.items()})
     bootstrap = holm(
@@ -78,23 +78,23 @@ def compare(
     }
 
 
-def _differences(first: Mapping[int, Scores], second: Mapping[int, Scores]) -> dict[int, Scores]:
+def _differences(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> dict[int, Cell]:
     counts = sorted({*first} & {*second})
     shared = [count for count in counts if {*first[count].seeds} & {*second[count].seeds}]
     # With no seed in common at any count there is nothing to wait for: let `difference` say so.
     return {count: difference(first[count], second[count]) for count in shared or counts}
 
 
-def _compare(scores: Scores, resamples: int, random_seed: int) -> Comparison:
-    draws_B = resampled_means(scores, resamples, random_seed)
-    defined_SP = scores.defined().scores_SP
+def _compare(cell: Cell, resamples: int, random_seed: int) -> Comparison:
+    draws_B = resampled_means(cell, resamples, random_seed)
+    defined_SP = cell.defined().scores_SP
     differences_P = np.nanmean(defined_SP, axis=0)
     p_bootstrap = None if draws_B is None else p_value(draws_B)
     p_wilcoxon = signed_rank(differences_P)
     return Comparison(
         seeds=defined_SP.shape[0],
         patients=defined_SP.shape[1],
-        difference=Estimate(mean(scores), None if draws_B is None else percentiles(draws_B)),
+        difference=Estimate(mean(cell), None if draws_B is None else percentiles(draws_B)),
         p_bootstrap=p_bootstrap,
         p_bootstrap_holm=p_bootstrap,
         p_wilcoxon=p_wilcoxon,

@@ -1,110 +1,89 @@
-"""All that the statistics say about a study: metric by metric, arm by arm.
+"""All that the statistics say about a study: quantity by quantity, arm by arm.
 
 What cannot be compared stands in `Evidence.objections` with its reason; the rest goes on.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from fewscan.harness.plan import Plan
-from fewscan.harness.report.cases import (
-    CaseMetric,
-    Cases,
-    Cells,
-    case_metrics,
-    collect,
-    place_of,
-)
+from fewscan.harness.arms import Arm
+from fewscan.harness.report.bootstrap import Estimate, estimate
+from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import Comparison, compare
 from fewscan.harness.report.labels_saved import LabelsSaved, labels_saved
-from fewscan.harness.report.pair import Pair
-from fewscan.harness.report.pairing import Scores
-from fewscan.harness.report.statistics import Estimate, estimate
-from fewscan.harness.study import SCRATCH
+from fewscan.harness.report.results import Cells, Quantity, RunResults, collect_cells, quantities
+from fewscan.harness.report.studies import Studies
 from fewscan.storage.errors import StudyError
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One metric of the whole study. Dictionaries go from arm to label count."""
+    """One quantity of the whole study. Dictionaries go from arm to labelled scans."""
 
-    metric: CaseMetric
-    planned: dict[str, dict[int, int]]
-    """Runs that the study asks for; the unsupervised baselines have 0 labels."""
-    cells: Cells
-    estimates: dict[str, dict[int, Estimate]]
-    """The mean of each cell."""
-    comparisons: dict[str, dict[int, Comparison]]
-    """Each arm of `references` against its reference."""
-    saved: dict[str, dict[int, LabelsSaved]]
-    """What its reference needs for the scores of each arm of `references`."""
-    objections: dict[str, str]
-    """Why an arm could not be compared."""
-    references: dict[str, str]
-    """Arm → what it is compared with: scratch, or in a pair of studies the other's same arm."""
+    quantity: Quantity
+    planned: dict[Arm, dict[int | None, int]]
+    """Runs that the study asks for; the unsupervised scores have no label."""
+    references: dict[Arm, Arm]
+    """Arm → what it is compared with: scratch, or the same arm of the first of two studies."""
     reference: str
-    """In words: "scratch", or the name of the other study."""
+    """In words: "scratch", or the name of the first study."""
+    cells: Cells = field(default_factory=dict)
+    estimates: dict[Arm, dict[int | None, Estimate]] = field(default_factory=dict)
+    """The mean of each cell."""
+    comparisons: dict[Arm, dict[int, Comparison]] = field(default_factory=dict)
+    """Each arm of `references` against its reference."""
+    saved: dict[Arm, dict[int, LabelsSaved]] = field(default_factory=dict)
+    """What its reference needs for the scores of each arm of `references`."""
+    objections: dict[Arm, str] = field(default_factory=dict)
+    """Why an arm could not be compared."""
 
     @property
-    def rivals(self) -> list[str]:
-        """The arms that are compared with a reference."""
-        return [
-            arm for arm, counts in self.planned.items() if arm in self.references and any(counts)
-        ]
+    def compared_arms(self) -> list[Arm]:
+        """The arms that have a reference."""
+        return [arm for arm in self.planned if arm in self.references]
 
-    def counts(self, arm: str) -> list[int]:
+    def counts(self, arm: Arm) -> list[int]:
+        """Label counts that an arm is to be run with."""
+        return sorted(count for count in self.planned.get(arm, {}) if count is not None)
+
+    def shared_counts(self, arm: Arm) -> list[int]:
         """Label counts that both an arm and its reference are to be run with."""
-        return sorted(self.planned[arm].keys() & self.planned.get(self.references[arm], {}))
+        return [n for n in self.counts(arm) if n in self.planned.get(self.references[arm], {})]
 
 
-def gather(plan: Plan, cases: dict[str, Cases]) -> list[Evidence]:
-    """The evidence for each metric of `case_metrics`, from the cases of what is finished."""
-    return [_evidence(plan, cases, metric) for metric in case_metrics(plan)]
+def gather(studies: Studies, results: Sequence[RunResults]) -> list[Evidence]:
+    """The evidence for each quantity that is compared, from what is finished."""
+    found = quantities(studies, "difference")
+    return [_evidence(studies, results, quantity) for quantity in found]
 
 
-def _evidence(plan: Plan, cases: dict[str, Cases], metric: CaseMetric) -> Evidence:
-    planned = _planned(plan, metric)
-    against = _references(plan)
+def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantity) -> Evidence:
+    planned = studies.planned(quantity.target)
+    evidence = Evidence(quantity, planned, studies.references(), studies.reference)
     try:
-        cells = collect(plan, cases, metric)
+        evidence.cells.update(collect_cells(results, quantity))
     except StudyError as error:
-        objections = dict.fromkeys(planned, str(error))
-        return Evidence(metric, planned, {}, {}, {}, {}, objections, *against)
-    estimates = {
-        arm: {count: within(estimate(cell), 0.0, 1.0) for count, cell in sorted(counts.items())}
-        for arm, counts in cells.items()
-    }
-    evidence = Evidence(metric, planned, cells, estimates, {}, {}, {}, *against)
-    for arm in evidence.rivals:
-        _compare(evidence, arm)
+        return replace(evidence, objections=dict.fromkeys(planned, str(error)))
+    least, most = quantity.metric.least, quantity.metric.most
+    for arm, cells in evidence.cells.items():
+        evidence.estimates[arm] = {n: within(estimate(it), least, most) for n, it in cells.items()}
+    for arm in evidence.compared_arms:
+        _compare(evidence, arm, most - least)
     return evidence
 
 
-def _references(plan: Plan) -> tuple[dict[str, str], str]:
-    if isinstance(plan, Pair):
-        return plan.references(), plan.names[0]
-    return {arm: SCRATCH for arm in plan.study.finetune.inits if arm != SCRATCH}, SCRATCH
-
-
-def _planned(plan: Plan, metric: CaseMetric) -> dict[str, dict[int, int]]:
-    planned: dict[str, dict[int, int]] = {}
-    for run in plan.runs:
-        if (place := place_of(run, metric)) is not None:
-            counts = planned.setdefault(place[0], {})
-            counts[place[1]] = counts.get(place[1], 0) + 1
-    return planned
-
-
-def _compare(evidence: Evidence, arm: str) -> None:
-    first, second = (_labelled(evidence.cells, each) for each in (arm, evidence.references[arm]))
+def _compare(evidence: Evidence, arm: Arm, most: float) -> None:
+    """`most`: how far apart two values of the metric can be."""
+    first, second = (_labelled(evidence.cells, it) for it in (arm, evidence.references[arm]))
     if not first or not second:
         return
+    better = evidence.quantity.metric.higher_is_better
     try:
         evidence.comparisons[arm] = {
-            count: replace(it, difference=within(it.difference, -1.0, 1.0))
+            count: replace(it, difference=within(it.difference, -most, most))
             for count, it in compare(first, second).items()
         }
-        evidence.saved[arm] = labels_saved(first, second)
+        evidence.saved[arm] = labels_saved(first, second, higher_is_better=better)
     except StudyError as error:
         evidence.objections[arm] = str(error)
 
@@ -117,5 +96,5 @@ def within(estimate: Estimate, least: float, most: float) -> Estimate:
     return Estimate(estimate.value, (low, high))
 
 
-def _labelled(cells: Cells, arm: str) -> Mapping[int, Scores]:
-    return {count: cell for count, cell in sorted(cells.get(arm, {}).items()) if count}
+def _labelled(cells: Cells, arm: Arm) -> dict[int, Cell]:
+    return {count: cell for count, cell in cells.get(arm, {}).items() if count is not None}

@@ -1,4 +1,4 @@
-"""Example slices, chosen by a rule, never by hand.
+"""Example slices as a figure, chosen by a rule, never by hand.
 
 The rule. The target is multi-class where all arms have finished something of it, else binary. Of
 the label counts that all arms have finished with a common seed the middle one (the smaller of two),
@@ -14,17 +14,28 @@ import io
 import json
 import math
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
-from fewscan.experiments.spec import Anomaly, Segment, Target
-from fewscan.harness.plan import Plan, PlannedRun
-from fewscan.harness.report.cases import Cases, leading_metric, score
+from fewscan.experiments.catalogue import structures
+from fewscan.experiments.spec import Target
+from fewscan.harness.arms import Arm
+from fewscan.harness.plan import Plan
+from fewscan.harness.report.figures import new_figure
+from fewscan.harness.report.results import RunResults, cell_name, leading_quantity
+from fewscan.harness.report.studies import one_study
 from fewscan.storage.atomic import write_bytes
 
+CLASS_COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
+"""Okabe and Ito's, without black."""
 QUARTILES = {"lower quartile": 0.25, "median": 0.5, "upper quartile": 0.75}
 
 
@@ -33,12 +44,13 @@ class Choice:
     """Which runs and slices are shown; what follows from it is cached under it."""
 
     target: Target
-    label_count: int
+    labels: int
     seed: int
-    runs: dict[str, str]
-    """Arm → run id."""
+    arms: tuple[Arm, ...]
+    run_ids: tuple[str, ...]
+    """Of the runs whose scores these are, an arm after the other."""
     anomaly: tuple[str, str] | None
-    """Name and run id of the pre-training whose anomaly map is shown."""
+    """Name of the pre-training whose anomaly map is shown, and id of its score."""
     patients: dict[str, str]
     """Place in the order → patient."""
     dice: dict[str, list[float]]
@@ -59,12 +71,12 @@ class Examples:
     anomaly_NHW: np.ndarray | None
 
 
-def read_examples(plan: Plan, cases: dict[str, Cases]) -> Examples | None:
+def read_examples(plan: Plan, results: Sequence[RunResults]) -> Examples | None:
     """The examples of what is finished; None if no label count has all arms.
 
     Raises `RunError` or `StoreError` if a model or the slices cannot be read.
     """
-    choice = choose(plan, cases)
+    choice = choose(plan, results)
     if choice is None:
         return None
     cache = plan.folder.examples
@@ -75,32 +87,29 @@ def read_examples(plan: Plan, cases: dict[str, Cases]) -> Examples | None:
     return found
 
 
-def choose(plan: Plan, cases: dict[str, Cases]) -> Choice | None:
+def choose(plan: Plan, results: Sequence[RunResults]) -> Choice | None:
     """Apply the rule of this module; None where nothing is finished that it could choose."""
     targets: tuple[Target, ...] = ("multiclass", "binary")
-    choices = (_choose(plan, cases, it) for it in targets if it in plan.study.finetune.targets)
+    choices = (_choose(plan, results, it) for it in targets if it in plan.study.finetune.targets)
     return next(filter(None, choices), None)
 
 
-def _choose(plan: Plan, cases: dict[str, Cases], target: Target) -> Choice | None:
-    cells: dict[tuple[int, int], dict[str, PlannedRun]] = {}
-    for run in plan.runs:
-        spec = run.spec
-        if isinstance(spec, Segment) and spec.target == target and run.run_id in cases:
-            cells.setdefault((spec.label_count, spec.seed), {})[run.arm] = run
-    arms = {run.arm for run in plan.runs if isinstance(run.spec, Segment)}
-    complete = sorted(place for place, runs in cells.items() if runs.keys() == arms)
-    counts = sorted({count for count, _ in complete})
+def _choose(plan: Plan, results: Sequence[RunResults], target: Target) -> Choice | None:
+    cells: dict[tuple[int, int], dict[Arm, RunResults]] = {}
+    for it in results:
+        place = it.place
+        if place.target == target and place.labels is not None and it.patients:
+            cells.setdefault((place.labels, place.seed), {})[place.arm] = it
+    arms = {run.place.arm for run in plan.scores if run.place.labels is not None}
+    complete = sorted(place for place, found in cells.items() if found.keys() == arms)
+    counts = sorted({labels for labels, _ in complete})
     if not counts:
         return None
-    place = next(it for it in complete if it[0] == counts[(len(counts) - 1) // 2])
-    runs = cells[place]
-    columns = leading_metric(plan, target).columns
-    shared = set.intersection(*({*cases[run.run_id]} for run in runs.values()))
-    dice = {
-        patient: [score(cases[run.run_id][patient], columns) for run in runs.values()]
-        for patient in shared
-    }
+    labels, seed = next(it for it in complete if it[0] == counts[(len(counts) - 1) // 2])
+    shown = cells[labels, seed]
+    columns = leading_quantity(one_study(plan), target).columns
+    shared = set.intersection(*({*it.patients} for it in shown.values()))
+    dice = {patient: [it.value(patient, columns) for it in shown.values()] for patient in shared}
     ranked = sorted((np.nanmean(v), p) for p, v in dice.items() if not np.isnan(v).all())
     if not ranked:
         return None
@@ -108,44 +117,56 @@ def _choose(plan: Plan, cases: dict[str, Cases], target: Target) -> Choice | Non
     patients = {name: ranked[k][1] for name, k in at.items()}
     return Choice(
         target,
-        *place,
-        runs={arm: run.run_id for arm, run in runs.items()},
-        anomaly=_anomaly(plan, cases),
+        labels,
+        seed,
+        arms=tuple(shown),
+        run_ids=tuple(it.folder.run_id for it in shown.values()),
+        anomaly=_anomaly(results),
         patients=patients,
         dice={name: dice[patient] for name, patient in patients.items()},
     )
 
 
-def _anomaly(plan: Plan, cases: dict[str, Cases]) -> tuple[str, str] | None:
-    for run in plan.runs:
-        if isinstance(run.spec, Anomaly) and run.run_id in cases:
-            return run.init, run.spec.init
+def _anomaly(results: Sequence[RunResults]) -> tuple[str, str] | None:
+    for it in results:
+        if it.place.arm.kind == "unsupervised" and it.place.arm.init is not None and it.patients:
+            return it.place.arm.init, it.folder.run_id
     return None
 
 
 def _compute(plan: Plan, choice: Choice) -> Examples:
-    from fewscan.experiments.examples import (
-        anomalies,
-        segmented,
-    )  # torch, which a cached report can spare
+    import torch  # which a cached report can spare
 
-    slices = [plan.store.read_subject(patient) for patient in choice.patients.values()]
+    from fewscan.harness.trained import load_trained
+
+    slices = [plan.store.read_subject(_scan_of(plan, it)) for it in choice.patients.values()]
     largest = [int((it.labels_NHW > 0).sum(axis=(1, 2)).argmax()) for it in slices]
     images_NCHW = np.stack([it.images_NCHW[n] for it, n in zip(slices, largest, strict=True)])
+    images = torch.from_numpy(images_NCHW).float()
     labels = []
-    for run_id in choice.runs.values():
-        folder = plan.folder.run(run_id)
-        threshold = folder.read_result()["validation"]["threshold"]
-        threshold = math.inf if threshold is None else threshold
-        labels.append(segmented(folder, choice.target, threshold, images_NCHW))
+    for run_id in choice.run_ids:
+        trained = load_trained(plan.folder.run(run_id).path)
+        threshold = math.inf if trained.threshold is None else trained.threshold
+        found_NHW = trained.predictor.labels(trained.predictor.maps(images), threshold)
+        assert found_NHW is not None
+        labels.append(found_NHW.numpy())
+    anomaly_NHW = None
+    if choice.anomaly is not None:
+        trained = load_trained(plan.folder.run(choice.anomaly[1]).path)
+        anomaly_NHW = trained.predictor.maps(images)[:, 0].numpy()
     return Examples(
         choice,
         [int(it.positions_N[n]) for it, n in zip(slices, largest, strict=True)],
         images_NCHW[:, 0].astype(np.float32),
         np.stack([it.labels_NHW[n] for it, n in zip(slices, largest, strict=True)]),
         np.stack(labels),
-        anomalies(plan.folder.run(choice.anomaly[1]), images_NCHW) if choice.anomaly else None,
+        anomaly_NHW,
     )
+
+
+def _scan_of(plan: Plan, patient: str) -> str:
+    """A test patient's first scan."""
+    return next(it for it in plan.store.split.test if plan.store.patient(it) == patient)
 
 
 ARRAYS = ("images_NHW", "truth_NHW", "labels_ANHW", "anomaly_NHW")
@@ -175,3 +196,59 @@ def _load(path: Path, choice: Choice) -> Examples | None:
 
 def _key(choice: Choice) -> str:
     return json.dumps(asdict(choice))
+
+
+def draw_examples(examples: Examples, channel: str, classes: Sequence[str]) -> Figure:
+    """Masks lie on the input's first channel, whose name is `channel`."""
+    choice = examples.choice
+    names = structures(choice.target, classes)
+    heads = [f"input ({channel})", "truth"]
+    heads += [cell_name(arm, choice.labels) for arm in choice.arms]
+    heads += [f"anomaly map ({choice.anomaly[0]})"] if choice.anomaly else []
+    rows = len(choice.patients)
+    figure = new_figure(min(13.0, 2.3 * len(heads)), 2.3 * rows + 0.8)
+    grid = figure.subplots(rows, len(heads), squeeze=False)
+    for n, (place, patient) in enumerate(choice.patients.items()):
+        image_HW, axes = examples.images_NHW[n], list(grid[n])
+        _show(axes[0], image_HW)
+        axes[0].set_ylabel(f"{place}\n{patient}\nslice {examples.positions[n]}", fontsize=7)
+        truth_HW = examples.truth_NHW[n]
+        _mask(axes[1], image_HW, truth_HW if choice.target == "multiclass" else truth_HW > 0)
+        for ax, labels_NHW, dice in zip(
+            axes[2:], examples.labels_ANHW, choice.dice[place], strict=False
+        ):
+            _mask(ax, image_HW, labels_NHW[n])
+            text = "no Dice" if math.isnan(dice) else f"Dice of the scan {dice:.2f}"
+            ax.set_xlabel(text, fontsize=8)
+        if examples.anomaly_NHW is not None:
+            _show(axes[-1], examples.anomaly_NHW[n], "inferno")
+    for ax, head in zip(grid[0], heads, strict=True):
+        ax.set_title(head.replace("$", r"\$"), fontsize=9)
+    patches = [
+        Patch(color=CLASS_COLOURS[k % len(CLASS_COLOURS)], label=name.replace("_", " "))
+        for k, name in enumerate(names)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
+    return figure
+
+
+def _show(axes: Axes, image_HW: np.ndarray, colours: str = "gray") -> None:
+    """The scan's first axis to the right and its second downwards, as radiologists see BraTS."""
+    axes.imshow(image_HW.T, cmap=colours, vmin=0, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _mask(axes: Axes, image_HW: np.ndarray, labels_HW: np.ndarray) -> None:
+    _show(axes, image_HW)
+    shown_HW = np.ma.masked_equal(labels_HW.astype(int), 0)
+    axes.imshow(
+        (shown_HW.T - 1) % len(CLASS_COLOURS),
+        cmap=ListedColormap(CLASS_COLOURS),
+        vmin=0,
+        vmax=len(CLASS_COLOURS) - 1,
+        alpha=0.75,
+        interpolation="nearest",
+    )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from matplotlib import rc_context
@@ -14,11 +15,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+from fewscan.experiments.catalogue import Metric, panels
+from fewscan.harness.arms import Arm
+from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.evidence import Evidence
-from fewscan.harness.report.pooled import PANELS, Cell
-from fewscan.harness.report.record import RunRecord
-from fewscan.harness.report.statistics import Estimate
-from fewscan.harness.report.words import arm_name, is_scratch
+from fewscan.harness.report.results import PanelPoint, cell_name
+from fewscan.harness.report.run_log import RunLog
 from fewscan.harness.study import Published
 from fewscan.storage.atomic import replacing
 
@@ -28,16 +30,16 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SUPERVISED = "supervised"
 """The baseline: scratch on all labels."""
 
-UNIT = (-0.02, 1.02)
-"""Limits of an axis from 0 to 1 that cut no marker."""
+MARGIN = 0.02
+"""Of a metric's range, so that an axis cuts no marker."""
 UNSUPERVISED_STYLES = (":", "-.")
 REFERENCE_STYLES = ((0, (1, 2)), (0, (6, 2)), (0, (6, 2, 1, 2)))
 
-Colours = Mapping[str, str]
+Colours = Mapping[Arm, str]
 """Arm → colour, the same in every figure."""
 
 
-def colours_of(arms: Sequence[str]) -> Colours:
+def colours_of(arms: Sequence[Arm]) -> Colours:
     """A colour for each arm, in this order."""
     return dict(zip(arms, COLOURS * len(arms), strict=False))
 
@@ -58,36 +60,45 @@ def as_data_uri(figure: Figure) -> str:
 
 
 def draw_published(
-    cells: Sequence[Cell], colours: Colours, published: Sequence[Published] = ()
+    points: Sequence[PanelPoint], colours: Colours, published: Sequence[Published] = ()
 ) -> Figure:
-    """The three panels of Holzschuh et al.'s Figure 1, with the figures that others published."""
-    figure = new_figure(13, 4.2)
-    for letter, panel, axes in zip("abc", PANELS, figure.subplots(1, 3), strict=True):
-        here = [c for c in cells if (c.target, c.metric) == (panel.target, panel.metric)]
+    """The panels of Holzschuh et al.'s Figure 1, with the figures that others published."""
+    shown = panels()
+    figure = new_figure(13 / 3 * len(shown), 4.2)
+    all_axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for letter, (target, metric), axes in zip(ascii_lowercase, shown, all_axes, strict=False):
+        here = [it for it in points if (it.target, it.metric) == (target, metric)]
         _draw_panel(axes, here, colours)
-        _draw_references(axes, [it for it in published if it.metric == panel.metric])
-        axes.set_title(f"({letter}) {panel.title}", fontsize=10)
+        _draw_references(axes, [it for it in published if it.metric == metric.overall_key(target)])
+        _limit(axes, metric)
+        axes.set_title(f"({letter}) {metric.panel_title}", fontsize=10)
     _legend(figure, figure.axes)
     return figure
 
 
-def _draw_panel(axes: Axes, cells: Sequence[Cell], colours: Colours) -> None:
-    counts = sorted({cell.label_count for cell in cells if cell.label_count})
+def _limit(axes: Axes, metric: Metric) -> None:
+    """The whole range of a metric that has one, so that studies can be compared by eye."""
+    if math.isfinite(metric.most):
+        margin = MARGIN * (metric.most - metric.least)
+        axes.set_ylim(metric.least - margin, metric.most + margin)
+
+
+def _draw_panel(axes: Axes, points: Sequence[PanelPoint], colours: Colours) -> None:
+    counts = sorted({it.labels for it in points if it.labels is not None})
     for arm, colour in colours.items():
-        line = sorted(
-            (c for c in cells if c.arm == arm and c.mean is not None), key=lambda c: c.label_count
-        )
-        x = [c.label_count for c in line]
-        mean = [c.mean for c in line if c.mean is not None]
-        spread = [c.std or 0.0 for c in line]
-        low = [m - s for m, s in zip(mean, spread, strict=True)]
-        high = [m + s for m, s in zip(mean, spread, strict=True)]
-        axes.plot(x, mean, "o-", color=colour, label=_plain(arm_name(arm)), markersize=4)
+        line = {it.labels: it for it in points if it.arm == arm and it.labels is not None}
+        drawn = [
+            (n, it.mean, it.std or 0.0) for n, it in sorted(line.items()) if it.mean is not None
+        ]
+        x = [n for n, _, _ in drawn]
+        mean = [value for _, value, _ in drawn]
+        low = [value - spread for _, value, spread in drawn]
+        high = [value + spread for _, value, spread in drawn]
+        axes.plot(x, mean, "o-", color=colour, label=_plain(arm.title), markersize=4)
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    for label, value, style in _baselines(cells, counts):
+    for label, value, style in _baselines(points, counts):
         axes.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=_plain(label))
     _label_counts_on(axes, counts)
-    axes.set_ylim(*UNIT)
 
 
 def _draw_references(axes: Axes, published: Sequence[Published]) -> None:
@@ -101,16 +112,17 @@ def _draw_references(axes: Axes, published: Sequence[Published]) -> None:
             axes.plot(x, y, "x", color="black", linestyle=style, linewidth=0.6, label=label)
 
 
-def _baselines(cells: Sequence[Cell], counts: Sequence[int]) -> list[tuple[str, float, str]]:
+def _baselines(points: Sequence[PanelPoint], counts: Sequence[int]) -> list[tuple[str, float, str]]:
     """The horizontal lines: scratch on the most labels, and each unsupervised score."""
     lines = [
-        (f"{SUPERVISED}: {c.arm}, {c.label_count} scans", c.mean, "--")
-        for c in cells
-        if is_scratch(c.arm) and c.label_count == counts[-1]
+        (f"{SUPERVISED}: {cell_name(it.arm, it.labels)}", it.mean, "--")
+        for it in points
+        if it.arm.is_scratch and it.labels == counts[-1]
     ]
-    unsupervised = [c for c in cells if c.label_count == 0]
+    unlabelled = [it for it in points if it.labels is None and it.mean is not None]
     lines += [
-        (c.arm, c.mean, s) for c, s in zip(unsupervised, cycle(UNSUPERVISED_STYLES), strict=False)
+        (it.arm.title, it.mean, style)
+        for it, style in zip(unlabelled, cycle(UNSUPERVISED_STYLES), strict=False)
     ]
     return [(label, mean, style) for label, mean, style in lines if mean is not None]
 
@@ -119,29 +131,30 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     """Means, differences and labels saved of one metric, each with 95 % intervals."""
     figure = new_figure(13, 4.0)
     means, differences, saved = figure.subplots(1, 3)
-    counts = sorted({n for counts in evidence.planned.values() for n in counts if n})
+    counts = sorted({n for arm in evidence.planned for n in evidence.counts(arm)})
     arms = [arm for arm in colours if arm in evidence.planned]
     for place, arm in enumerate(arms):
         shift = 1.04 ** (place - (len(arms) - 1) / 2)  # side by side, so that none hides another
-        drawn = {n: e for n, e in evidence.estimates.get(arm, {}).items() if n}
-        _draw_estimates(means, drawn, shift, colours[arm], arm_name(arm))
+        drawn = {n: e for n, e in evidence.estimates.get(arm, {}).items() if n is not None}
+        _draw_estimates(means, drawn, shift, colours[arm], arm.title)
         compared = {n: it.difference for n, it in evidence.comparisons.get(arm, {}).items()}
-        _draw_estimates(differences, compared, shift, colours[arm], arm_name(arm))
+        _draw_estimates(differences, compared, shift, colours[arm], arm.title)
         _draw_saved(saved, evidence, arm, shift, colours[arm])
-    unsupervised = {arm: it[0].value for arm, it in evidence.estimates.items() if 0 in it}
-    for (arm, value), style in zip(unsupervised.items(), cycle(UNSUPERVISED_STYLES), strict=False):
+    unlabelled = {arm: it[None].value for arm, it in evidence.estimates.items() if None in it}
+    for (arm, value), style in zip(unlabelled.items(), cycle(UNSUPERVISED_STYLES), strict=False):
         if value is not None:
-            means.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=_plain(arm))
+            label = _plain(arm.title)
+            means.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=label)
     differences.axhline(0, color="0.35", linewidth=1)
     saved.plot(counts, counts, color="0.35", linewidth=1)
     for axes, title in (
-        (means, evidence.metric.title),
+        (means, evidence.quantity.title),
         (differences, f"difference from {evidence.reference}"),
         (saved, f"labelled scans that {evidence.reference} needs"),
     ):
         axes.set_title(_plain(title), fontsize=10)
         _label_counts_on(axes, counts)
-    means.set_ylim(*UNIT)
+    _limit(means, evidence.quantity.metric)
     saved.set_yscale("log")
     saved.set_yticks(_apart(counts))
     saved.yaxis.set_major_formatter(ScalarFormatter())
@@ -164,7 +177,7 @@ def _draw_estimates(
             axes.vlines(n * shift, low, high, color=colour, linewidth=1.4, alpha=0.7)
 
 
-def _draw_saved(axes: Axes, evidence: Evidence, arm: str, shift: float, colour: str) -> None:
+def _draw_saved(axes: Axes, evidence: Evidence, arm: Arm, shift: float, colour: str) -> None:
     """An arrow head at the top: not reached with the most labels that were run."""
     for n, it in evidence.saved.get(arm, {}).items():
         top = it.searched[1] * 1.35
@@ -178,25 +191,24 @@ def _draw_saved(axes: Axes, evidence: Evidence, arm: str, shift: float, colour: 
             axes.plot(at, it.needed.value, "o", color=colour, markersize=4)
 
 
-def draw_training(panels: Mapping[str, Sequence[RunRecord]], colours: Colours) -> Figure:
+def draw_training(curves: Mapping[str, Sequence[RunLog]], colours: Colours) -> Figure:
     """Small multiples of the losses: a line a run, solid on validation, faint on training."""
-    columns = min(4, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    columns = min(4, len(curves))
+    rows = math.ceil(len(curves) / columns)
     figure = new_figure(13, 2.2 * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (title, records) in zip(grid, panels.items(), strict=False):
-        for it in records:
-            colour = colours.get(it.run.arm, "0.3")
-            label = _plain(arm_name(it.run.arm)) if it.run.arm in colours else it.run.arm
+    for axes, (title, logs) in zip(grid, curves.items(), strict=False):
+        for it in logs:
+            colour, label = colours.get(it.place.arm, "0.3"), _plain(it.place.arm.title)
             axes.plot(*zip(*it.validation, strict=True), color=colour, linewidth=1.1, label=label)
             if it.train:
                 axes.plot(*zip(*it.train, strict=True), color=colour, linewidth=0.8, alpha=0.35)
         axes.set_title(_plain(title), fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-    for axes in grid[len(panels) :]:
+    for axes in grid[len(curves) :]:
         axes.set_axis_off()
-    _legend(figure, list(grid[: len(panels)]))
+    _legend(figure, list(grid[: len(curves)]))
     return figure
 
 
@@ -207,10 +219,10 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+def _legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
     """One legend for all panels, below them, each label once."""
     found: dict[str, Any] = {}
-    for axes in panels:
+    for axes in all_axes:
         handles, labels = axes.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
     if found:

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fewscan.experiments.spec import Target
+from fewscan.harness.arms import Arm
+from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.comparison import Comparison
 from fewscan.harness.report.evidence import Evidence
 from fewscan.harness.report.labels_saved import LabelsSaved
-from fewscan.harness.report.statistics import Estimate
-from fewscan.harness.report.words import interval, needed, needed_interval, number, scans
-from fewscan.harness.study import SCRATCH
+from fewscan.harness.report.tables import interval, needed, needed_interval, number, scans
 
 SIGNIFICANT = 0.05
 
@@ -23,19 +24,19 @@ class Finding:
     """What can be said about one arm against its reference, for one target."""
 
     kind: Literal["helps", "hurts", "mixed", "open"]
-    target: str
-    arm: str
-    reference: str
+    target: Target
+    arm: Arm
+    reference: Arm
     sentences: tuple[str, ...]
 
 
 def findings(evidence: Evidence) -> list[Finding]:
     """One finding for each arm that is compared with a reference."""
-    return [_finding(evidence, arm) for arm in evidence.rivals]
+    return [_finding(evidence, arm) for arm in evidence.compared_arms]
 
 
-def _finding(evidence: Evidence, arm: str) -> Finding:
-    place = (evidence.metric.target, arm, evidence.references[arm])
+def _finding(evidence: Evidence, arm: Arm) -> Finding:
+    place = (evidence.quantity.target, arm, evidence.references[arm])
     compared = evidence.comparisons.get(arm, {})
     known = {n: it for n, it in compared.items() if it.p_bootstrap_holm is not None}
     shown = [n for n, it in known.items() if (it.p_bootstrap_holm or 0.0) < SIGNIFICANT]
@@ -53,16 +54,22 @@ def _finding(evidence: Evidence, arm: str) -> Finding:
     if rest := [n for n in known if n not in shown]:
         sentences.append(f"With {_counts(rest)} no difference could be shown.")
     saved = evidence.saved.get(arm, {})
-    sentences += [_saving(saved[n], evidence.references[arm]) for n in raised if n in saved]
-    kind: Literal["helps", "hurts", "mixed"] = "hurts" if not raised else "helps"
+    better = raised if evidence.quantity.metric.higher_is_better else lowered
+    sentences += [_saving(saved[n], evidence.references[arm]) for n in better if n in saved]
+    kind: Literal["helps", "hurts", "mixed"] = "helps" if better else "hurts"
     return Finding("mixed" if raised and lowered else kind, *place, tuple(sentences))
 
 
-def _claim(evidence: Evidence, arm: str, word: str) -> str:
-    title, reference = evidence.metric.title, evidence.references[arm]
-    if reference == SCRATCH:
-        return f"Pre-training ({arm}) {'raises' if word == 'higher' else 'lowers'} the {title}"
-    return f"{arm} has a {word} {title} than {reference}"
+def _claim(evidence: Evidence, arm: Arm, word: str) -> str:
+    title, reference = evidence.quantity.title, evidence.references[arm]
+    if _is_about_pretraining(arm, reference):
+        return f"Pre-training ({arm.key}) {'raises' if word == 'higher' else 'lowers'} the {title}"
+    return f"{arm.key} has a {word} {title} than {reference.key}"
+
+
+def _is_about_pretraining(arm: Arm, reference: Arm) -> bool:
+    """Otherwise it is about two studies."""
+    return reference.is_scratch and not arm.is_scratch
 
 
 def value(comparison: Comparison) -> float:
@@ -71,8 +78,8 @@ def value(comparison: Comparison) -> float:
     return comparison.difference.value
 
 
-def _why_nothing(evidence: Evidence, arm: str) -> str:
-    start = f"Nothing can be concluded about the {evidence.metric.title}: "
+def _why_nothing(evidence: Evidence, arm: Arm) -> str:
+    start = f"Nothing can be concluded about the {evidence.quantity.title}: "
     if arm in evidence.objections:
         return start + evidence.objections[arm].partition("\n")[0] + "."
     if not evidence.comparisons.get(arm):
@@ -81,11 +88,11 @@ def _why_nothing(evidence: Evidence, arm: str) -> str:
 
 
 def _nothing_shown(
-    evidence: Evidence, arm: str, known: Mapping[int, Comparison]
+    evidence: Evidence, arm: Arm, known: Mapping[int, Comparison]
 ) -> tuple[str, ...]:
-    title, reference = evidence.metric.title, evidence.references[arm]
-    what = f"No difference of {title} between {arm} and {reference}"
-    if reference == SCRATCH:
+    title, reference = evidence.quantity.title, evidence.references[arm]
+    what = f"No difference of {title} between {arm.key} and {reference.key}"
+    if _is_about_pretraining(arm, reference):
         what = f"No effect of pre-training on the {title}"
     narrowest = min(known, key=lambda n: _width(known[n]))
     difference = known[narrowest].difference
@@ -122,14 +129,14 @@ def _differences(counts: Iterable[int], known: Mapping[int, Comparison]) -> str:
     )
 
 
-def _saving(saved: LabelsSaved, reference: str) -> str:
+def _saving(saved: LabelsSaved, reference: Arm) -> str:
     if saved.needed.value is None:
         return (
-            f"What it reaches with {scans(saved.labels)}, {reference} does not reach with "
+            f"What it reaches with {scans(saved.labels)}, {reference.key} does not reach with "
             f"{saved.searched[1]}."
         )
     return (
-        f"For what it reaches with {scans(saved.labels)}, {reference} needs {needed(saved)} "
+        f"For what it reaches with {scans(saved.labels)}, {reference.key} needs {needed(saved)} "
         f"(95 % interval {needed_interval(saved)})."
     )
 

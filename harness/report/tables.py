@@ -1,198 +1,86 @@
-"""The tables as files: CSV for other programs, LaTeX for the paper.
+"""One table, three renderings: CSV for programs, LaTeX for the paper, HTML for the page.
 
-An empty field is a number that is not there: the cell is missing, or one seed gives no interval.
-`inf` among the labels needed is "not reached with the most that were run".
+And how a value is written for people, the same in every table and sentence. An empty field of a CSV
+file is a number that is not there: the cell is missing, or one seed gives no interval.
 """
 
 import csv
 import io
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from fewscan.harness.report.evidence import Evidence
-from fewscan.harness.report.statistics import Estimate
-from fewscan.harness.report.words import arm_name, interval, number, p_text
+from markupsafe import Markup
 
-Ends = tuple[float | None, float | None]
+from fewscan.harness.arms import Arm
+from fewscan.harness.report.bootstrap import Estimate
+from fewscan.harness.report.labels_saved import LabelsSaved
+
+MISSING = "missing"
+NOT_REACHED = "not reached"
 
 
-def to_csv(names: Sequence[str], rows: Iterable[dict[str, Any]]) -> bytes:
-    """A header and a line for each row, with the fields in this order."""
+@dataclass(frozen=True)
+class Column:
+    """One column of a table."""
+
+    key: str
+    """Its name in CSV files; empty: it is for people alone."""
+    title: str = ""
+    """For people; empty: it is for programs alone."""
+    write: Callable[[Any], str] = str
+    """A value for people."""
+    align: Literal["left", "right"] = "left"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Values in rows, each as long as there are columns."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+    def without(self, *names: str) -> "Table":
+        """Leave out the columns with these keys or titles."""
+        kept = [n for n, it in enumerate(self.columns) if not {it.key, it.title} & {*names}]
+        rows = tuple(tuple(row[n] for n in kept) for row in self.rows)
+        return Table(tuple(self.columns[n] for n in kept), rows)
+
+    def for_people(self) -> tuple[list[Column], list[list[str]]]:
+        """The columns that have a title, and what stands in them."""
+        shown = [(n, it) for n, it in enumerate(self.columns) if it.title]
+        texts = [[column.write(row[n]) for n, column in shown] for row in self.rows]
+        return [column for _, column in shown], texts
+
+
+def to_csv(table: Table) -> bytes:
+    """A header and a line for each row, of the columns that have a key."""
+    shown = [n for n, column in enumerate(table.columns) if column.key]
     text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([table.columns[n].key for n in shown])
+    writer.writerows([_csv_field(row[n]) for n in shown] for row in table.rows)
     return text.getvalue().encode()
 
 
-@dataclass(frozen=True)
-class IntervalRow:
-    """The mean of a cell over seeds and patients: a line of `intervals.csv`."""
-
-    target: str
-    metric: str
-    arm: str
-    label_count: int
-    seeds: int
-    """Finished; `planned` are wanted."""
-    planned: int
-    patients: int
-    """With a score."""
-    mean: float | None = None
-    low: float | None = None
-    high: float | None = None
+def _csv_field(value: object) -> object:
+    """Text that a spreadsheet would run as a formula begins with an apostrophe."""
+    value = value.key if isinstance(value, Arm) else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
 
 
-@dataclass(frozen=True)
-class DifferenceRow:
-    """An arm minus its reference: a line of `differences.csv`. See `comparison.Comparison`."""
-
-    target: str
-    metric: str
-    arm: str
-    reference: str
-    label_count: int
-    seeds: int = 0
-    patients: int = 0
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p_bootstrap: float | None = None
-    p_bootstrap_holm: float | None = None
-    p_wilcoxon: float | None = None
-    p_wilcoxon_holm: float | None = None
-    rank_biserial: float | None = None
-    standardised: float | None = None
-
-
-@dataclass(frozen=True)
-class SavedRow:
-    """What its reference needs for an arm's score: a line of `labels_saved.csv`."""
-
-    target: str
-    metric: str
-    arm: str
-    reference: str
-    label_count: int
-    score: float
-    needed: float
-    needed_low: float | None
-    needed_high: float | None
-    saved: float
-    saved_low: float | None
-    saved_high: float | None
-    ratio: float
-    ratio_low: float | None
-    ratio_high: float | None
-    fewest_searched: int
-    most_searched: int
-
-
-def interval_rows(evidence: Evidence) -> list[IntervalRow]:
-    """Every planned cell, the missing ones too."""
-    rows = []
-    for arm, counts in evidence.planned.items():
-        for count, planned in sorted(counts.items()):
-            place = (evidence.metric.target, evidence.metric.key, arm, count)
-            cell = evidence.cells.get(arm, {}).get(count)
-            if cell is None:
-                rows.append(IntervalRow(*place, 0, planned, 0))
-                continue
-            estimate = evidence.estimates[arm][count]
-            seeds, patients = cell.defined().scores_SP.shape
-            numbers = (estimate.value, *_ends(estimate))
-            rows.append(IntervalRow(*place, seeds, planned, patients, *numbers))
-    return rows
-
-
-def difference_rows(evidence: Evidence) -> list[DifferenceRow]:
-    """Every label count that both arms are to be run with, the missing ones too."""
-    rows = []
-    for arm in evidence.rivals:
-        for count in evidence.counts(arm):
-            reference = evidence.references[arm]
-            place = (evidence.metric.target, evidence.metric.key, arm, reference, count)
-            it = evidence.comparisons.get(arm, {}).get(count)
-            if it is None:
-                rows.append(DifferenceRow(*place))
-                continue
-            numbers = asdict(it) | {"difference": it.difference.value}
-            low, high = _ends(it.difference)
-            rows.append(DifferenceRow(*place, low=low, high=high, **numbers))
-    return rows
-
-
-def saved_rows(evidence: Evidence) -> list[SavedRow]:
-    """A row for each finished cell of an arm that its reference can be compared with."""
-    rows = []
-    for arm, counts in evidence.saved.items():
-        for count, it in counts.items():
-            reference = evidence.references[arm]
-            place = (evidence.metric.target, evidence.metric.key, arm, reference, count)
-            needed, needed_low, needed_high = _inf(it.needed)
-            saved, saved_low, saved_high = _inf(it.saved)
-            ratio, ratio_low, ratio_high = _inf(it.ratio)
-            rows.append(
-                SavedRow(
-                    *place,
-                    it.score,
-                    needed,
-                    needed_low,
-                    needed_high,
-                    saved,
-                    saved_low,
-                    saved_high,
-                    ratio,
-                    ratio_low,
-                    ratio_high,
-                    *it.searched,
-                )
-            )
-    return rows
-
-
-def _ends(estimate: Estimate) -> Ends:
-    return estimate.interval or (None, None)
-
-
-def _inf(estimate: Estimate) -> tuple[float, float | None, float | None]:
-    """Value and interval, in which None stands for "not reached"."""
-    low, high = (math.inf if n is None else n for n in estimate.interval or (None, None))
-    value = math.inf if estimate.value is None else estimate.value
-    return (value, None, None) if estimate.interval is None else (value, low, high)
-
-
-LATEX_HEAD = r"""% Needs \usepackage{booktabs}. Differences over seeds and patients; p-values with
-% Holm's correction over label counts. Wilcoxon's is about other patients for these networks: it
-% ignores seeds.
-"""
-
-
-def to_latex(study: str, evidence: Sequence[Evidence]) -> bytes:
-    """The differences of the leading metrics, one table a target."""
-    leading = [it for it in evidence if it.metric.leads]
-    return (LATEX_HEAD + "\n".join(_latex(study, it) for it in leading)).encode()
-
-
-def _latex(study: str, evidence: Evidence) -> str:
-    head = (
-        "arm & labelled scans & seeds & difference & 95\\,\\% interval & $p$ & $p$ (Wilcoxon) & $r$"
-    )
-    caption = (
-        f"{study}, {evidence.metric.target}: {evidence.metric.title}, difference from "
-        f"{evidence.reference}."
-    )
+def to_latex(table: Table, caption: str) -> str:
+    """A floating table; needs booktabs."""
+    columns, rows = table.for_people()
     lines = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{escape_latex(caption)}}}",
-        r"\begin{tabular}{lrrrrrrr}",
+        rf"\begin{{tabular}}{{{''.join(column.align[0] for column in columns)}}}",
         r"\toprule",
-        head + r" \\",
+        _latex_row([column.title for column in columns]),
         r"\midrule",
-        *(_latex_row(row) for row in difference_rows(evidence)),
+        *map(_latex_row, rows),
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
@@ -200,19 +88,8 @@ def _latex(study: str, evidence: Evidence) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _latex_row(row: DifferenceRow) -> str:
-    estimate = Estimate(row.difference, None if row.low is None else (row.low, row.high))
-    fields = [
-        arm_name(row.arm),
-        str(row.label_count),
-        str(row.seeds),
-        number(row.difference, "+"),
-        interval(estimate, "+"),
-        p_text(row.p_bootstrap_holm),
-        p_text(row.p_wilcoxon_holm),
-        "–" if row.rank_biserial is None else number(row.rank_biserial, "+"),
-    ]
-    return " & ".join(escape_latex(field) for field in fields) + r" \\"
+def _latex_row(texts: list[str]) -> str:
+    return " & ".join(map(escape_latex, texts)) + r" \\"
 
 
 LATEX_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -231,3 +108,94 @@ LATEX_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
 def escape_latex(text: str) -> str:
     """Text as LaTeX shows it."""
     return "".join(LATEX_SPECIAL.get(letter, letter) for letter in text)
+
+
+SHORT = 50
+"""Letters; a shorter text is not broken."""
+
+
+def to_html(table: Table) -> Markup:
+    """A table whose every value is escaped; further lines of a text are small."""
+    columns, rows = table.for_people()
+    numbers = [' class="n"' if column.align == "right" else "" for column in columns]
+    head = Markup("").join(
+        Markup("<th{}>{}</th>").format(Markup(n), column.title)
+        for n, column in zip(numbers, columns, strict=True)
+    )
+    body = Markup("\n").join(
+        Markup("<tr>{}</tr>").format(Markup("").join(map(_html_cell, columns, texts)))
+        for texts in rows
+    )
+    return Markup(
+        '<div class="scroll"><table>\n<thead><tr>{}</tr></thead>\n'
+        "<tbody>\n{}\n</tbody></table></div>"
+    ).format(head, body)
+
+
+def _html_cell(column: Column, text: str) -> Markup:
+    first, *more = text.split("\n")
+    look = "n" if column.align == "right" else "a" if len(text) < SHORT else ""
+    small = Markup("").join(Markup("<small>{}</small>").format(line) for line in more)
+    missing = f" {MISSING}" if text == MISSING else ""
+    return Markup('<td class="{}">{}{}</td>').format(look + missing, first, small)
+
+
+def scans(count: float) -> str:
+    """ "1 labelled scan", "4 labelled scans"."""
+    return f"{count:g} labelled scan{'' if count == 1 else 's'}"
+
+
+def label_count(labels: int | None) -> str:
+    """ "4", or that there are none."""
+    return "none (unsupervised)" if labels is None else str(labels)
+
+
+def number(value: float | None, sign: str = "") -> str:
+    """Three decimals and a real minus sign; `sign="+"` shows a plus too."""
+    return MISSING if value is None else f"{value:{sign}.3f}".replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    """ "+0.050"; of an effect size that is not defined a dash."""
+    return "–" if value is None else number(value, "+")
+
+
+def interval(estimate: Estimate, sign: str = "") -> str:
+    """ "0.010 to 0.090", or a dash where there is none."""
+    if estimate.interval is None:
+        return "–"
+    return " to ".join(number(end, sign) for end in estimate.interval)
+
+
+def one_decimal(value: float | None) -> str:
+    """ "12.3"; "∞" is infinite."""
+    if value is None:
+        return MISSING
+    return "∞" if value == float("inf") else f"{value:.1f}"
+
+
+def p_text(p: float | None) -> str:
+    """Three decimals, "< 0.001" below, a dash where there is none."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def labels(value: float | None, searched: tuple[int, int]) -> str:
+    """A number of labelled scans on the other arm's curve: "9.3", "≤ 1", "> 938"."""
+    if value is None:
+        return f"> {searched[1]}"
+    return f"≤ {searched[0]}" if value <= searched[0] else f"{value:.3g}"
+
+
+def needed(saved: LabelsSaved) -> str:
+    """What the other arm needs: a number, or "not reached (> 938)"."""
+    text = labels(saved.needed.value, saved.searched)
+    return text if saved.needed.value is not None else f"{NOT_REACHED} ({text})"
+
+
+def needed_interval(saved: LabelsSaved) -> str:
+    """ "6.1 to > 938", or a dash where there is none."""
+    if saved.needed.interval is None:
+        return "–"
+    return " to ".join(labels(end, saved.searched) for end in saved.needed.interval)

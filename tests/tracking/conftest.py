@@ -9,6 +9,7 @@ from fake_folders import make_plan
 from tiny import run_in_process, tiny_values
 
 from fewscan.harness.plan import Plan, load_plan
+from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.write import write_report
 from fewscan.harness.tracking import stores
 
@@ -49,5 +50,5 @@ def finished_study(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -
     file.write_text(yaml.safe_dump(values))
     plan = load_plan(file)
     run_in_process(plan, plan.runs)
-    write_report(plan)
+    write_report(one_study(plan))
     return file

@@ -1,6 +1,6 @@
 """How far a mean score is known: the bootstrap over seeds and patients.
 
-Pure functions of the scores of finished cells (an arm at a label count), as are `comparison` and
+Pure functions of finished cells (an arm at a label count), as are `comparison` and
 `labels_saved`. A missing cell is not among the arguments and has no result; nothing is imputed.
 
 Two things vary, and a claim has to survive both. A seed draws the labelled scans, the initial
@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 
-from fewscan.harness.report.pairing import Scores, positions
+from fewscan.harness.report.cells import Cell, positions
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -38,7 +38,7 @@ class Estimate:
     end: not reached."""
 
 
-def estimate(scores: Scores, *, resamples: int = RESAMPLES, random_seed: int = 0) -> Estimate:
+def estimate(cell: Cell, *, resamples: int = RESAMPLES, random_seed: int = 0) -> Estimate:
     """The `mean` of a cell, or of a paired difference, with its interval.
 
     How often the 95 % interval held the truth in 4,000 simulated studies (251 patients; standard
@@ -57,21 +57,21 @@ def estimate(scores: Scores, *, resamples: int = RESAMPLES, random_seed: int = 0
     levels, so where little else varies the interval is too wide (above .99). With 8 patients of
     skewed scores coverage falls to .93. Two seeds are honest and nearly useless.
     """
-    means_B = resampled_means(scores, resamples, random_seed)
-    return Estimate(mean(scores), None if means_B is None else percentiles(means_B))
+    means_B = resampled_means(cell, resamples, random_seed)
+    return Estimate(mean(cell), None if means_B is None else percentiles(means_B))
 
 
-def mean(scores: Scores) -> float | None:
+def mean(cell: Cell) -> float | None:
     """Over seeds, of the mean over the patients defined for the seed; None if there are none."""
-    scores_SP = scores.defined().scores_SP
+    scores_SP = cell.defined().scores_SP
     return float(np.nanmean(scores_SP, axis=1).mean()) if scores_SP.size else None
 
 
-def resampled_means(scores: Scores, resamples: int, random_seed: int) -> np.ndarray | None:
+def resampled_means(cell: Cell, resamples: int, random_seed: int) -> np.ndarray | None:
     """The `mean` in each resample; None unless two seeds and two patients have scores."""
-    if min(scores.defined().scores_SP.shape) < 2:
+    if min(cell.defined().scores_SP.shape) < 2:
         return None
-    return draw_resamples(scores.seeds, scores.patients, resamples, random_seed).means_B(scores)
+    return draw_resamples(cell.seeds, cell.patients, resamples, random_seed).means_B(cell)
 
 
 def percentiles(draws_B: np.ndarray) -> tuple[float, float]:
@@ -97,7 +97,7 @@ class Resampling:
     seed_counts_BS: np.ndarray
     patient_counts_BP: np.ndarray
 
-    def means_B(self, scores: Scores) -> np.ndarray:
+    def means_B(self, cell: Cell) -> np.ndarray:
         """The `mean` of a cell in every resample; needs two seeds and two patients with scores.
 
         To first order the mean moves by a sum over seeds and a sum over patients, each linear in
@@ -106,21 +106,22 @@ class Resampling:
         Stat. 69(4), 2015). So each sum is multiplied by √(n / χ²(n−1)), which for normal data
         gives it nearly Student's t distribution with n − 1 degrees of freedom.
         """
-        scores = scores.defined()
-        there_S = np.sum(~np.isnan(scores.scores_SP), axis=1)
-        means_S = np.nansum(scores.scores_SP, axis=1) / there_S
-        moves_SP = np.nan_to_num(scores.scores_SP - means_S[:, None]) / there_S[:, None]
+        cell = cell.defined()
+        there_S = np.sum(~np.isnan(cell.scores_SP), axis=1)
+        means_S = np.nansum(cell.scores_SP, axis=1) / there_S
+        moves_SP = np.nan_to_num(cell.scores_SP - means_S[:, None]) / there_S[:, None]
         seed_moves_S, patient_moves_P = np.zeros(len(self.seeds)), np.zeros(len(self.patients))
-        seed_moves_S[positions(self.seeds, scores.seeds)] = means_S - means_S.mean()
-        patient_moves_P[positions(self.patients, scores.patients)] = moves_SP.sum(axis=0)
+        seed_moves_S[positions(self.seeds, cell.seeds)] = means_S - means_S.mean()
+        patient_moves_P[positions(self.patients, cell.patients)] = moves_SP.sum(axis=0)
         by_seed_B = self.seed_counts_BS @ seed_moves_S / len(means_S)
         by_patient_B = self.patient_counts_BP @ patient_moves_P / len(means_S)
-        seeds, patients = scores.scores_SP.shape
-        return (
+        seeds, patients = cell.scores_SP.shape
+        means_B: np.ndarray = (
             means_S.mean()
             + by_seed_B * _widening(seeds, len(by_seed_B), (self.random_seed, 1))
             + by_patient_B * _widening(patients, len(by_patient_B), (self.random_seed, 2))
         )
+        return means_B
 
 
 @lru_cache(maxsize=2)  # the cells of a study share seeds and patients, hence their resamples
@@ -143,4 +144,5 @@ def _counts(rng: np.random.Generator, resamples: int, n: int) -> np.ndarray:
 def _widening(n: int, resamples: int, stream: tuple[int, int]) -> np.ndarray:
     """√(n / χ²(n−1)) in every resample, the quantiles being the same for every n of a stream."""
     quantiles_B = np.random.default_rng(stream).random(resamples)
-    return np.sqrt(n / stats.chi2.ppf(quantiles_B, n - 1))
+    widening_B: np.ndarray = np.sqrt(n / stats.chi2.ppf(quantiles_B, n - 1))
+    return widening_B

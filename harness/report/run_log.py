@@ -4,24 +4,29 @@ All of it is from the events in the run folders; a lost event is a lost minute o
 the results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fewscan.experiments.spec import Imported, Segment
+from fewscan.experiments.results import Result
+from fewscan.harness.arms import Place
 from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.report.studies import Source, Studies
 from fewscan.harness.status import StudyStatus, read_status
-from fewscan.storage.runs import State
+from fewscan.storage.runs import Event, State
 
 Points = list[tuple[int, float]]
 """(step, loss)"""
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunLog:
     """One planned run: where it stands, and where and how long it ran."""
 
-    run: PlannedRun
+    run_id: str
+    name: str
+    """For people."""
+    place: Place
     state: State
     reason: str
     """Why it is not finished; empty if it is."""
@@ -64,43 +69,48 @@ class Machine:
     device_hours: float
 
 
-def read_records(plan: Plan) -> list[RunRecord]:
-    """A record of each run of the plan, in its order."""
-    status = read_status(plan)
+def read_logs(studies: Studies) -> list[RunLog]:
+    """One for each run of the studies, in their order."""
+    return [log for source in studies.sources for log in _logs(source)]
+
+
+def _logs(source: Source) -> list[RunLog]:
+    status = read_status(source.plan)
     blocked = {run.run_id for run in status.blocked()}
-    return [_record(status, run, blocked) for run in plan.runs]
+    return [_log(source, status, run, blocked) for run in source.plan.runs]
 
 
-def machines(records: Sequence[RunRecord]) -> list[Machine]:
+def machines(logs: Sequence[RunLog]) -> list[Machine]:
     """The runs that have begun, grouped; a run without a record of its device is left out."""
-    groups: dict[tuple[object, ...], list[RunRecord]] = {}
-    for it in records:
+    groups: dict[tuple[object, ...], list[RunLog]] = {}
+    for it in logs:
         if it.devices:
             groups.setdefault((it.hosts, it.devices, it.ranks, it.versions), []).append(it)
     return [_machine(groups[key]) for key in sorted(groups, key=str)]
 
 
-def _machine(records: Sequence[RunRecord]) -> Machine:
-    one = records[0]
+def _machine(logs: Sequence[RunLog]) -> Machine:
+    one = logs[0]
     return Machine(
         one.hosts,
         one.devices,
         one.ranks,
         one.versions,
-        runs=len(records),
-        seconds=sum(it.seconds for it in records),
-        device_hours=sum(it.device_hours for it in records),
+        runs=len(logs),
+        seconds=sum(it.seconds for it in logs),
+        device_hours=sum(it.device_hours for it in logs),
     )
 
 
-def _record(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunRecord:
-    folder = status.plan.folder_of(run)
+def _log(source: Source, status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunLog:
+    folder = source.plan.folder_of(run)
     events = folder.committed_events()
-    starts = [event for event in events if event["kind"] == "started"]
+    starts = [event.attempt for event in events if event.kind == "started"]
     versions = [f"{name} {v}" for s in starts for name, v in s.get("versions", {}).items()]
-    metrics = [event for event in events if event["kind"] == "metrics"]
-    return RunRecord(
-        run=run,
+    return RunLog(
+        run_id=run.run_id,
+        name=source.title(run),
+        place=source.place(run),
         state=status.states[run.run_id],
         reason=_reason(status, run, blocked),
         attempts=len(starts),
@@ -109,16 +119,16 @@ def _record(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunRecor
         ranks=max((s.get("ranks", 1) for s in starts), default=1),
         versions=_different(versions),
         seconds=_seconds(events),
-        device_share=_share(status.plan, run, starts),
+        device_share=_share(source.plan, run, starts),
         gpu_watts=_mean_watts(folder.usage_samples()),
-        train=_points(metrics, "train/loss"),
-        validation=_points(metrics, "validation/loss"),
+        train=_points(events, "train/loss"),
+        validation=_points(events, "validation/loss"),
     )
 
 
-def energy(records: Sequence[RunRecord]) -> str:
+def energy(logs: Sequence[RunLog]) -> str:
     """What the GPUs drew, in words, as far as it was sampled; nobody samples a CPU."""
-    begun = [it for it in records if it.devices]
+    begun = [it for it in logs if it.devices]
     known = [it.gpu_kwh for it in begun if it.gpu_kwh is not None]
     if not known:
         return "not known"
@@ -126,12 +136,29 @@ def energy(records: Sequence[RunRecord]) -> str:
     return f"{sum(known):.3g} kWh{part}"
 
 
+def remarks(logs: Sequence[RunLog]) -> list[str]:
+    """How the table of machines is to be read, as far as it concerns these runs."""
+    begun = [it for it in logs if it.devices]
+    sampled = sum(it.gpu_kwh is not None for it in begun)
+    unseen = sum(it.state == "finished" and not it.devices for it in logs)
+    found = ["Seconds are of all attempts."]
+    if any(it.device_share < 1 for it in begun):
+        found.append("Of a GPU that several runs share each counts its share.")
+    if unseen:
+        found.append(f"Finished runs that recorded no device: {unseen}; they are not in the table.")
+    if not sampled:
+        found.append("Energy is not known: no run sampled what its GPU drew.")
+    elif sampled < len(begun):
+        found.append(f"Energy is of the {sampled} runs of {len(begun)} that sampled their GPU.")
+    return found
+
+
 def _mean_watts(samples: Sequence[dict[str, float]]) -> float | None:
     watts = [sample["gpu_power_watts"] for sample in samples if "gpu_power_watts" in sample]
     return sum(watts) / len(watts) if watts else None
 
 
-def _share(plan: Plan, run: PlannedRun, starts: Sequence[dict[str, Any]]) -> float:
+def _share(plan: Plan, run: PlannedRun, starts: Sequence[Mapping[str, Any]]) -> float:
     """As the study file says now; a core is not shared."""
     on_gpu = any(start.get("device", "cpu") != "cpu" for start in starts)
     return plan.share_of(run).gpu_share if on_gpu else 1.0
@@ -141,8 +168,7 @@ def _reason(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> str:
     folder = status.plan.folder_of(run)
     state = status.states[run.run_id]
     if state == "finished":
-        lacks_cases = not isinstance(run.spec, Imported) and "test" in folder.read_result()
-        lacks_cases = lacks_cases and not folder.cases.exists()
+        lacks_cases = bool(Result.read(folder).test) and not folder.cases.exists()
         return "its cases.csv is gone: not among the per-patient numbers" if lacks_cases else ""
     if run.run_id in blocked:
         return f"waits for run {', '.join(run.parents)}, which did not succeed"
@@ -151,36 +177,35 @@ def _reason(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> str:
     return {"missing": "not begun", "interrupted": "the sweep goes on with it"}.get(state, "")
 
 
-def _seconds(events: Sequence[dict[str, Any]]) -> float:
+def _seconds(events: Sequence[Event]) -> float:
     """Each attempt from its start to its last event; the last one as it measured itself."""
     total, since, last = 0.0, None, 0.0
     for event in events:
-        if event["kind"] == "finished":
-            return total + float(event["seconds"])
-        if event["kind"] == "started":
+        if event.kind == "finished":
+            return total + (event.seconds or 0.0)
+        if event.kind == "started":
             total += last - since if since is not None else 0.0
-            since = event["time"]
-        last = event["time"]
+            since = event.time
+        last = event.time
     return total + (last - since if since is not None else 0.0)
 
 
-def _points(metrics: Sequence[dict[str, Any]], name: str) -> Points:
-    return [(e["step"], e["values"][name]) for e in metrics if name in e["values"]]
+def _points(events: Sequence[Event], name: str) -> Points:
+    values = [(event.step, event.values.get(name)) for event in events]
+    return [(step, value) for step, value in values if value is not None]
 
 
 def _different(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def curves(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+def curves(logs: Sequence[RunLog]) -> dict[str, list[RunLog]]:
     """The runs with losses, one entry a panel: a pre-training, or a target and a label count."""
-    panels: dict[str, list[RunRecord]] = {}
-    for it in records:
-        spec = it.run.spec
-        if it.validation:
-            title = it.run.name
-            if isinstance(spec, Segment):
-                scans = "scan" if spec.label_count == 1 else "scans"
-                title = f"{spec.target}, {spec.label_count} {scans}"
+    panels: dict[str, list[RunLog]] = {}
+    for it in logs:
+        if it.validation and it.place.arm.kind != "unsupervised":
+            count = it.place.labels
+            scans = f"{count} scan{'' if count == 1 else 's'}"
+            title = it.name if count is None else f"{it.place.target}, {scans}"
             panels.setdefault(title, []).append(it)
     return panels

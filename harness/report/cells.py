@@ -1,6 +1,6 @@
-"""The scores of one cell of a study, and which cells may be paired.
+"""One cell of a study, an arm at a label count, and which cells may be paired.
 
-A difference between two arms is only about the arms if both were given the same labelled scans and
+A difference between two arms is only about the arms if both received the same labelled scans and
 were tested on the same patients, seed by seed.
 
 Letters in names: S seeds, P patients.
@@ -15,8 +15,8 @@ from fewscan.storage.errors import StudyError
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
-    """One metric of one arm at one label count, for each patient of the test split.
+class Cell:
+    """One quantity of one arm at one label count, for each patient of the test split.
 
     Raises ValueError if the parts do not fit together.
     """
@@ -26,7 +26,7 @@ class Scores:
     seeds: tuple[int, ...]
     patients: tuple[str, ...]
     subsets: tuple[tuple[str, ...], ...]
-    """For each seed, the scans whose labels it was given."""
+    """For each seed, the scans whose labels it received."""
     scores_SP: np.ndarray
     """nan: not defined for that patient."""
 
@@ -40,15 +40,15 @@ class Scores:
         if len(set(self.seeds)) < shape[0] or len(set(self.patients)) < shape[1]:
             raise ValueError(f"{self.name}: a seed or a patient comes twice")
 
-    def select(self, seeds: Sequence[int], patients: Sequence[str]) -> "Scores":
+    def select(self, seeds: Sequence[int], patients: Sequence[str]) -> "Cell":
         """These seeds and patients alone, in this order."""
         rows = positions(self.seeds, seeds)
         columns = positions(self.patients, patients)
         subsets = tuple(self.subsets[row] for row in rows)
         scores_SP = self.scores_SP[np.ix_(rows, columns)]
-        return Scores(self.name, tuple(seeds), tuple(patients), subsets, scores_SP)
+        return Cell(self.name, tuple(seeds), tuple(patients), subsets, scores_SP)
 
-    def defined(self) -> "Scores":
+    def defined(self) -> "Cell":
         """Without the seeds and the patients that have no score at all."""
         there_SP = ~np.isnan(self.scores_SP)
         seeds = [seed for seed, any_ in zip(self.seeds, there_SP.any(axis=1), strict=True) if any_]
@@ -62,10 +62,10 @@ def positions(names: Sequence[object], wanted: Iterable[object]) -> list[int]:
     return [place[name] for name in wanted]
 
 
-def difference(first: Scores, second: Scores) -> Scores:
+def difference(first: Cell, second: Cell) -> Cell:
     """First minus second, over the seeds that both have; nan where either is.
 
-    Raises `StudyError` if they cannot be paired: no seed in common, a seed that was given other
+    Raises `StudyError` if they cannot be paired: no seed in common, a seed that received other
     labelled scans, other test patients.
     """
     require_same_patients(first, second)
@@ -78,13 +78,13 @@ def difference(first: Scores, second: Scores) -> Scores:
             expected="finished runs of both arms with the same seed",
             remedy="go on with the sweep, or give both arms the same seeds",
         )
-    first, second = (scores.select(seeds, first.patients) for scores in (first, second))
+    first, second = (cell.select(seeds, first.patients) for cell in (first, second))
     name = f"{first.name} minus {second.name}"
     scores_SP = first.scores_SP - second.scores_SP
-    return Scores(name, first.seeds, first.patients, first.subsets, scores_SP)
+    return Cell(name, first.seeds, first.patients, first.subsets, scores_SP)
 
 
-def require_same_patients(first: Scores, second: Scores) -> None:
+def require_same_patients(first: Cell, second: Cell) -> None:
     """Raise `StudyError` unless both were tested on the same patients, in whatever order."""
     odd = {*first.patients} ^ {*second.patients}
     if odd:
@@ -96,22 +96,22 @@ def require_same_patients(first: Scores, second: Scores) -> None:
         )
 
 
-def require_same_subsets(first: Scores, second: Scores) -> None:
-    """Raise `StudyError` if a seed that both have was given other labelled scans."""
-    given = dict(zip(second.seeds, second.subsets, strict=True))
+def require_same_subsets(first: Cell, second: Cell) -> None:
+    """Raise `StudyError` if a seed that both have received other labelled scans."""
+    received = dict(zip(second.seeds, second.subsets, strict=True))
     for seed, subset in zip(first.seeds, first.subsets, strict=True):
-        odd = {*subset} ^ {*given.get(seed, subset)}
+        odd = {*subset} ^ {*received.get(seed, subset)}
         if odd:
             raise StudyError(
                 f"different labelled scans for seed {seed}: "
-                f"{len(odd)} given to one alone ({_some(sorted(odd))})",
+                f"{len(odd)} received by one alone ({_some(sorted(odd))})",
                 where=_both(first, second),
                 expected="the same labelled scans for both arms, seed by seed",
                 remedy="compare runs of the same store and protocol version, or rerun one arm",
             )
 
 
-def _both(first: Scores, second: Scores) -> str:
+def _both(first: Cell, second: Cell) -> str:
     return f"{first.name} / {second.name}"
 
 

@@ -1,0 +1,267 @@
+"""What finished runs measured on the test split: all pixels at once, and patient by patient.
+
+The one place where the report reads `result.json` and `cases.csv`. A run that is not finished is
+not there, one without `cases.csv` is in no number of patients; nothing is imputed.
+"""
+
+import csv
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from fewscan.experiments.catalogue import Compared, Metric, computed, panels, structures
+from fewscan.experiments.results import Result
+from fewscan.experiments.spec import Target
+from fewscan.harness.arms import Arm, Place
+from fewscan.harness.report.cells import Cell
+from fewscan.harness.report.studies import Studies
+from fewscan.storage.errors import StudyError
+from fewscan.storage.runs import RunFolder
+
+
+@dataclass(frozen=True, eq=False)
+class RunResults:
+    """What one finished run measured."""
+
+    folder: RunFolder
+    place: Place
+    test: Mapping[str, float | None]
+    """Key of `result.json` → number over the split; None: not defined there."""
+    labelled: tuple[str, ...]
+    """The scans whose labels it received."""
+
+    @cached_property
+    def patients(self) -> dict[str, dict[str, float]]:
+        """Patient → column of `cases.csv` → number; nan: not defined for that patient."""
+        return read_patients(self.folder.cases)
+
+    def value(self, patient: str, columns: Iterable[str]) -> float:
+        """Mean over the columns that are defined for a patient; nan if none is."""
+        row = self.patients[patient]
+        return _mean_defined(row.get(column, np.nan) for column in columns)
+
+
+def read_results(studies: Studies) -> list[RunResults]:
+    """The results of every finished run that has test numbers."""
+    found = []
+    for source in studies.sources:
+        for run in source.plan.scores:
+            folder = source.plan.folder_of(run)
+            if folder.result.exists():
+                result = Result.read(folder)
+                place = source.place(run)
+                found.append(RunResults(folder, place, result.test, result.labelled))
+    return found
+
+
+def read_patients(path: Path) -> dict[str, dict[str, float]]:
+    """Patient → column → number: of several scans the mean over those for which it is defined.
+
+    Files without the column `patient` are older than it: there each scan is a patient.
+    """
+    if not path.exists():
+        return {}
+    scans: dict[str, list[dict[str, float]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            subject = row.pop("subject")
+            numbers = scans.setdefault(row.pop("patient", subject), [])
+            numbers.append({name: float(text or "nan") for name, text in row.items()})
+    return {
+        patient: {name: _mean_defined(scan[name] for scan in numbers) for name in numbers[0]}
+        for patient, numbers in scans.items()
+    }
+
+
+def _mean_defined(values: Iterable[float]) -> float:
+    defined = [value for value in values if value == value]
+    return float(np.mean(defined)) if len(defined) > 1 else defined[0] if defined else float("nan")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number that each test patient has: a metric, of one structure or in the mean over them."""
+
+    target: Target
+    metric: Metric
+    key: str
+    """Its name in CSV files."""
+    title: str
+    """For people."""
+    columns: tuple[str, ...]
+    """Of `cases.csv`; several are averaged over those that are defined for the patient."""
+    leads: bool = False
+    """Whether the target's verdict is about it."""
+    is_mean: bool = False
+    """Whether it is a mean over structures."""
+
+
+def quantities(studies: Studies, compared: Compared) -> list[Quantity]:
+    """What patients are compared or described by, target by target, as the catalogue has it."""
+    return [
+        quantity
+        for target in studies.targets
+        for metric in computed(studies.evaluation, target)
+        if metric.compared == compared
+        for quantity in _quantities(studies, target, metric)
+    ]
+
+
+def leading_quantity(studies: Studies, target: Target) -> Quantity:
+    """What the target's verdict is about."""
+    found = quantities(studies, "difference")
+    return next(quantity for quantity in found if quantity.target == target and quantity.leads)
+
+
+def _quantities(studies: Studies, target: Target, metric: Metric) -> list[Quantity]:
+    """The mean over structures first, where means are compared and there are classes."""
+    title = metric.title_under(studies.evaluation)
+    leads = target in metric.leads
+    if metric.scope != "structure":
+        return [Quantity(target, metric, metric.column(), title, (metric.column(),), leads)]
+    names = structures(target, studies.classes)
+    columns = tuple(metric.column(name) for name in names)
+    if target == "binary":
+        return [Quantity(target, metric, columns[0], title, columns, leads)]
+    joint = " of" if metric.compared == "quartiles" else ","
+    each = [
+        Quantity(target, metric, column, f"{title}{joint} {name.replace('_', ' ')}", (column,))
+        for name, column in zip(names, columns, strict=True)
+    ]
+    if metric.compared == "quartiles":
+        return each
+    key, title = f"{metric.key}_class_mean", f"class-mean {title}"
+    return [Quantity(target, metric, key, title, columns, leads, is_mean=True), *each]
+
+
+Cells = dict[Arm, dict[int | None, Cell]]
+"""Arm → labelled scans → cell. No label: the unsupervised scores."""
+
+
+def collect_cells(results: Sequence[RunResults], quantity: Quantity) -> Cells:
+    """The cells of a quantity: each seed is a finished run, each column a test patient.
+
+    Raises `StudyError` if the runs of one cell were tested on different patients.
+    """
+    runs: dict[tuple[Arm, int | None], list[RunResults]] = {}
+    for it in results:
+        if it.place.target == quantity.target and it.patients:
+            runs.setdefault((it.place.arm, it.place.labels), []).append(it)
+    cells: Cells = {}
+    for (arm, labels), found in runs.items():
+        cells.setdefault(arm, {})[labels] = _cell(quantity, cell_name(arm, labels), found)
+    return {arm: dict(sorted(found.items(), key=_labels)) for arm, found in cells.items()}
+
+
+def _labels(item: tuple[int | None, Cell]) -> int:
+    return item[0] or 0
+
+
+def cell_name(arm: Arm, labels: int | None) -> str:
+    """For errors and captions: "scratch, 4 scans"."""
+    return arm.key if labels is None else f"{arm.key}, {labels} scan{'' if labels == 1 else 's'}"
+
+
+def _cell(quantity: Quantity, name: str, results: Iterable[RunResults]) -> Cell:
+    results = sorted(results, key=lambda it: it.place.seed)
+    patients = sorted(results[0].patients)
+    for it in results:
+        if sorted(it.patients) != patients:
+            raise StudyError(
+                f"the seeds of {name} were tested on different patients",
+                where=it.folder.cases,
+                expected=f"the {len(patients)} patients of run {results[0].folder.run_id}",
+                remedy="delete the run folder that was changed, and sweep again",
+            )
+    return Cell(
+        name,
+        seeds=tuple(it.place.seed for it in results),
+        patients=tuple(patients),
+        subsets=tuple(it.labelled for it in results),
+        scores_SP=np.array([[it.value(p, quantity.columns) for p in patients] for it in results]),
+    )
+
+
+@dataclass(frozen=True)
+class PanelPoint:
+    """One point of the published figure: runs that differ in seed alone."""
+
+    target: Target
+    metric: Metric
+    arm: Arm
+    labels: int | None
+    planned: int
+    values: tuple[float, ...]
+    """One number over the split for each finished run."""
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation over seeds (n − 1); None for fewer than two runs."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+def panel_points(studies: Studies, results: Sequence[RunResults]) -> list[PanelPoint]:
+    """A point for each panel, arm and label count that is planned; those without a run too."""
+    values: dict[tuple[str, Target | None, Arm, int | None], list[float]] = {}
+    for it in results:
+        for key, value in it.test.items():
+            if value is not None:
+                place = (key, it.place.target, it.place.arm, it.place.labels)
+                values.setdefault(place, []).append(value)
+    return [
+        PanelPoint(target, metric, arm, labels, planned, tuple(values.get(place, ())))
+        for target, metric in panels()
+        for arm, counts in studies.planned(target).items()
+        for labels, planned in counts.items()
+        for place in [(metric.overall_key(target), target, arm, labels)]
+    ]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The quartiles of a cell over its patients and seeds, for a quantity that may be infinite.
+
+    In the order of the patients infinity is the largest, so quartiles are exact whatever a finite
+    stand-in would have been. There is no mean, hence no difference of means and no interval.
+    """
+
+    quantity: Quantity
+    arm: Arm
+    labels: int | None
+    seeds: int
+    values: int
+    """Patients times seeds, without those for which it is not defined."""
+    lower: float | None
+    """Lower quartile; inf is infinite."""
+    median: float | None
+    upper: float | None
+    infinite_share: float | None
+
+
+def spreads(studies: Studies, results: Sequence[RunResults]) -> list[Spread]:
+    """One for each cell that has a finished run. Raises `StudyError` as `collect_cells` does."""
+    found = []
+    for quantity in quantities(studies, "quartiles"):
+        for arm, cells in collect_cells(results, quantity).items():
+            for labels, cell in cells.items():
+                values = cell.scores_SP[~np.isnan(cell.scores_SP)]
+                infinite = float(np.isinf(values).mean()) if values.size else None
+                numbers = (len(cell.seeds), values.size, *quartiles(values), infinite)
+                found.append(Spread(quantity, arm, labels, *numbers))
+    return found
+
+
+def quartiles(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """Values that occur: no interpolation, which infinity would not survive."""
+    if not values.size:
+        return None, None, None
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf").tolist()
+    return low, middle, high
