@@ -48,6 +48,8 @@ class Metric:
     described by quartiles. no: it is recorded and shown."""
     targets: tuple[Target, ...] = ("binary", "multiclass")
     """Of the runs that have it."""
+    compared_for: tuple[Target, ...] = ("binary", "multiclass")
+    """Of the runs whose arms are compared by it."""
     leads: tuple[Target, ...] = ()
     """The targets whose verdict is about it."""
     panel: Target | None = None
@@ -143,6 +145,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "patient",
         "Dice of the lesion in the 3D scan, at the threshold that validation chose.",
         compared="difference",
+        compared_for=("binary",),
         leads=("binary",),
     ),
     Metric(
@@ -151,6 +154,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "patient",
         "Average precision of the lesion score over the pixels of one test scan.",
         compared="difference",
+        compared_for=("binary",),
     ),
     Metric(
         "dice",

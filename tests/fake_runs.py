@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from fewscan.experiments.spec import Anomaly, Denoise, Segment
 from fewscan.harness.plan import Plan, PlannedRun
 
 PATIENTS = [f"P{number}" for number in range(6)]
@@ -18,11 +17,11 @@ CLASSES = ("necrotic_core", "oedema", "enhancing")
 
 def dice_of(run: PlannedRun) -> np.ndarray:
     """Six patients; pre-training is worth 0.2, a seed 0.01, ten times the labels 0.1."""
-    spec = run.spec
+    place = run.place
     base = 0.1 + 0.02 * np.arange(len(PATIENTS))
-    if isinstance(spec, Segment):
-        base = base + 0.1 * math.log10(spec.label_count) + 0.01 * spec.seed
-        base = base + (0.2 if run.arm == "denoise" else 0.0)
+    if place.labels is not None:
+        base = base + 0.1 * math.log10(place.labels) + 0.01 * place.seed
+        base = base + (0.0 if place.arm.is_scratch else 0.2)
     return base
 
 
@@ -30,22 +29,20 @@ def finish(plan: Plan, run: PlannedRun, bonus: float = 0.0, **changes: Any) -> N
     """Leave the folder of a finished run; `bonus` is added to the Dice of each patient."""
     folder = plan.folder_of(run)
     plan.record(run).write(folder)
-    started = {"host": "node7", "device": "cpu", "ranks": 1, "versions": {"torch": "2.99"}}
-    if not isinstance(run.spec, Anomaly):
-        folder.append_event("started", step=0, **started)
+    attempt = {"host": "node7", "device": "cpu", "ranks": 1, "versions": {"torch": "2.99"}}
+    is_score = run in plan.scores
+    if not is_score:
+        folder.append_event("started", 0, attempt=attempt)
         for step in (2, 4):
             values = {"train/loss": 1 / step, "validation/loss": 2 / step}
-            folder.append_event("metrics", step=step, values=values)
-    folder.append_event("finished", step=4, seconds=36.0)
-    result: dict[str, Any] = {"kind": run.spec.kind}
-    if not isinstance(run.spec, Denoise):
-        dice_P = dice_of(run) + bonus
+            folder.append_event("metrics", step, values=values)
+    folder.append_event("finished", 4, seconds=36.0)
+    result: dict[str, Any] = {"kind": run.kind}
+    if is_score:
         result["test"] = {"pooled_ap": 0.5, "pooled_best_dice": 0.6, "class_dice_mean": 0.4}
-        classes = isinstance(run.spec, Segment) and run.spec.target == "multiclass"
-        write_cases(folder.cases, dice_P, classes)
-    if isinstance(run.spec, Segment):
-        spec = run.spec
-        result["labelled"] = [f"T{spec.seed}-{i}" for i in range(spec.label_count)]
+        write_cases(folder.cases, dice_of(run) + bonus, run.place.target == "multiclass")
+    if run.place.labels is not None:
+        result["labelled"] = [f"T{run.place.seed}-{i}" for i in range(run.place.labels)]
     folder.result.write_text(json.dumps(result | changes))
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fewscan.harness.report.pairing import Scores
+from fewscan.harness.report.cells import Cell
 
 
 def cell(
@@ -11,9 +11,9 @@ def cell(
     name: str = "scratch",
     seeds: tuple[int, ...] | None = None,
     subsets: tuple[tuple[str, ...], ...] | None = None,
-) -> Scores:
+) -> Cell:
     """Seeds 0, 1, …, patients P000, P001, …, and one labelled scan for each seed."""
     scores_SP = np.asarray(scores_SP, dtype=float)
     seeds = seeds or tuple(range(len(scores_SP)))
     patients = tuple(f"P{number:03d}" for number in range(scores_SP.shape[1]))
-    return Scores(name, seeds, patients, subsets or tuple((f"T{s}",) for s in seeds), scores_SP)
+    return Cell(name, seeds, patients, subsets or tuple((f"T{s}",) for s in seeds), scores_SP)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fewscan.harness.report.bootstrap import estimate
 from fewscan.harness.report.comparison import (
     compare,
     holm,
@@ -14,7 +15,6 @@ from fewscan.harness.report.comparison import (
     signed_rank,
     standardised,
 )
-from fewscan.harness.report.statistics import estimate
 from fewscan.storage.errors import StudyError
 
 NAN = float("nan")

@@ -14,11 +14,15 @@ from fewscan.experiments.predictor import load_predictor
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Evaluation
 from fewscan.harness.plan import Plan, make_plan
-from fewscan.harness.report.cases import read_cases
-from fewscan.harness.report.content import gather_content
-from fewscan.harness.report.examples import Choice, choose, read_examples
-from fewscan.harness.report.gallery import draw_examples
+from fewscan.harness.report.examples import Choice, choose, draw_examples, read_examples
+from fewscan.harness.report.results import RunResults, read_results
+from fewscan.harness.report.studies import one_study
+from fewscan.harness.report.write import gather_report
 from fewscan.harness.study import Study
+
+
+def results_of(plan: Plan) -> list[RunResults]:
+    return read_results(one_study(plan))
 
 
 @pytest.fixture
@@ -30,28 +34,28 @@ def plan(tiny_study: Callable[..., Study], tiny_document: dict[str, Any]) -> Pla
 def test_the_middle_count_the_first_seed_and_three_patients(plan: Plan) -> None:
     """In ascending order of Dice: P3, P4, P5, who have no core, then P0, P1, P2."""
     finish_all(plan)
-    choice = choose(plan, read_cases(plan))
+    choice = choose(plan, results_of(plan))
     assert choice is not None
-    assert (choice.target, choice.label_count, choice.seed) == ("multiclass", 4, 0)
-    assert list(choice.runs) == ["scratch", "denoise"]
+    assert (choice.target, choice.labels, choice.seed) == ("multiclass", 4, 0)
+    assert [arm.key for arm in choice.arms] == ["scratch", "denoise"]
     assert choice.patients == {"lower quartile": "P4", "median": "P5", "upper quartile": "P0"}
 
 
 def test_a_count_that_one_arm_lacks_is_not_shown(plan: Plan) -> None:
-    finish_all(plan, lambda r: not (r.arm == "denoise" and "4 scans" in r.name))
-    choice = choose(plan, read_cases(plan))
+    finish_all(plan, lambda r: r.place.arm.is_scratch or r.place.labels != 4)
+    choice = choose(plan, results_of(plan))
     assert choice is not None
-    assert choice.label_count == 1
+    assert choice.labels == 1
 
 
 def test_without_a_finished_pair_there_are_none(plan: Plan) -> None:
-    finish_all(plan, lambda run: run.arm == "scratch")
-    assert choose(plan, read_cases(plan)) is None
+    finish_all(plan, lambda run: run.place.arm.is_scratch)
+    assert choose(plan, results_of(plan)) is None
 
 
 def test_a_model_that_is_gone_is_said_and_stops_nothing(plan: Plan) -> None:
     finish_all(plan)
-    content = gather_content(plan, [])
+    content = gather_report(one_study(plan), results_of(plan))
     assert content.examples is None
     assert content.no_examples
 
@@ -62,7 +66,7 @@ def scored_again(plan: Plan, choice: Choice, patient: str) -> list[float]:
     spacing_mm = plan.store.spacing_mm_ZHW(patient)
     scores = {run.run_id: run for run in plan.scores}
     found = []
-    for run_id in choice.runs.values():  # of scores
+    for run_id in choice.run_ids:
         folder = plan.folder.run(run_id)
         predictor = load_predictor([folder.sibling(p) for p in scores[run_id].parents])
         threshold = Result.read(folder).threshold
@@ -85,8 +89,8 @@ def test_the_masks_are_those_that_were_scored(
     finetune = tiny_document["finetune"] | {"label_counts": [2], "targets": [target]}
     plan = make_plan(tiny_study(finetune=finetune, baselines=["unsupervised"]))
     run_in_process(plan, plan.runs)
-    cases = read_cases(plan)
-    found = read_examples(plan, cases)
+    results = results_of(plan)
+    found = read_examples(plan, results)
     assert found is not None
     assert found.anomaly_NHW is not None
     shown = list(found.choice.patients.values())
@@ -102,7 +106,7 @@ def test_the_masks_are_those_that_were_scored(
     draw_examples(found, "flair", plan.store.classes).canvas.draw()
     for run in plan.runs:
         plan.folder_of(run).model.unlink(missing_ok=True)
-    again = read_examples(plan, cases)
+    again = read_examples(plan, results)
     assert again is not None
     assert np.array_equal(again.labels_ANHW, found.labels_ANHW)
     assert again.choice == found.choice

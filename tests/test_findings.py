@@ -4,37 +4,40 @@ import numpy as np
 import pytest
 from fake_scores import cell
 
-from fewscan.harness.report.cases import CaseMetric
+from fewscan.experiments.catalogue import METRICS
+from fewscan.harness.arms import Arm
+from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.comparison import compare
 from fewscan.harness.report.evidence import Evidence
 from fewscan.harness.report.findings import Finding, caution, findings
 from fewscan.harness.report.labels_saved import labels_saved
-from fewscan.harness.report.statistics import Estimate
-from fewscan.harness.report.words import interval, labels, number, p_text
+from fewscan.harness.report.results import Quantity
+from fewscan.harness.report.tables import interval, labels, number, p_text
 
-METRIC = CaseMetric("binary", "dice", "Dice", ("dice",), True)
+DICE = Quantity("binary", METRICS["dice"], "dice", "Dice", ("dice",), leads=True)
+SCRATCH, DENOISE = Arm("fine-tuning"), Arm("fine-tuning", "denoise")
 
 
 def verdict(effects: dict[int, float], seeds: int = 5, noise: float = 0.02) -> Finding:
-    """Forty patients; the arm "denoise" differs from scratch by an effect for each label count."""
+    """Forty patients; pre-training has an effect for each label count."""
     rng = np.random.default_rng(0)
     scratch, other = {}, {}
     for place, (count, effect) in enumerate(effects.items()):
         base_SP = 0.3 + 0.1 * place + 0.05 * rng.standard_normal((seeds, 40))
         scratch[count] = cell(base_SP)
         other[count] = cell(base_SP + effect + noise * rng.standard_normal((seeds, 40)))
-    planned = {arm: dict.fromkeys(effects, seeds) for arm in ("scratch", "denoise")}
-    cells = {"scratch": scratch, "denoise": other}
+    planned = {arm: dict.fromkeys(effects, seeds) for arm in (SCRATCH, DENOISE)}
+    cells = {SCRATCH: scratch, DENOISE: other}
     compared, saved = compare(other, scratch), labels_saved(other, scratch)
     evidence = Evidence(
-        metric=METRIC,
+        quantity=DICE,
         planned=planned,
         cells=cells,
         estimates={},
-        comparisons={"denoise": compared},
-        saved={"denoise": saved},
+        comparisons={DENOISE: compared},
+        saved={DENOISE: saved},
         objections={},
-        references={"denoise": "scratch"},
+        references={DENOISE: SCRATCH},
         reference="scratch",
     )
     (found,) = findings(evidence)

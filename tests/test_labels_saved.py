@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
+from fewscan.harness.report.bootstrap import Estimate
+from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.labels_saved import LabelsSaved, first_crossing, isotonic, labels_saved
-from fewscan.harness.report.pairing import Scores
-from fewscan.harness.report.statistics import Estimate
 from fewscan.storage.errors import StudyError
 
 CURVES = st.lists(st.floats(0, 1), min_size=1, max_size=11)
 
 
-def flat(score: float, seeds: int = 3) -> Scores:
+def flat(score: float, seeds: int = 3) -> Cell:
     """A cell in which every seed gives every patient the same score."""
     return cell(np.full((seeds, 20), score))
 
@@ -139,9 +139,7 @@ SCRATCH_TRUTH, PRETRAINED_TRUTH = (
 )
 
 
-def simulate(
-    rng: np.random.Generator, means: np.ndarray, patients: np.ndarray
-) -> dict[int, Scores]:
+def simulate(rng: np.random.Generator, means: np.ndarray, patients: np.ndarray) -> dict[int, Cell]:
     return {
         int(count): cell(
             mean + patients + rng.normal(0, 0.02, (3, 1)) + rng.normal(0, 0.1, (3, len(patients)))

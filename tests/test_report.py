@@ -1,7 +1,6 @@
 """The report of a fake study: run folders written by hand, their numbers computed directly."""
 
 import csv
-import json
 import math
 import re
 from collections.abc import Callable
@@ -12,13 +11,13 @@ import numpy as np
 import pytest
 from fake_runs import PATIENTS, dice_of, finish, finish_all
 
-from fewscan.experiments.spec import Anomaly, Denoise, Segment
 from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import compare
-from fewscan.harness.report.distances import quartiles
 from fewscan.harness.report.figures import draw_published
-from fewscan.harness.report.pairing import Scores
-from fewscan.harness.report.record import energy, read_records
+from fewscan.harness.report.results import quartiles
+from fewscan.harness.report.run_log import energy, read_logs
+from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.tables import escape_latex
 from fewscan.harness.report.write import write_report
 from fewscan.harness.study import Study, parse_study
@@ -36,7 +35,7 @@ FILES = {
     "intervals.csv",
     "differences.csv",
     "labels_saved.csv",
-    "distances.csv",
+    "quartiles.csv",
     "tables.tex",
 }
 
@@ -45,7 +44,7 @@ FILES = {
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are not drawn, which takes a second each."""
     monkeypatch.setattr(
-        "fewscan.harness.report.page.as_data_uri", lambda figure: "data:image/svg+xml;base64,"
+        "fewscan.harness.report.write.as_data_uri", lambda figure: "data:image/svg+xml;base64,"
     )
     monkeypatch.setattr(
         "fewscan.harness.report.write.save_figure", lambda figure, path: path.touch()
@@ -76,7 +75,7 @@ def finished(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan
     }
     plan = make_plan(parse_study(document, "finished"))
     finish_all(plan)
-    assert write_report(plan)[0].name == "figure.png"
+    assert write_report(one_study(plan))[0].name == "figure.png"
     return plan
 
 
@@ -105,13 +104,13 @@ def test_every_file_is_there(finished: Plan) -> None:
 def test_numbers_are_those_of_the_cases(finished: Plan) -> None:
     (row,) = lines(finished, "intervals.csv", metric=DICE, arm="scratch", label_count="4")
     expected = [
-        dice_of(r).mean() for r in finished.runs if r.name.startswith("binary · scratch · 4")
+        dice_of(r).mean() for r in finished.runs if r.name.startswith("score binary · scratch · 4")
     ]
     assert len(expected) == 3
     assert float(row["mean"]) == pytest.approx(np.mean(expected), abs=1e-12)
     assert float(row["low"]) < float(row["mean"]) < float(row["high"])
     assert (row["seeds"], row["planned"], row["patients"]) == ("3", "3", "6")
-    (unsupervised,) = lines(finished, "intervals.csv", metric=DICE, label_count="0")
+    (unsupervised,) = lines(finished, "intervals.csv", metric=DICE, label_count="")
     assert float(unsupervised["mean"]) == pytest.approx(0.15)
     assert unsupervised["low"] == ""
 
@@ -119,7 +118,7 @@ def test_numbers_are_those_of_the_cases(finished: Plan) -> None:
 def test_a_class_that_is_not_defined_for_a_patient_is_left_out(finished: Plan) -> None:
     wanted = {"arm": "scratch", "label_count": "1"}
     dice_SP = np.array(
-        [dice_of(r) for r in finished.runs if r.name.startswith("binary · scratch · 1 ")]
+        [dice_of(r) for r in finished.runs if r.name.startswith("score binary · scratch · 1 ")]
     )
     (core,) = lines(finished, "intervals.csv", metric="dice_necrotic_core", **wanted)
     assert core["patients"] == "3"
@@ -142,9 +141,13 @@ def test_nsd_is_compared_as_dice_is(finished: Plan) -> None:
 def test_hd95_has_quartiles_in_which_infinity_is_the_largest(finished: Plan) -> None:
     """Three seeds of ∞, 10, 20, 30, 40, 50 mm."""
     wanted = {"target": "binary", "arm": "scratch", "label_count": "4"}
-    (row,) = lines(finished, "distances.csv", **wanted)
-    ends = [row[name] for name in ("lower_mm", "median_mm", "upper_mm")]
-    assert (row["name"], row["values"], ends) == ("lesion", "18", ["20.0", "30.0", "50.0"])
+    (row,) = lines(finished, "quartiles.csv", **wanted)
+    ends = [row[name] for name in ("lower", "median", "upper")]
+    assert (row["metric"], row["values"], ends) == (
+        "hd95_mm_lesion",
+        "18",
+        ["20.0", "30.0", "50.0"],
+    )
     assert float(row["infinite_share"]) == pytest.approx(1 / 6)
     assert "20.0 to 50.0; 17% ∞" in page(finished)
     assert quartiles(np.array([1.0, math.inf, math.inf])) == (1.0, math.inf, math.inf)
@@ -160,7 +163,7 @@ def test_published_figures_are_drawn_and_cited(
     published = [line, dots]
     plan = make_plan(tiny_study(published=published))
     finish_all(plan)
-    write_report(plan)
+    write_report(one_study(plan))
     assert "A &amp; B (2001)" in page(plan)
     assert "0.1 with 1 labelled scan; 0.4 with 4 labelled scans" in page(plan)
     figure = draw_published([], {}, plan.study.published)
@@ -172,18 +175,17 @@ def test_published_figures_are_drawn_and_cited(
 
 def test_differences_are_those_of_the_statistics(finished: Plan) -> None:
 
-    def cells(arm: str) -> dict[int, Scores]:
+    def cells(arm: str) -> dict[int, Cell]:
         found = {}
         for count in (1, 4, 18):
             runs = [
                 run
-                for run in finished.runs
-                if isinstance(run.spec, Segment)
-                and (run.spec.target, run.arm, run.spec.label_count) == ("binary", arm, count)
+                for run in finished.grid
+                if (run.place.target, run.place.arm.key, run.place.labels) == ("binary", arm, count)
             ]
-            subsets = tuple((str(run.spec.seed),) for run in runs)
+            subsets = tuple((str(run.place.seed),) for run in runs)
             scores_SP = np.array([dice_of(run) for run in runs])
-            found[count] = Scores(arm, (0, 1, 2), tuple(PATIENTS), subsets, scores_SP)
+            found[count] = Cell(arm, (0, 1, 2), tuple(PATIENTS), subsets, scores_SP)
         return found
 
     expected = compare(cells("denoise"), cells("scratch"))
@@ -212,20 +214,20 @@ def test_the_verdict_is_said_in_words_with_its_interval(finished: Plan) -> None:
 def test_one_seed_concludes_nothing(tiny_study: Callable[..., Study], undrawn: None) -> None:
     plan = make_plan(tiny_study())
     finish_all(plan)
-    write_report(plan)
+    write_report(one_study(plan))
     assert "Nothing can be concluded" in page(plan)
     assert "it takes two seeds" in page(plan)
     assert {row["low"] for row in table(plan, "differences.csv")} == {""}
 
 
 def test_an_unfinished_study_shows_what_is_missing_and_why(plan: Plan) -> None:
-    finish_all(plan, lambda run: run.arm == "scratch" and run.spec.seed < 2)  # type: ignore[union-attr]
-    failed = next(run for run in plan.runs if isinstance(run.spec, Denoise))
-    plan.folder_of(failed).create(plan.record(failed))
+    finish_all(plan, lambda run: run.place.arm.is_scratch and run.place.seed < 2)
+    failed = plan.runs[0]
+    plan.record(failed).write(plan.folder_of(failed))
     plan.folder_of(failed).fail(ValueError("the loss is not finite <b>at</b> step 3"))
-    write_report(plan)
+    write_report(one_study(plan))
     text = page(plan)
-    assert "26 of 38 runs are not finished" in text
+    assert "50 of 74 runs are not finished" in text
     assert "the loss is not finite &lt;b&gt;at&lt;/b&gt; step 3" in text
     assert f"waits for run {failed.run_id}, which did not succeed" in text
     assert "not begun" in text
@@ -235,14 +237,14 @@ def test_an_unfinished_study_shows_what_is_missing_and_why(plan: Plan) -> None:
     for row in lines(plan, "intervals.csv", metric=DICE, arm="scratch"):
         assert (row["seeds"], row["planned"]) == ("2", "3")
     assert {row["difference"] for row in table(plan, "differences.csv")} == {""}
-    assert table(plan, "labels_saved.csv") == []
+    assert {row["needed"] for row in table(plan, "labels_saved.csv")} == {""}
 
 
 def test_arms_given_other_scans_are_not_compared(plan: Plan) -> None:
     finish_all(plan)
-    odd = next(run for run in plan.runs if run.name == "binary · denoise · 4 scans · seed 1")
+    odd = next(run for run in plan.runs if run.name == "score binary · denoise · 4 scans · seed 1")
     finish(plan, odd, labelled=["T9"])
-    write_report(plan)
+    write_report(one_study(plan))
     assert "different labelled scans for seed 1" in page(plan)
     assert {row["difference"] for row in lines(plan, "differences.csv", target="binary")} == {""}
     assert "" not in {
@@ -252,18 +254,18 @@ def test_arms_given_other_scans_are_not_compared(plan: Plan) -> None:
 
 def test_other_patients_in_one_seed_are_said(plan: Plan) -> None:
     finish_all(plan)
-    odd = next(run for run in plan.runs if run.name == "binary · denoise · 4 scans · seed 1")
+    odd = next(run for run in plan.runs if run.name == "score binary · denoise · 4 scans · seed 1")
     cases = plan.folder_of(odd).cases
     cases.write_text(cases.read_text().replace("P0,", "P9,"))
-    write_report(plan)
+    write_report(one_study(plan))
     assert "the seeds of denoise, 4 scans were tested on different patients" in page(plan)
 
 
 def test_a_finished_run_without_cases_is_named(plan: Plan) -> None:
     finish_all(plan)
-    run = next(run for run in plan.runs if run.name == "binary · scratch · 1 scan · seed 0")
+    run = next(run for run in plan.runs if run.name == "score binary · scratch · 1 scan · seed 0")
     plan.folder_of(run).cases.unlink()
-    write_report(plan)
+    write_report(one_study(plan))
     assert "its cases.csv is gone" in page(plan)
     (row,) = lines(plan, "intervals.csv", metric=DICE, arm="scratch", label_count="1")
     assert row["seeds"] == "2"
@@ -279,7 +281,7 @@ def test_the_page_needs_no_network(finished: Plan) -> None:
 def test_names_are_escaped(tiny_study: Callable[..., Study], undrawn: None) -> None:
     plan = make_plan(tiny_study(name="<i>$a_1$ & 50 %</i>"))
     finish_all(plan)
-    write_report(plan)
+    write_report(one_study(plan))
     assert "<h1><small>fewscan report</small>&lt;i&gt;$a_1$ &amp; 50 %&lt;/i&gt;</h1>" in page(plan)
     assert "<i>" not in page(plan)
     latex = (plan.folder.report / "tables.tex").read_text()
@@ -291,7 +293,7 @@ def test_latex_escapes_what_is_special() -> None:
 
 
 def test_the_record_says_what_ran_where(finished: Plan) -> None:
-    trained = sum(not isinstance(run.spec, Anomaly) for run in finished.runs)
+    trained = len(finished.runs) - len(finished.scores)
     rows = re.search(r"What ran on what</h2>.*?<tbody>(.*?)</tbody>", page(finished), re.DOTALL)
     assert rows is not None
     texts = re.findall(r"<td[^>]*>(.*?)</td>", rows[1])
@@ -304,26 +306,24 @@ def test_the_record_says_what_ran_where(finished: Plan) -> None:
 def test_seconds_of_interrupted_attempts_count(plan: Plan) -> None:
     run = plan.runs[0]
     folder = plan.folder_of(run)
-    folder.create(plan.record(run))
-    events = [
-        {"kind": "started", "time": 100.0, "step": 0, "host": "a", "device": "cpu", "ranks": 2},
-        {"kind": "checkpoint", "time": 110.0, "step": 1},
-        {"kind": "started", "time": 500.0, "step": 1, "host": "b", "device": "cpu", "ranks": 2},
-        {"kind": "finished", "time": 530.0, "step": 2, "seconds": 31.0},
-    ]
-    folder.events.write_text("".join(json.dumps(event) + "\n" for event in events))
-    record = read_records(plan)[0]
-    assert (record.attempts, record.hosts, record.seconds) == (2, ("a", "b"), 41.0)
-    assert record.device_hours == pytest.approx(82 / 3600)
+    plan.record(run).write(folder)
+    place = {"device": "cpu", "ranks": 2}
+    folder.append_event("started", 0, 100.0, attempt=place | {"host": "a"})
+    folder.append_event("checkpoint", 1, 110.0)
+    folder.append_event("started", 1, 500.0, attempt=place | {"host": "b"})
+    folder.append_event("finished", 2, 530.0, seconds=31.0)
+    log = read_logs(one_study(plan))[0]
+    assert (log.attempts, log.hosts, log.seconds) == (2, ("a", "b"), 41.0)
+    assert log.device_hours == pytest.approx(82 / 3600)
 
 
 def test_energy_is_what_was_sampled_and_no_more(plan: Plan) -> None:
-    for run in (plan.runs[0], plan.runs[-1]):
+    for run in (plan.runs[0], plan.runs[2]):
         finish(plan, run)
-    assert energy(read_records(plan)) == "not known"
+    assert energy(read_logs(one_study(plan))) == "not known"
     for watts in (200.0, 400.0):
         plan.folder_of(plan.runs[0]).append_usage({"gpu_power_watts": watts})
-    records = read_records(plan)
+    records = read_logs(one_study(plan))
     assert records[0].gpu_kwh == pytest.approx(0.3 * 36 / 3600)
     assert energy(records[:1]) == "0.003 kWh"
     assert energy(records) == "0.003 kWh in 1 of 2 runs"
@@ -332,5 +332,5 @@ def test_energy_is_what_was_sampled_and_no_more(plan: Plan) -> None:
 def test_the_same_folders_give_the_same_bytes(finished: Plan) -> None:
     names = sorted(FILES)
     first = [(finished.folder.report / name).read_bytes() for name in names]
-    write_report(finished)
+    write_report(one_study(finished))
     assert [(finished.folder.report / name).read_bytes() for name in names] == first

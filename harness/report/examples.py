@@ -165,8 +165,9 @@ def _compute(plan: Plan, choice: Choice) -> Examples:
 
 
 def _scan_of(plan: Plan, patient: str) -> str:
-    """A test patient's first scan."""
-    return next(it for it in plan.store.split.test if plan.store.patient(it) == patient)
+    """A test patient's first scan; one that the store does not know is for it to refuse."""
+    scans = (it for it in plan.store.split.test if plan.store.patient(it) == patient)
+    return next(scans, patient)
 
 
 ARRAYS = ("images_NHW", "truth_NHW", "labels_ANHW", "anomaly_NHW")

@@ -106,7 +106,7 @@ def quantities(studies: Studies, compared: Compared) -> list[Quantity]:
         quantity
         for target in studies.targets
         for metric in computed(studies.evaluation, target)
-        if metric.compared == compared
+        if metric.compared == compared and target in metric.compared_for
         for quantity in _quantities(studies, target, metric)
     ]
 

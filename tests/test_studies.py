@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from fake_runs import finish, finish_all
 
-from fewscan.experiments.spec import Evaluation, Segment
+from fewscan.experiments.spec import Evaluation
 from fewscan.harness.plan import Plan, make_plan
-from fewscan.harness.report.pair import Pair, pair
+from fewscan.harness.report.run_log import read_logs
+from fewscan.harness.report.studies import Studies, one_study, two_studies
 from fewscan.harness.report.write import write_report
 from fewscan.harness.study import Study
 from fewscan.storage.errors import StudyError
@@ -25,7 +26,7 @@ GRID = {"label_counts": [1, "all"], "seeds": [0, 1], "targets": ["binary"]}
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are tested elsewhere, and take a second each."""
     uri = "data:image/svg+xml;base64,"
-    monkeypatch.setattr("fewscan.harness.report.page.as_data_uri", lambda figure: uri)
+    monkeypatch.setattr("fewscan.harness.report.write.as_data_uri", lambda figure: uri)
     monkeypatch.setattr(
         "fewscan.harness.report.write.save_figure", lambda figure, path: path.touch()
     )
@@ -46,8 +47,8 @@ def second(tiny_study: Callable[..., Study], tiny_document: dict[str, Any], tmp_
     return make_plan(tiny_study(name="B", folder=folder, finetune=finetune, network=network))
 
 
-def differences(plan: Pair) -> list[dict[str, str]]:
-    with (plan.report_folder / "differences.csv").open(newline="") as file:
+def differences(studies: Studies) -> list[dict[str, str]]:
+    with (studies.report_folder / "differences.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -56,7 +57,7 @@ def test_arms_of_the_same_name_are_compared(first: Plan, second: Plan) -> None:
     finish_all(first)
     for run in second.runs:
         finish(second, run, bonus=0.1)
-    both = pair(first, second)
+    both = two_studies(first, second)
     files = write_report(both)
     assert files[0] == first.folder.path / "report-against-B" / "figure.png"
     rows = [r for r in differences(both) if r["metric"] == "dice_at_validation_threshold"]
@@ -71,13 +72,13 @@ def test_arms_of_the_same_name_are_compared(first: Plan, second: Plan) -> None:
 
 
 def test_what_differs_is_only_what_changes_numbers(first: Plan, second: Plan) -> None:
-    assert pair(first, second).differences() == [("network.width", "4", "8")]
+    assert two_studies(first, second).differences() == [("network.width", "4", "8")]
 
 
 def test_missing_cells_of_one_study_are_missing(first: Plan, second: Plan) -> None:
     finish_all(first)
-    finish_all(second, lambda run: isinstance(run.spec, Segment) and run.spec.label_count == 1)
-    both = pair(first, second)
+    finish_all(second, lambda run: run.place.labels == 1)
+    both = two_studies(first, second)
     write_report(both)
     found = {(r["label_count"], r["difference"] != "") for r in differences(both)}
     assert found == {("1", True), ("18", False)}
@@ -90,8 +91,8 @@ def test_the_same_run_in_both_studies_is_no_difference(
     second = make_plan(twin)
     finish_all(first)
     finish_all(second)
-    both = pair(first, second)
-    assert len(both.runs) == 2 * len(first.runs)
+    both = two_studies(first, second)
+    assert len(read_logs(both)) == 2 * len(first.runs)
     write_report(both)
     assert {float(row["difference"]) for row in differences(both)} == {0.0}
     assert "Their settings are the" in (both.report_folder / "report.html").read_text()
@@ -99,13 +100,13 @@ def test_the_same_run_in_both_studies_is_no_difference(
 
 def test_studies_of_one_name_are_told_apart_by_their_folders(first: Plan, second: Plan) -> None:
     second = replace(second, study=replace(second.study, name="A"))
-    assert pair(first, second).names == ("a", "b")
+    assert [it.name for it in two_studies(first, second).sources] == ["a", "b"]
 
 
 def test_other_data_are_refused(first: Plan, second: Plan) -> None:
     other = SliceStore(second.store.folder, replace(second.store.manifest, subjects={}))
     with pytest.raises(StudyError, match=r"(?s)A and B cannot be compared: their data differ"):
-        pair(first, replace(second, store=other))
+        two_studies(first, replace(second, store=other))
 
 
 def test_another_test_split_is_refused(first: Plan, second: Plan) -> None:
@@ -114,29 +115,74 @@ def test_another_test_split_is_refused(first: Plan, second: Plan) -> None:
     assert isinstance(odd, Split)
     vars(second.store)["split"] = odd
     with pytest.raises(StudyError, match="their test splits differ: 1 patients are in one alone"):
-        pair(first, second)
+        two_studies(first, second)
 
 
 def test_another_evaluation_is_refused(first: Plan, second: Plan) -> None:
     study = replace(second.study, evaluation=Evaluation(nsd_tolerance_mm=1.0))
     with pytest.raises(StudyError, match="they are scored differently"):
-        pair(first, replace(second, study=study))
+        two_studies(first, replace(second, study=study))
 
 
 def test_another_protocol_is_refused(first: Plan, second: Plan) -> None:
     run = second.runs[0]
     folder = second.folder_of(run)
-    record = second.record(run)
+    second.record(run).write(folder)
+    record = folder.read_spec()
     folder.create(record | {"spec": record["spec"] | {"protocol": 0}})
     with pytest.raises(StudyError, match=r"(?s)B has runs of protocol 0.*expected: protocol"):
-        pair(first, second)
+        two_studies(first, second)
 
 
 def test_a_study_is_not_compared_with_itself(first: Plan) -> None:
     with pytest.raises(StudyError, match="they are one folder"):
-        pair(first, first)
+        two_studies(first, first)
 
 
 def test_a_pair_without_results_says_what_to_do(first: Plan, second: Plan) -> None:
     with pytest.raises(StudyError, match="no run of the study has a test result yet"):
-        write_report(pair(first, second))
+        write_report(two_studies(first, second))
+
+
+def test_device_hours_do_not_depend_on_the_order(first: Plan, second: Plan) -> None:
+    """Each study's own share of a GPU counts for its runs."""
+    quarter = replace(second.study.resources.finetune, gpu_share=0.25)
+    resources = replace(second.study.resources, finetune=quarter)
+    second = replace(second, study=replace(second.study, resources=resources))
+    for plan in (first, second):
+        for run in plan.runs:
+            finish(plan, run)
+            events = plan.folder_of(run).events
+            events.write_text(events.read_text().replace('"device": "cpu"', '"device": "H100"'))
+    hours = [
+        sum(log.device_hours for log in read_logs(studies))
+        for studies in (
+            one_study(first),
+            one_study(second),
+            two_studies(first, second),
+            two_studies(second, first),
+        )
+    ]
+    assert hours[1] < hours[0]
+    assert hours[2] == pytest.approx(hours[0] + hours[1])
+    assert hours[3] == pytest.approx(hours[2])
+
+
+def test_a_name_cannot_lead_out_of_the_studys_folder(first: Plan, second: Plan) -> None:
+    second = replace(second, study=replace(second.study, name="/../../x"))
+    folder = two_studies(first, second).report_folder.resolve()
+    assert folder.parent == first.folder.path.resolve()
+
+
+def test_names_given_by_people_decide_nothing(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    """A pre-training that is called like another study's scratch is no supervised line."""
+    finetune = tiny_document["finetune"] | {"inits": ["scratch", "v2/scratch"]}
+    pretrain = {"v2/scratch": tiny_document["pretrain"]["denoise"]}
+    plan = make_plan(tiny_study(pretrain=pretrain, finetune=finetune))
+    arms = {run.place.arm.key: run.place.arm for run in plan.grid}
+    assert arms["scratch"].is_scratch
+    assert not arms["v2/scratch"].is_scratch
+    assert arms["v2/scratch"].title == "pre-trained: v2/scratch"
+    assert one_study(plan).references() == {arms["v2/scratch"]: arms["scratch"]}

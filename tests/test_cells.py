@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fake_scores import cell
 
-from fewscan.harness.report.pairing import Scores, difference
+from fewscan.harness.report.cells import Cell, difference
 from fewscan.storage.errors import StudyError
 
 NAN = float("nan")
@@ -40,7 +40,7 @@ def test_arms_that_cannot_be_paired_say_why() -> None:
     cases = {
         "no seed in common: 0 against 7, 9": cell([[0.1, 0.2], [0.1, 0.2]], seeds=(7, 9)),
         "different test patients: 1 in one alone (P002)": cell([[0.1, 0.2, 0.3]]),
-        "different labelled scans for seed 0: 2 given to one alone (T0, T5)": cell(
+        "different labelled scans for seed 0: 2 received by one alone (T0, T5)": cell(
             [[0.1, 0.2]], subsets=(("T5",),)
         ),
     }
@@ -67,6 +67,6 @@ def test_defined_drops_what_has_no_score_at_all() -> None:
 
 def test_scores_fit_their_seeds_and_patients() -> None:
     with pytest.raises(ValueError, match=r"shape \(1, 2\) for 1 seeds and 1 patients"):
-        Scores("scratch", (0,), ("A",), ((),), np.zeros((1, 2)))
+        Cell("scratch", (0,), ("A",), ((),), np.zeros((1, 2)))
     with pytest.raises(ValueError, match="a seed or a patient comes twice"):
-        Scores("scratch", (0,), ("A", "A"), ((),), np.zeros((1, 2)))
+        Cell("scratch", (0,), ("A", "A"), ((),), np.zeros((1, 2)))

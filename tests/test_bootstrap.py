@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fewscan.harness.report.statistics import Estimate, estimate, mean, p_value, percentiles
+from fewscan.harness.report.bootstrap import Estimate, estimate, mean, p_value, percentiles
 
 NAN = float("nan")
 PATIENTS, TRUTH = 251, 0.6
