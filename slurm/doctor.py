@@ -200,7 +200,7 @@ def _from_a_node(where: Folder, scheduler: Scheduler, settings: Settings) -> lis
     return [_clock(report), between, *checked]
 
 
-def _between(seen: shared_disk_check.SharedDisk, node: str) -> Check:
+def _between(seen: shared_disk_check.SharedDiskReport, node: str) -> Check:
     name = "disk between nodes"
     if seen.faults:
         said = f"{len(seen.faults)} faults against {node}: {'; '.join(seen.faults[:3])}"

@@ -26,7 +26,7 @@ PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
-class SharedDisk:
+class SharedDiskReport:
     """What the two sides have seen."""
 
     rounds: int
@@ -37,7 +37,7 @@ class SharedDisk:
     """Whatever was seen that may not be."""
 
 
-def ask(folder: Path, rounds: int = ROUNDS) -> SharedDisk:
+def ask(folder: Path, rounds: int = ROUNDS) -> SharedDiskReport:
     """Call from one node while `answer` runs on another."""
     times: list[float] = []
     reader = _Reader(folder / "doctor_pong.json")
@@ -50,7 +50,7 @@ def ask(folder: Path, rounds: int = ROUNDS) -> SharedDisk:
         times.append(time.monotonic() - began)
     answered: dict[str, Any] = read_json(reader.path) or {}
     faults = (*reader.faults, *answered.get("faults", ()))
-    return SharedDisk(len(times), statistics.median(times or [math.nan]), faults)
+    return SharedDiskReport(len(times), statistics.median(times or [math.nan]), faults)
 
 
 def answer(folder: Path, rounds: int = ROUNDS) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fewscan.slurm import shared_disk_check
 
 
-def crossed(folder: Path) -> shared_disk_check.SharedDisk:
+def crossed(folder: Path) -> shared_disk_check.SharedDiskReport:
     """Both sides on this machine."""
     other = threading.Thread(target=shared_disk_check.answer, args=(folder,))
     other.start()
