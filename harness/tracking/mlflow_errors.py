@@ -1,4 +1,4 @@
-"""What can be wrong with an MLflow, and the mend of each."""
+"""What can be wrong with an MLflow, and how to fix each."""
 
 import re
 import sqlite3
@@ -46,12 +46,12 @@ def explained(uri: str) -> Iterator[None]:
             where=without_password(uri),
             expected=f"an MLflow that answers, of a version that goes with {version('mlflow')}"
             + its_version(uri),
-            remedy=f"nothing is lost, the run folders hold everything: {mend(text)}; the next "
+            remedy=f"nothing is lost, the run folders hold everything: {remedy_for(text)}; the next "
             "update, or `fewscan sync STUDY`, makes up for it",
         ) from error
 
 
-def mend(text: str) -> str:
+def remedy_for(text: str) -> str:
     """What to do about an MLflow that says `text`."""
     for pattern, remedy in MENDS.items():
         if re.search(pattern, text, re.IGNORECASE):

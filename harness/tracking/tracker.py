@@ -125,7 +125,7 @@ class Tracker:
                 where=without_password(self.uri),
                 expected="run folders as fewscan writes them, and an MLflow that takes them in time"
                 + its_version(self.uri),
-                remedy="mend what each line says; all other runs are up to date",
+                remedy="fix what each line says; all other runs are up to date",
             )
 
     def _send_changes(

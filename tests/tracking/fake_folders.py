@@ -14,21 +14,20 @@ import numpy as np
 from mlflow import MlflowClient
 
 from fewscan.experiments.checkpoint import save_model
+from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.spec import (
-    Anomaly,
-    Augmentation,
-    Denoise,
     Evaluation,
+    Finetune,
     Network,
-    Noise,
-    Segment,
+    Pretrain,
+    Score,
     Training,
     run_id,
 )
 from fewscan.experiments.unet import UNet
+from fewscan.harness.arms import Arm, Place
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.study import Finetuning, Study
-from fewscan.storage.atomic import write_json
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.splits import Split
 
@@ -53,53 +52,63 @@ def make_plan(folder: Path, name: str = "a study") -> Plan:
         classes=("core", "oedema"),
     )
     study = Study(name, folder / "store", folder, Finetuning((1,), TRAINING))
-    dae = Denoise(DATA, NETWORK, Noise(), TRAINING)
-    evaluation = Evaluation()
-    runs = [PlannedRun(dae, "scratch", "pre-train dae", 4.0)]
+    dae = Pretrain(DATA, NETWORK, TRAINING)
+    runs = [PlannedRun(dae, Place(Arm("pre-training"), None, None, 0), "pre-train dae", 4.0)]
+    scores = []
     for seed in (0, 1):
-        parts = (TRAINING, Augmentation(), evaluation, seed, run_id(dae))
-        spec = Segment(DATA, NETWORK, "binary", 1, *parts)
-        runs.append(PlannedRun(spec, "dae", f"binary · dae · 1 scan · seed {seed}", 2.0))
-    unsupervised = Anomaly(DATA, evaluation, run_id(dae))
-    runs.append(PlannedRun(unsupervised, "dae", "unsupervised · dae", 1.0))
-    return Plan(study, cast(Any, store), tuple(runs))
+        spec = Finetune(DATA, NETWORK, "binary", 1, TRAINING, seed, init=run_id(dae))
+        place, name = Place(Arm("fine-tuning", "dae"), "binary", 1, seed), f"dae · seed {seed}"
+        runs.append(PlannedRun(spec, place, f"fine-tune {name}", 2.0))
+        score = Score(DATA, Evaluation(), (run_id(spec),))
+        scores.append(PlannedRun(score, place, f"score {name}", 1.0))
+    place = Place(Arm("unsupervised", "dae"), "binary", None, 0)
+    unsupervised = Score(DATA, Evaluation(), (run_id(dae),))
+    runs.append(PlannedRun(unsupervised, place, "unsupervised · dae", 1.0))
+    return Plan(study, cast(Any, store), (*runs, *scores))
 
 
 def start(plan: Plan, index: int, at: float = T0) -> RunFolder:
     folder = plan.folder_of(plan.runs[index])
-    folder.create(plan.record(plan.runs[index]))
-    versions = {"torch": "2.13.0"}
-    folder.append_event("started", time=at, step=0, host="n1", device="cpu", versions=versions)
+    plan.record(plan.runs[index]).write(folder)
+    attempt = {"host": "n1", "device": "cpu", "versions": {"torch": "2.13.0"}}
+    folder.append_event("started", 0, at, attempt=attempt)
     return folder
 
 
 def learn(folder: RunFolder, steps: range, at: float = T0, commit: bool = True) -> None:
     for step in steps:
         values = {"train/loss": 1 / (step + 1), "validation/loss": None if step == 3 else 0.5}
-        folder.append_event("metrics", time=at + step, step=step, values=values)
+        folder.append_event("metrics", step, at + step, values=values)
     if commit:
-        folder.append_event("checkpoint", time=at + steps.stop, step=steps.stop)
+        folder.append_event("checkpoint", steps.stop, at + steps.stop)
 
 
-def finish(
-    folder: RunFolder, kind: str, at: float = T0 + 100, model: bool = True, loss: float = 0.5
-) -> None:
-    if model:
-        network = UNet(4, 1, NETWORK.width, NETWORK.depth)
-        save_model(folder.model, network, network.state_dict())
-    folder.append_event("finished", time=at, step=20, seconds=12.5)
-    test = {"ap": 0.25, "best_dice": None, "class_dice/core (1)": 0.5}
-    write_json(
-        folder.result,
-        {
-            "kind": kind,
-            "best_step": 20,
-            "validation_loss": loss,
-            "validation": {"threshold": 0.1},
-            "test": test,
-        },
-    )
+def finish(folder: RunFolder, at: float = T0 + 100, model: bool = True, loss: float = 0.5) -> None:
+    """Leave what a training, or a score, leaves at its end."""
+    spec = RunRecord.read(folder).spec
+    folder.append_event("finished", 20, at, seconds=12.5)
+    if isinstance(spec, Score):
+        test = {"ap": 0.25, "best_dice": None, "class_dice/core (1)": 0.5}
+        Result(spec.kind, validation={"threshold": 0.1}, test=test).write(folder)
+    else:
+        if model:
+            network = UNet(4, 1, NETWORK.width, NETWORK.depth)
+            save_model(folder.model, network, network.state_dict())
+        Result(spec.kind, best_step=20, validation_loss=loss).write(folder)
     folder.progress.unlink(missing_ok=True)
+
+
+def finish_cell(plan: Plan, seed: int, loss: float = 0.5) -> RunFolder:
+    """A fine-tuning and its score, whose folder is returned."""
+    finish(start(plan, 1 + seed), loss=loss)
+    score = start(plan, 4 + seed)
+    finish(score)
+    return score
+
+
+def first_four(plan: Plan) -> Plan:
+    """The same study without the scores of its fine-tunings."""
+    return Plan(plan.study, plan.store, plan.runs[:4])
 
 
 def four_states(plan: Plan) -> None:
@@ -107,7 +116,7 @@ def four_states(plan: Plan) -> None:
     for index in range(4):
         learn(start(plan, index), range(5))
     folders = [plan.folder_of(run) for run in plan.runs]
-    finish(folders[0], "denoise")
+    finish(folders[0])
     folders[1].beat(5, 30)
     folders[2].fail(RuntimeError("out of luck\nand of memory"))
 

@@ -13,7 +13,7 @@ from fake_folders import mlflow_server
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from fewscan.experiments.spec import Segment
+from fewscan.experiments.results import Result
 from fewscan.harness.plan import Plan, load_plan
 from fewscan.harness.tracking import ui
 from fewscan.harness.tracking.mlflow_study import study_identity
@@ -103,10 +103,11 @@ def views(plan: Plan) -> dict[str, Any]:
 def means(plan: Plan, metric: str) -> dict[str, list[float]]:
     """Arm → the mean over seeds for each label count, from the run folders."""
     values: dict[str, dict[int, list[float]]] = {}
-    for run in plan.runs:
-        if isinstance(run.spec, Segment):
-            value = plan.folder_of(run).read_result()["test"][metric]
-            values.setdefault(run.arm, {}).setdefault(run.spec.label_count, []).append(value)
+    for run in plan.grid:
+        value, labels = Result.read(plan.folder_of(run)).test[metric], run.place.labels
+        assert value is not None
+        assert labels is not None
+        values.setdefault(run.place.arm.key, {}).setdefault(labels, []).append(value)
     return {
         arm: [statistics.fmean(by_count[count]) for count in sorted(by_count)]
         for arm, by_count in values.items()
@@ -121,12 +122,12 @@ def test_the_chart_is_the_label_efficiency_curve(
     lines = page.evaluate(f"() => ({CHART})('pooled_ap')")
     expected = means(plan, "pooled_ap")
     drawn = {uuid.rpartition(".")[2]: (x, y) for uuid, x, y in lines}
-    assert set(drawn) == {"scratch", "denoise", "unsupervised"}
-    counts = sorted({run.spec.label_count for run in plan.runs if isinstance(run.spec, Segment)})
+    assert set(drawn) == {"scratch", "denoise", "unsupervised: denoise"}
+    counts = sorted({run.place.labels for run in plan.grid if run.place.labels is not None})
     for arm, values in expected.items():
         assert drawn[arm][0] == counts
         assert drawn[arm][1] == pytest.approx(values)
-    assert len(set(drawn["unsupervised"][1])) == 1
+    assert len(set(drawn["unsupervised: denoise"][1])) == 1
 
 
 def test_the_study_is_found_and_its_runs_are_compared(
@@ -138,7 +139,7 @@ def test_the_study_is_found_and_its_runs_are_compared(
     for column in ("arm", "label_count", "seed", "test/pooled_ap"):
         expect(page.get_by_role("columnheader", name=column).first).to_be_visible()
     for name in FOUR:
-        row = page.locator(".ag-row", has=page.get_by_role("link", name=name)).first
+        row = page.locator(".ag-row", has=page.get_by_role("link", name=name, exact=True)).first
         row_id = row.get_attribute("row-id")
         page.locator(f".ag-row[row-id='{row_id}'] input[type=checkbox]").first.check()
     page.get_by_role("button", name="Compare").click()
@@ -151,7 +152,7 @@ def test_a_run_s_model_and_system_metrics_are_shown(
     page: Page, plan: Plan, address: str, experiment: str
 ) -> None:
     client = MlflowClient(address)
-    run = client.search_runs([experiment], "params.stage = 'denoise'")[0]
+    run = client.search_runs([experiment], "params.stage = 'pretrain'")[0]
     (output,) = run.outputs.model_outputs
     page.goto(f"{address}/#/experiments/{experiment}/models/{output.model_id}")
     expect(page.get_by_text("Ready")).to_be_visible()

@@ -10,12 +10,10 @@ from fake_folders import DATA, T0, database, finish, four_states, learn, mlflow_
 from mlflow import MlflowClient
 
 from fewscan.experiments.checkpoint import save_model
-from fewscan.experiments.spec import (
-    Imported,
-    run_id,
-    to_json,
-)
+from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.spec import Imported, run_id
 from fewscan.experiments.unet import UNet
+from fewscan.harness.arms import Arm
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.tracking.mlflow_run import view_of
 from fewscan.harness.tracking.tracker import Tracker
@@ -27,14 +25,14 @@ def test_each_started_run_is_shown_under_the_study(plan: Plan) -> None:
     four_states(plan)
     Tracker(plan).update()
     seen = shown(plan)
-    parent, children = seen[""], [seen[run.run_id] for run in plan.runs]
+    parent, children = seen[""], [seen[run.run_id] for run in plan.runs[:4]]
     assert (parent["name"], parent["status"]) == ("a study", "RUNNING")
     assert parent["tags"]["data"] == DATA
     assert [c["status"] for c in children] == ["FINISHED", "RUNNING", "FAILED", "SCHEDULED"]
     assert [c["name"] for c in children] == [
         "pre-train dae",
-        "1 scan · seed 0 · dae · binary",
-        "1 scan · seed 1 · dae · binary",
+        "1 scan · seed 0 · dae · binary · training",
+        "1 scan · seed 1 · dae · binary · training",
         "unsupervised · dae",
     ]
     assert all(c["tags"]["mlflow.parentRunId"] == "" for c in children)
@@ -42,12 +40,13 @@ def test_each_started_run_is_shown_under_the_study(plan: Plan) -> None:
     finished = children[0]
     assert (finished["start"], finished["end"]) == (T0 * 1000, (T0 + 100) * 1000)
     assert finished["params"].items() >= {
-        ("stage", "denoise"),
+        ("stage", "pretrain"),
         ("arm", "pre-training"),
         ("init", "scratch"),
         ("seed", "0"),
         ("network/width", "2"),
-        ("noise/std", "0.2"),
+        ("scheme/kind", "denoise"),
+        ("scheme/noise/std", "0.2"),
         ("training/lr", "0.0001"),
     }
     tags = {"host": "n1", "device": "cpu", "versions/torch": "2.13.0", "attempts": "1"}
@@ -55,7 +54,7 @@ def test_each_started_run_is_shown_under_the_study(plan: Plan) -> None:
     assert (
         children[1]["params"].items()
         >= {
-            "stage": "segment",
+            "stage": "finetune",
             "arm": "dae",
             "init": "dae",
             "target": "binary",
@@ -80,24 +79,26 @@ def test_curves_keep_their_steps_and_times(plan: Plan) -> None:
 
 def test_final_numbers_stand_at_the_label_count(plan: Plan) -> None:
     """So the chart of a number over "step" is the label-efficiency curve."""
-    spec = replace(plan.runs[1].spec, label_count=30)
-    thirty = PlannedRun(spec, "dae", "binary · dae · 30 scans · seed 0", 2.0)
-    plan = Plan(plan.study, plan.store, (plan.runs[0], thirty, *plan.runs[2:]))
-    for index, kind in enumerate(("denoise", "segment", "segment", "anomaly")):
-        finish(start(plan, index), kind, model=False)
+    thirty = [replace(it, place=replace(it.place, labels=30)) for it in plan.runs[1:5:3]]
+    runs = (plan.runs[0], thirty[0], *plan.runs[2:4], thirty[1], plan.runs[5])
+    plan = Plan(plan.study, plan.store, runs)
+    for index in range(6):
+        finish(start(plan, index), model=False)
     view = {r.run_id: view_of(plan, r, "finished", "FINISHED") for r in plan.runs}
     steps = [{point.step for point in view[run.run_id].results} for run in plan.runs]
-    assert steps == [{0}, {30}, {1}, {1, 30}]  # unsupervised: a horizontal line
+    assert steps == [{0}, {30}, {1}, {1, 30}, {30}, {1}]  # unsupervised: a horizontal line
     ended_ms = (T0 + 100) * 1000
-    numbers = {p.key: p for p in view[thirty.run_id].results}
-    assert numbers["test/ap"] == ("test/ap", 0.25, ended_ms, 30)
-    assert numbers["test/class_dice/core _1_"].value == 0.5
-    assert numbers["run/seconds"].value == 12.5
-    assert numbers["run/best_step"].value == 20
-    assert numbers["run/label_count"].value == 30
-    assert numbers["validation/threshold"].value == 0.1
-    assert numbers["validation/loss"].value == 0.5
-    assert "test/best_dice" not in numbers  # null: not defined
+    trained, scored = ({p.key: p for p in view[run.run_id].results} for run in thirty)
+    assert scored["test/ap"] == ("test/ap", 0.25, ended_ms, 30)
+    assert scored["test/class_dice/core _1_"].value == 0.5
+    assert scored["validation/threshold"].value == 0.1
+    assert "test/best_dice" not in scored  # null: not defined
+    assert trained["run/best_step"].value == 20
+    assert trained["validation/loss"].value == 0.5
+    for numbers in (trained, scored):
+        assert numbers["run/seconds"].value == 12.5
+        assert numbers["run/label_count"].value == 30
+    assert not {key for key in trained if key.startswith("test/")}
 
 
 def test_what_the_run_took_of_its_machine_is_a_system_metric(plan: Plan) -> None:
@@ -117,14 +118,15 @@ def test_what_the_run_took_of_its_machine_is_a_system_metric(plan: Plan) -> None
 
 
 def test_a_finished_run_has_its_cases_and_its_data(plan: Plan) -> None:
-    finish(start(plan, 1), "segment", model=False)
-    folder = plan.folder_of(plan.runs[1])
+    finish(start(plan, 1), model=False)
+    finish(start(plan, 4))
+    folder = plan.folder_of(plan.runs[4])
     folder.cases.write_text("subject,ap\nBraTS_1,0.5\n")
     tracker = Tracker(plan)
     with pytest.raises(TrackingError, match="model of a run is missing"):
         tracker.update()
     client = MlflowClient(database(plan))
-    run = client.get_run(mlflow_id(plan, 1))
+    run = client.get_run(mlflow_id(plan, 4))
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
         "cases.csv",
         "result.json",
@@ -136,9 +138,9 @@ def test_a_finished_run_has_its_cases_and_its_data(plan: Plan) -> None:
 
 def test_a_run_without_a_started_event_begins_with_its_spec(plan: Plan) -> None:
     folder = plan.folder_of(plan.runs[3])
-    folder.create(plan.record(plan.runs[3]))
+    plan.record(plan.runs[3]).write(folder)
     os.utime(folder.spec, (T0, T0))
-    finish(folder, "anomaly", model=False)
+    finish(folder)
     Tracker(plan).update()
     run = shown(plan)[folder.run_id]
     assert (run["start"], run["end"]) == (T0 * 1000, (T0 + 100) * 1000)
@@ -146,7 +148,7 @@ def test_a_run_without_a_started_event_begins_with_its_spec(plan: Plan) -> None:
 
 def test_a_run_that_has_not_started_is_not_shown(plan: Plan) -> None:
     folder = plan.folder_of(plan.runs[0])
-    folder.create(plan.record(plan.runs[0]))
+    plan.record(plan.runs[0]).write(folder)
     Tracker(plan).update()
     assert list(shown(plan)) == [""]
 
@@ -160,7 +162,7 @@ def test_only_what_a_checkpoint_covers_is_sent(plan: Plan) -> None:
     tracker.update()
     assert len(shown(plan)[folder.run_id]["metrics"]["learning/train_loss"]) == 3
     folder.truncate_events(size)  # killed, and started again
-    folder.append_event("started", time=T0 + 50, step=3, host="n2", device="cpu")
+    folder.append_event("started", 3, T0 + 50, attempt={"host": "n2", "device": "cpu"})
     learn(folder, range(3, 6), at=T0 + 50)
     tracker.update()
     points = shown(plan)[folder.run_id]["metrics"]["learning/train_loss"]
@@ -175,7 +177,7 @@ def test_a_failure_that_was_overcome_leaves_no_trace(plan: Plan) -> None:
     tracker.update()
     assert shown(plan)[folder.run_id]["tags"]["error"] == "RuntimeError: no"
     folder.error.unlink()
-    finish(folder, "anomaly", model=False)
+    finish(folder)
     tracker.update()
     run = shown(plan)[folder.run_id]
     assert run["status"] == "FINISHED"
@@ -187,7 +189,7 @@ def test_a_failure_that_was_overcome_leaves_no_trace(plan: Plan) -> None:
 def test_a_run_begun_anew_takes_the_place_of_the_old_one(plan: Plan, same_process: bool) -> None:
     folder = start(plan, 0)
     learn(folder, range(3))
-    finish(folder, "denoise")
+    finish(folder)
     tracker = Tracker(plan)
     tracker.update()
     shutil.rmtree(folder.path)
@@ -212,10 +214,12 @@ def test_a_kill_before_the_first_checkpoint_does_not_make_a_new_run(plan: Plan) 
 def test_a_run_that_was_renamed_is_shown_under_its_new_name(plan: Plan) -> None:
     learn(start(plan, 1), range(2))
     Tracker(plan).update()
-    renamed = PlannedRun(plan.runs[1].spec, "denoise", "", 1.0)
+    place = replace(plan.runs[1].place, arm=Arm("fine-tuning", "denoise"))
+    renamed = PlannedRun(plan.runs[1].spec, place, "", 1.0)
     Tracker(Plan(plan.study, plan.store, (renamed,))).update()
     run = shown(plan)[renamed.run_id]
-    assert (run["name"], run["params"]["arm"]) == ("1 scan · seed 0 · denoise · binary", "denoise")
+    assert run["name"] == "1 scan · seed 0 · denoise · binary · training"
+    assert run["params"]["arm"] == "denoise"
     assert len(run["metrics"]["learning/train_loss"]) == 2
 
 
@@ -229,11 +233,10 @@ def test_a_run_that_the_study_no_longer_asks_for_does_not_seem_to_run(plan: Plan
 def test_an_imported_checkpoint_is_shown_with_its_model(plan: Plan) -> None:
     spec = Imported("ab" * 32)
     folder = plan.folder.run(run_id(spec))
-    record = {"spec": to_json(spec), "name": "imported dae", "init": "scratch"}
-    folder.create(record)
+    RunRecord(spec, plan.study.name, "imported dae", plan.slices).write(folder)
     network = UNet(4, 4, 2, 2)
     save_model(folder.model, network, network.state_dict())
-    write_json(folder.result, {"kind": "imported", "file": "dae.pt"})
+    Result(spec.kind, source="dae.pt").write(folder)
     write_json(plan.folder.imports, {"dae": folder.run_id})
     Tracker(plan).update()
     run = shown(plan)[folder.run_id]
@@ -250,5 +253,5 @@ def test_a_damaged_folder_is_named_and_the_others_are_shown(plan: Plan) -> None:
         tracker.close(finished=False)
     assert "model.pt" in str(error.value)
     seen = shown(plan)
-    assert [seen[run.run_id]["status"] for run in plan.runs[2:]] == ["FAILED", "KILLED"]
+    assert [seen[run.run_id]["status"] for run in plan.runs[2:4]] == ["FAILED", "KILLED"]
     assert seen[""]["status"] == "KILLED"

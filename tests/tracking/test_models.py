@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fake_folders import DATA, ROOT, SIZE, database, finish, mlflow_id, start
+from fake_folders import DATA, ROOT, SIZE, database, finish_cell, mlflow_id
 
 from fewscan.experiments.checkpoint import load_model
 from fewscan.experiments.spec import (
@@ -20,13 +20,13 @@ from fewscan.harness.tracking.tracker import Tracker
 def test_the_model_is_the_network_also_where_this_repository_is_not(
     plan: Plan, tmp_path: Path
 ) -> None:
-    finish(start(plan, 1), "segment")
+    finish_cell(plan, 0)
     Tracker(plan).update()
     images = np.random.default_rng(0).random((3, 4, SIZE, SIZE), dtype=np.float32)
     np.save(tmp_path / "images.npy", images)
     facts = {
-        "run_id": plan.runs[1].run_id,
-        "stage": "segment",
+        "run_id": plan.runs[4].run_id,
+        "stage": "score",
         "target": "binary",
         "protocol": PROTOCOL,
         "data": DATA,
@@ -37,7 +37,6 @@ def test_the_model_is_the_network_also_where_this_repository_is_not(
         "axis": 2,
         "normalisation": "quantile",
         "orientations": ["LPS"],
-        "best_step": 20,
         "threshold": 0.1,
     }
     script = f"""
@@ -45,13 +44,13 @@ import sys
 sys.path = [p for p in sys.path if p not in ("", {str(ROOT)!r})]
 sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f)]
 import importlib.util
-assert importlib.util.find_spec("experiments") is None
+assert importlib.util.find_spec("fewscan") is None
 import mlflow, numpy, torch
 mlflow.set_tracking_uri({database(plan)!r})
-model = mlflow.pytorch.load_model("runs:/{mlflow_id(plan, 1)}/model")
+model = mlflow.pytorch.load_model("runs:/{mlflow_id(plan, 4)}/model")
 images = torch.from_numpy(numpy.load("images.npy"))
 numpy.save("outputs.npy", model(images).detach().numpy())
-info = mlflow.models.get_model_info("runs:/{mlflow_id(plan, 1)}/model")
+info = mlflow.models.get_model_info("runs:/{mlflow_id(plan, 4)}/model")
 assert info.signature.inputs.inputs[0].shape == (-1, 4, {SIZE}, {SIZE})
 assert info.signature.outputs.inputs[0].shape == (-1, 1, {SIZE}, {SIZE})
 assert info.metadata == {facts!r}, info.metadata

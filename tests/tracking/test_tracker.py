@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_folders import database, finish, four_states, learn, make_plan, mlflow_id, shown, start
+from fake_folders import (
+    database,
+    finish,
+    first_four,
+    four_states,
+    learn,
+    make_plan,
+    mlflow_id,
+    shown,
+    start,
+)
 from mlflow import MlflowClient
 
 from fewscan.harness.plan import Plan
@@ -78,7 +88,7 @@ def test_killed_after_any_call_the_next_process_completes_the_view(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learn(start(plan, 0), range(3))
-    finish(plan.folder_of(plan.runs[0]), "denoise")
+    finish(plan.folder_of(plan.runs[0]))
     learn(start(plan, 1), range(3))
     Tracker(plan).close(finished=False)
     expected = shown(plan)
@@ -129,6 +139,7 @@ def test_the_study_is_found_again_from_another_path(plan: Plan, tmp_path: Path) 
 
 
 def test_after_the_sweep_nothing_is_left_running_and_the_next_sweep_goes_on(plan: Plan) -> None:
+    plan = first_four(plan)
     four_states(plan)
     tracker = Tracker(plan)
     tracker.update()
@@ -144,6 +155,7 @@ def test_after_the_sweep_nothing_is_left_running_and_the_next_sweep_goes_on(plan
 
 
 def test_sync_shows_a_sweep_that_runs_elsewhere_as_running(plan: Plan) -> None:
+    plan = first_four(plan)
     four_states(plan)
     sync(plan)
     seen = shown(plan)
@@ -152,7 +164,7 @@ def test_sync_shows_a_sweep_that_runs_elsewhere_as_running(plan: Plan) -> None:
     assert seen[""]["status"] == "RUNNING"
     for index, run in enumerate(plan.runs):
         plan.folder_of(run).error.unlink(missing_ok=True)
-        finish(plan.folder_of(plan.runs[index]), run.spec.kind)
+        finish(plan.folder_of(plan.runs[index]))
     sync(plan)
     assert {run["status"] for run in shown(plan).values()} == {"FINISHED"}
 
@@ -233,6 +245,7 @@ def test_told_which_runs_begin_an_update_looks_at_no_other(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And ends with what a look at all of them shows, also after a server that was away."""
+    plan = first_four(plan)
     looked: list[str] = []
     state = RunFolder.state
     monkeypatch.setattr(RunFolder, "state", lambda f: (looked.append(f.run_id), state(f))[1])
@@ -245,7 +258,7 @@ def test_told_which_runs_begin_an_update_looks_at_no_other(
     tracker.update(ids[:3])  # the third is offered and has not begun
     assert sorted(looked) == sorted(ids[:3])
     assert {"", ids[0], ids[1]} == set(shown(plan))
-    finish(plan.folder_of(plan.runs[0]), "denoise")
+    finish(plan.folder_of(plan.runs[0]))
     plan.folder_of(plan.runs[1]).fail(ValueError("no"))
     tracker.update([])
     looked.clear()
@@ -273,7 +286,7 @@ def test_told_which_runs_begin_an_update_looks_at_no_other(
 def test_a_damaged_run_costs_no_look_at_all_others(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is tried again, and shown once it is mended."""
+    """It is tried again, and shown once it is repaired."""
     for index in range(3):
         learn(start(plan, index), range(3))
     good = plan.folder_of(plan.runs[1]).events.read_bytes()
