@@ -46,8 +46,8 @@ def explained(uri: str) -> Iterator[None]:
             where=without_password(uri),
             expected=f"an MLflow that answers, of a version that goes with {version('mlflow')}"
             + its_version(uri),
-            remedy=f"nothing is lost, the run folders hold everything: {remedy_for(text)}; the next "
-            "update, or `fewscan sync STUDY`, makes up for it",
+            remedy="nothing is lost, the run folders hold everything: "
+            f"{remedy_for(text)}; the next update, or `fewscan sync STUDY`, makes up for it",
         ) from error
 
 
