@@ -43,7 +43,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Forty scans, slices of 48², 26 runs. Each step goes on if it was interrupted.
+# Forty scans, slices of 48², 50 runs. Each step goes on if it was interrupted.
 demo: $(VENV)/installed
 	$(BIN)/fewscan phantom demo/scans --subjects 40
 	$(BIN)/fewscan prepare demo/scans demo/slices.zarr --size 48
