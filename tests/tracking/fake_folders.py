@@ -14,21 +14,20 @@ import numpy as np
 from mlflow import MlflowClient
 
 from fewscan.experiments.checkpoint import save_model
+from fewscan.experiments.results import Result
 from fewscan.experiments.spec import (
-    Anomaly,
-    Augmentation,
-    Denoise,
     Evaluation,
+    Finetune,
     Network,
-    Noise,
-    Segment,
+    Pretrain,
+    Score,
     Training,
     run_id,
 )
 from fewscan.experiments.unet import UNet
+from fewscan.harness.arms import Arm, Place
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.study import Finetuning, Study
-from fewscan.storage.atomic import write_json
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.splits import Split
 
@@ -41,6 +40,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_plan(folder: Path, name: str = "a study") -> Plan:
+    """A pre-training, two fine-tunings of it, its unsupervised score, the scores of the two."""
     store = SimpleNamespace(
         path=folder / "store",
         fingerprint=DATA,
@@ -53,61 +53,75 @@ def make_plan(folder: Path, name: str = "a study") -> Plan:
         classes=("core", "oedema"),
     )
     study = Study(name, folder / "store", folder, Finetuning((1,), TRAINING))
-    dae = Denoise(DATA, NETWORK, Noise(), TRAINING)
+    dae = Pretrain(DATA, NETWORK, TRAINING)
     evaluation = Evaluation()
-    runs = [PlannedRun(dae, "scratch", "pre-train dae", 4.0)]
+    place = Place(Arm("pre-training"), None, None, 0)
+    trained, scored = [PlannedRun(dae, place, "pre-train dae", 4.0)], []
     for seed in (0, 1):
-        parts = (TRAINING, Augmentation(), evaluation, seed, run_id(dae))
-        spec = Segment(DATA, NETWORK, "binary", 1, *parts)
-        runs.append(PlannedRun(spec, "dae", f"binary · dae · 1 scan · seed {seed}", 2.0))
-    unsupervised = Anomaly(DATA, evaluation, run_id(dae))
-    runs.append(PlannedRun(unsupervised, "dae", "unsupervised · dae", 1.0))
-    return Plan(study, cast(Any, store), tuple(runs))
+        spec = Finetune(DATA, NETWORK, "binary", 1, TRAINING, seed, init=run_id(dae))
+        score = Score(DATA, evaluation, (run_id(spec),))
+        place = Place(Arm("fine-tuning", "dae"), "binary", 1, seed)
+        cell = f"binary · dae · 1 scan · seed {seed}"
+        trained.append(PlannedRun(spec, place, f"fine-tune {cell}", 2.0))
+        scored.append(PlannedRun(score, place, f"score {cell}", 1.0))
+    place = Place(Arm("unsupervised", "dae"), "binary", None, 0)
+    score = Score(DATA, evaluation, (run_id(dae),))
+    unsupervised = PlannedRun(score, place, "unsupervised · dae", 1.0)
+    return Plan(study, cast(Any, store), (*trained, unsupervised, *scored))
 
 
 def start(plan: Plan, index: int, at: float = T0) -> RunFolder:
     folder = plan.folder_of(plan.runs[index])
-    folder.create(plan.record(plan.runs[index]))
-    versions = {"torch": "2.13.0"}
-    folder.append_event("started", time=at, step=0, host="n1", device="cpu", versions=versions)
+    plan.record(plan.runs[index]).write(folder)
+    begin(folder, at)
     return folder
+
+
+def begin(folder: RunFolder, at: float, step: int = 0, host: str = "n1") -> None:
+    """An attempt, as a run says it."""
+    attempt = {"host": host, "device": "cpu", "versions": {"torch": "2.13.0"}}
+    folder.append_event("started", step, at_unix=at, attempt=attempt)
 
 
 def learn(folder: RunFolder, steps: range, at: float = T0, commit: bool = True) -> None:
     for step in steps:
         values = {"train/loss": 1 / (step + 1), "validation/loss": None if step == 3 else 0.5}
-        folder.append_event("metrics", time=at + step, step=step, values=values)
+        folder.append_event("metrics", step, at_unix=at + step, values=values)
     if commit:
-        folder.append_event("checkpoint", time=at + steps.stop, step=steps.stop)
+        folder.append_event("checkpoint", steps.stop, at_unix=at + steps.stop)
 
 
 def finish(
-    folder: RunFolder, kind: str, at: float = T0 + 100, model: bool = True, loss: float = 0.5
+    plan: Plan, index: int, at: float = T0 + 100, model: bool = True, loss: float = 0.5
 ) -> None:
-    if model:
-        network = UNet(4, 1, NETWORK.width, NETWORK.depth)
+    """End a run that has begun with the result of its kind, and the model if it trains."""
+    run, folder = plan.runs[index], plan.folder_of(plan.runs[index])
+    trains = run.kind != Score.kind
+    if model and trains:
+        network = UNet(4, 2 if run.kind == Finetune.kind else 4, NETWORK.width, NETWORK.depth)
         save_model(folder.model, network, network.state_dict())
-    folder.append_event("finished", time=at, step=20, seconds=12.5)
-    test = {"ap": 0.25, "best_dice": None, "class_dice/core (1)": 0.5}
-    write_json(
-        folder.result,
-        {
-            "kind": kind,
-            "best_step": 20,
-            "validation_loss": loss,
-            "validation": {"threshold": 0.1},
-            "test": test,
-        },
-    )
+    folder.append_event("finished", 20 if trains else 0, at_unix=at, seconds=12.5)
+    result = Result(run.kind, best_step=20, validation_loss=loss)
+    if not trains:
+        test = {"ap": 0.25, "best_dice": None, "class_dice/core (1)": 0.5}
+        result = Result(run.kind, validation={"threshold": 0.1}, test=test)
+    result.write(folder)
     folder.progress.unlink(missing_ok=True)
 
 
+def finish_all(plan: Plan, *indices: int, **how: Any) -> None:
+    """Begin and end these runs."""
+    for index in indices:
+        start(plan, index)
+        finish(plan, index, **how)
+
+
 def four_states(plan: Plan) -> None:
-    """Finished, running, failed, interrupted."""
+    """Of the first four runs: finished, running, failed, interrupted."""
     for index in range(4):
         learn(start(plan, index), range(5))
     folders = [plan.folder_of(run) for run in plan.runs]
-    finish(folders[0], "denoise")
+    finish(plan, 0)
     folders[1].beat(5, 30)
     folders[2].fail(RuntimeError("out of luck\nand of memory"))
 

@@ -13,9 +13,9 @@ from playwright.sync_api import sync_playwright
 
 from fewscan.harness.plan import load_plan
 from fewscan.harness.tracking import ui
+from fewscan.harness.tracking.mlflow_study import study_identity
 from fewscan.harness.tracking.saved_views import saved_views
 from fewscan.harness.tracking.stores import tracked_experiment, tracking_uri
-from fewscan.harness.tracking.mlflow_study import study_identity
 
 SEEN_BEFORE = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
 """Else MLflow's assistant covers a third of the page, as it does on a first visit."""

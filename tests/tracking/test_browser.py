@@ -13,12 +13,12 @@ from fake_folders import mlflow_server
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from fewscan.experiments.spec import Segment
+from fewscan.experiments.results import Result
 from fewscan.harness.plan import Plan, load_plan
 from fewscan.harness.tracking import ui
+from fewscan.harness.tracking.mlflow_study import study_identity
 from fewscan.harness.tracking.saved_views import report_page, saved_views
 from fewscan.harness.tracking.tracker import sync
-from fewscan.harness.tracking.mlflow_study import study_identity
 
 SWITCHES = (
     "--disable-gpu",
@@ -29,9 +29,11 @@ SWITCHES = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
+UNSUPERVISED = "unsupervised: denoise"
 WITHIN_MS = 120_000
 """Long enough for a busy machine; what is there sooner is not waited for."""
-FOUR = [f"4 scans · seed 0 · {init} · binary" for init in ("denoise", "scratch")]
+FOUR = [f"4 scans · seed 0 · {arm} · binary" for arm in ("denoise", "scratch")]
+"""Of scores; the rows of their fine-tunings are called so as well, and \"· training\"."""
 CHART = """metric => {
     const card = [...document.querySelectorAll('[data-testid="experiment-view-compare-runs-card"]')]
         .find(card => card.innerText.includes(metric));
@@ -103,10 +105,11 @@ def views(plan: Plan) -> dict[str, Any]:
 def means(plan: Plan, metric: str) -> dict[str, list[float]]:
     """Arm → the mean over seeds for each label count, from the run folders."""
     values: dict[str, dict[int, list[float]]] = {}
-    for run in plan.runs:
-        if isinstance(run.spec, Segment):
-            value = plan.folder_of(run).read_result()["test"][metric]
-            values.setdefault(run.arm, {}).setdefault(run.spec.label_count, []).append(value)
+    for run in plan.grid:
+        value = Result.read(plan.folder_of(run)).test[metric]
+        assert value is not None and run.place.labels is not None
+        by_count = values.setdefault(run.place.arm.key, {})
+        by_count.setdefault(run.place.labels, []).append(value)
     return {
         arm: [statistics.fmean(by_count[count]) for count in sorted(by_count)]
         for arm, by_count in values.items()
@@ -121,12 +124,12 @@ def test_the_chart_is_the_label_efficiency_curve(
     lines = page.evaluate(f"() => ({CHART})('pooled_ap')")
     expected = means(plan, "pooled_ap")
     drawn = {uuid.rpartition(".")[2]: (x, y) for uuid, x, y in lines}
-    assert set(drawn) == {"scratch", "denoise", "unsupervised"}
-    counts = sorted({run.spec.label_count for run in plan.runs if isinstance(run.spec, Segment)})
+    assert set(drawn) == {"scratch", "denoise", UNSUPERVISED}
+    counts = sorted({run.place.labels for run in plan.grid})
     for arm, values in expected.items():
         assert drawn[arm][0] == counts
         assert drawn[arm][1] == pytest.approx(values)
-    assert len(set(drawn["unsupervised"][1])) == 1
+    assert len(set(drawn[UNSUPERVISED][1])) == 1
 
 
 def test_the_study_is_found_and_its_runs_are_compared(
@@ -138,7 +141,7 @@ def test_the_study_is_found_and_its_runs_are_compared(
     for column in ("arm", "label_count", "seed", "test/pooled_ap"):
         expect(page.get_by_role("columnheader", name=column).first).to_be_visible()
     for name in FOUR:
-        row = page.locator(".ag-row", has=page.get_by_role("link", name=name)).first
+        row = page.locator(".ag-row", has=page.get_by_role("link", name=name, exact=True)).first
         row_id = row.get_attribute("row-id")
         page.locator(f".ag-row[row-id='{row_id}'] input[type=checkbox]").first.check()
     page.get_by_role("button", name="Compare").click()
@@ -151,7 +154,7 @@ def test_a_run_s_model_and_system_metrics_are_shown(
     page: Page, plan: Plan, address: str, experiment: str
 ) -> None:
     client = MlflowClient(address)
-    run = client.search_runs([experiment], "params.stage = 'denoise'")[0]
+    run = client.search_runs([experiment], "params.stage = 'pretrain'")[0]
     (output,) = run.outputs.model_outputs
     page.goto(f"{address}/#/experiments/{experiment}/models/{output.model_id}")
     expect(page.get_by_text("Ready")).to_be_visible()
