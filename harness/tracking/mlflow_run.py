@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.experiments.results import Result, RunRecord
-from fewscan.experiments.schemes import Denoise
+from fewscan.experiments.schemes.denoise import Denoise
 from fewscan.experiments.spec import (
     PROTOCOL,
     Finetune,

@@ -28,7 +28,7 @@ STUDY_ID = "fewscan.study_id"
 PARENT = ""
 """Stands for the id of a spec where the run is the study's own."""
 DIGEST = "fewscan.digest"
-"""Tag of a run: the digest of the `MlflowRun` that was sent last, set when all of it had arrived."""
+"""Tag of a run: the digest of the `MlflowRun` that was sent last, set when all had arrived."""
 REPORT = "fewscan.report"
 """Tag of the study's run: a hash of the report's files that lie there."""
 

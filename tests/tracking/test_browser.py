@@ -107,7 +107,8 @@ def means(plan: Plan, metric: str) -> dict[str, list[float]]:
     values: dict[str, dict[int, list[float]]] = {}
     for run in plan.grid:
         value = Result.read(plan.folder_of(run)).test[metric]
-        assert value is not None and run.place.labels is not None
+        assert value is not None
+        assert run.place.labels is not None
         by_count = values.setdefault(run.place.arm.key, {})
         by_count.setdefault(run.place.labels, []).append(value)
     return {
