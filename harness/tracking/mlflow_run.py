@@ -1,6 +1,6 @@
-"""What MLflow is to show of a run, computed from its folder alone.
+"""What MLflow is to show of a run, computed from its folder; a score's model from its parent's.
 
-Plain values, no MLflow in here: the same folder gives the same values, on any machine, at any time.
+Plain values, no MLflow in here: the same folders give the same values, on any machine, at any time.
 `harness.tracking.mlflow_study` makes MLflow look like it.
 """
 

@@ -25,14 +25,14 @@ def register_best(study: MlflowStudy, plan: Plan, name: str) -> dict[str, str]:
     """Give the best model of each target a version of NAME-TARGET, and that version the alias.
 
     A model that is registered already gets no second version. Returns target → model URI. Raises
-    `TrackingError` if no fine-tuning is finished.
+    `TrackingError` if no fine-tuning is finished and scored.
     """
     best = best_runs(plan)
     if not best:
         raise TrackingError(
             "there is no model to register",
             where=plan.folder.path,
-            expected="at least one finished fine-tuning",
+            expected="at least one finished fine-tuning that has been scored by itself",
             remedy="sweep the study first",
         )
     return {target: _register(study, f"{name}-{target}", run, plan) for target, run in best.items()}
