@@ -1,4 +1,4 @@
-"""What can be wrong with an MLflow, and how to fix each."""
+"""What can be wrong with an MLflow, and the fix of each."""
 
 import re
 import sqlite3
@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fewscan.storage.errors import FewscanError, TrackingError
 
 ASK_VERSION_S = 3.0
-MENDS = {
+FIXES = {
     r"Invalid Host header|DNS rebinding": "the server refuses this name of itself: start it with "
     "`mlflow server --allowed-hosts NAME,NAME:*`, or use an address that it knows",
     r"\b401\b|UNAUTHENTICATED|not authenticated": "set MLFLOW_TRACKING_USERNAME and "
@@ -46,14 +46,14 @@ def explained(uri: str) -> Iterator[None]:
             where=without_password(uri),
             expected=f"an MLflow that answers, of a version that goes with {version('mlflow')}"
             + its_version(uri),
-            remedy="nothing is lost, the run folders hold everything: "
-            f"{remedy_for(text)}; the next update, or `fewscan sync STUDY`, makes up for it",
+            remedy=f"nothing is lost, the run folders hold everything: {fix_of(text)}; the next "
+            "update, or `fewscan sync STUDY`, makes up for it",
         ) from error
 
 
-def remedy_for(text: str) -> str:
+def fix_of(text: str) -> str:
     """What to do about an MLflow that says `text`."""
-    for pattern, remedy in MENDS.items():
+    for pattern, remedy in FIXES.items():
         if re.search(pattern, text, re.IGNORECASE):
             return remedy
     return "see that MLflow is there and takes what it is sent (address, password, version, disk)"

@@ -1,6 +1,6 @@
-"""What MLflow is to show of a run, computed from its folder alone.
+"""What MLflow is to show of a run, computed from its folder; a score's model from its parent's.
 
-Plain values, no MLflow in here: the same folder gives the same view, on any machine, at any time.
+Plain values, no MLflow in here: the same folders give the same values, on any machine, at any time.
 `harness.tracking.mlflow_study` makes MLflow look like it.
 """
 
@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.experiments.results import Result, RunRecord
-from fewscan.experiments.schemes import Denoise
-from fewscan.experiments.spec import PROTOCOL, Finetune, Pretrain, Score, scheme_to_json, to_json
+from fewscan.experiments.schemes.denoise import Denoise
+from fewscan.experiments.spec import (
+    PROTOCOL,
+    Finetune,
+    Imported,
+    Pretrain,
+    Score,
+    scheme_to_json,
+    to_json,
+)
 from fewscan.harness.arms import SCRATCH
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.tracking.points import (
@@ -80,7 +88,8 @@ class MlflowRun:
     model: Path | None
     """The weights that validation chose, once the run is finished."""
     model_facts: dict[str, Any]
-    """What must be known to use the model on a new scan: logged with it, as its metadata."""
+    """What must be known to use the model on a new scan: logged with it, as its metadata. Empty
+    without a model."""
 
     @property
     def digest(self) -> str:
@@ -91,7 +100,7 @@ class MlflowRun:
 
 
 def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> MlflowRun:
-    """The view of a run whose folder is in `state`.
+    """What MLflow is to show of a run whose folder is in `state`.
 
     Raises `RunError` if a file of the folder is damaged.
     """
@@ -99,6 +108,7 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> MlflowRun
     events = folder.committed_events()
     begun_ms = _begun_ms(folder, events)
     result = Result.read(folder) if state == "finished" else None
+    trained = _trained(run, folder) if result else None
     error = _error(folder) if state == "failed" else {}
     last_ms = milliseconds(events[-1].time) if events else begun_ms
     ended_ms = milliseconds(error["time"]) if error else last_ms
@@ -119,8 +129,8 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> MlflowRun
         usage=tuple(usage_curves(folder.usage_samples())),
         results=tuple(_results(plan, run, result, events, last_ms)),
         files=tuple(f for f in (folder.result, folder.cases) if result and f.exists()),
-        model=_model(run, folder) if result else None,
-        model_facts=_model_facts(plan, run, folder, result),
+        model=trained.model if trained else None,
+        model_facts=_model_facts(plan, run, trained, result) if trained and result else {},
     )
 
 
@@ -223,23 +233,28 @@ def _stands_for(plan: Plan, run: PlannedRun) -> list[int]:
     return sorted(counts) if run.kind == Score.kind and counts else [0]
 
 
-def _model(run: PlannedRun, folder: RunFolder) -> Path | None:
-    """Of a score the one that it scored: there stand its numbers and its threshold."""
+def _trained(run: PlannedRun, folder: RunFolder) -> RunFolder | None:
+    """The folder whose model is logged on the finished run; None: no model belongs there.
+
+    On a score's the one that was scored: there stand its numbers and its threshold.
+    """
     match run.spec:
         case Finetune():
             return None
         case Score(parents=(parent,)):
             learnt_labels = run.place.labels is not None  # else the pre-training's row has it
-            return folder.sibling(parent).model if learnt_labels else None
+            return folder.sibling(parent) if learnt_labels else None
         case Score():
             return None
-    return folder.model if folder.model.exists() else None
+        case Imported():
+            return folder if folder.model.exists() else None
+    return folder
 
 
-def _model_facts(
-    plan: Plan, run: PlannedRun, folder: RunFolder, result: Result | None
-) -> dict[str, Any]:
+def _model_facts(plan: Plan, run: PlannedRun, trained: RunFolder, result: Result) -> dict[str, Any]:
     scheme = run.spec.scheme if isinstance(run.spec, Pretrain) else Denoise()
+    of_elsewhere = isinstance(run.spec, Imported)
+    slices = RunRecord.read(trained).slices if of_elsewhere else plan.slices
     facts = {
         "run_id": run.run_id,
         "stage": run.kind,
@@ -248,8 +263,8 @@ def _model_facts(
         "protocol": PROTOCOL,
         "data": to_json(run.spec).get("data"),
         "store_protocol": plan.store.protocol,
-        **RunRecord.read(folder).slices.to_json(),
-        "best_step": result.best_step if result else None,
-        "threshold": result.threshold if result else None,
+        **slices.to_json(),
+        "best_step": Result.read(trained).best_step if trained.result.exists() else None,
+        "threshold": result.threshold,
     }
     return {key: value for key, value in facts.items() if value is not None}

@@ -22,12 +22,13 @@ from fewscan.harness.tracking.mlflow_run import BEGUN, ERROR, LIVE, RUN_ID, Mlfl
 from fewscan.harness.tracking.models import log_model, logged_models
 from fewscan.harness.tracking.saved_views import STUDY, saved_views
 from fewscan.storage.atomic import write_bytes
+from fewscan.storage.errors import RunError
 
 STUDY_ID = "fewscan.study_id"
 PARENT = ""
 """Stands for the id of a spec where the run is the study's own."""
 DIGEST = "fewscan.digest"
-"""Tag of a run: the digest of the view that was sent last, set when all of it had arrived."""
+"""Tag of a run: the digest of the `MlflowRun` that was sent last, set when all had arrived."""
 REPORT = "fewscan.report"
 """Tag of the study's run: a hash of the report's files that lie there."""
 
@@ -48,14 +49,14 @@ class Sent:
     stamp: tuple[object, ...] = ()
     """Status and files of the folder when it was last sent; empty if not by this process."""
 
-    def contradicts(self, view: MlflowRun) -> bool:
+    def contradicts(self, wanted: MlflowRun) -> bool:
         """Whether it shows an earlier life of the folder; points and params cannot be unsaid."""
-        begun_anew = self.has_metrics and self.tags.get(BEGUN) != view.tags[BEGUN]
-        return begun_anew or any(self.params.get(k, v) != v for k, v in view.params.items())
+        begun_anew = self.has_metrics and self.tags.get(BEGUN) != wanted.tags[BEGUN]
+        return begun_anew or any(self.params.get(k, v) != v for k, v in wanted.params.items())
 
 
 class MlflowStudy:
-    """What MLflow has of a study, and the means to make it like the views of the run folders."""
+    """What MLflow has of a study, and the means to make it like the run folders."""
 
     def __init__(self, client: MlflowClient, experiment: Experiment, plan: Plan) -> None:
         self.client = client
@@ -65,24 +66,31 @@ class MlflowStudy:
         found = self._find()
         self.parent = found.get(PARENT) or self._create(plan.study.name, _tags(plan), begun_ms)
         self.children = {run_id: sent for run_id, sent in found.items() if run_id != PARENT}
-        for key, value in (view.tag for view in saved_views(plan, self.study_id)):
+        for key, value in (saved.tag for saved in saved_views(plan, self.study_id)):
             if experiment.tags.get(key) != value:
                 client.set_experiment_tag(self.experiment_id, key, value)
 
-    def send(self, view: MlflowRun) -> Sent:
-        """Make the run of `view` look like it; sends what is missing or has changed."""
-        sent = self.children.get(view.run_id)
-        if sent is not None and sent.contradicts(view):
+    def send(self, wanted: MlflowRun) -> Sent:
+        """Make MLflow's run look like `wanted`; sends what is missing or has changed.
+
+        Raises `RunError` if its model cannot be read; all else has then arrived.
+        """
+        sent = self.children.get(wanted.run_id)
+        if sent is not None and sent.contradicts(wanted):
             self._remove(sent)
             sent = None
         if sent is None:
-            sent = self._create(view.name, {RUN_ID: view.run_id}, view.begun_ms)
-            self.children[view.run_id] = sent
-        tags = {**view.tags, MLFLOW_PARENT_RUN_ID: self.parent.mlflow_id}
+            sent = self._create(wanted.name, {RUN_ID: wanted.run_id}, wanted.begun_ms)
+            self.children[wanted.run_id] = sent
+        tags = {**wanted.tags, MLFLOW_PARENT_RUN_ID: self.parent.mlflow_id}
         new_tags = {k: v for k, v in tags.items() if sent.tags.get(k) != v}
-        if new_tags or sent.tags.get(DIGEST) != view.digest:
-            self._send_content(sent, view, new_tags)
-        self.set_status(sent, view.status, view.ended_ms)
+        if new_tags or sent.tags.get(DIGEST) != wanted.digest:
+            try:
+                self._send_content(sent, wanted, new_tags)
+            except RunError:
+                self.set_status(sent, wanted.status, wanted.ended_ms)
+                raise
+        self.set_status(sent, wanted.status, wanted.ended_ms)
         return sent
 
     def set_status(self, sent: Sent, status: str, ended_ms: int | None) -> None:
@@ -95,28 +103,28 @@ class MlflowStudy:
             self.client.set_terminated(sent.mlflow_id, status, ended_ms)
         sent.status = status
 
-    def _send_content(self, sent: Sent, view: MlflowRun, new_tags: dict[str, str]) -> None:
-        points = (*view.learning[sent.learning :], *view.usage[sent.usage :], *view.results)
+    def _send_content(self, sent: Sent, wanted: MlflowRun, new_tags: dict[str, str]) -> None:
+        points = (*wanted.learning[sent.learning :], *wanted.usage[sent.usage :], *wanted.results)
         self.client.log_batch(  # which splits it into requests of the size that servers take
             sent.mlflow_id,
             metrics=[Metric(*point) for point in points],
-            params=[Param(k, v) for k, v in view.params.items() if k not in sent.params],
+            params=[Param(k, v) for k, v in wanted.params.items() if k not in sent.params],
             tags=[RunTag(*tag) for tag in new_tags.items()],
         )
-        if ERROR in sent.tags and ERROR not in view.tags:
+        if ERROR in sent.tags and ERROR not in wanted.tags:
             self.client.delete_tag(sent.mlflow_id, ERROR)
             del sent.tags[ERROR]
-        if "data" in view.tags and DIGEST not in sent.tags:
+        if "data" in wanted.tags and DIGEST not in sent.tags:
             self.client.log_inputs(sent.mlflow_id, [self.dataset])
-        for file in view.files:
+        for file in wanted.files:
             self.client.log_artifact(sent.mlflow_id, str(file))
-        if view.model is not None:
-            log_model(self.client, self.experiment_id, sent.mlflow_id, view, self.dataset.dataset)
-        self.client.set_tag(sent.mlflow_id, DIGEST, view.digest)
-        sent.learning, sent.usage = len(view.learning), len(view.usage)
+        if wanted.model is not None:
+            log_model(self.client, self.experiment_id, sent.mlflow_id, wanted, self.dataset.dataset)
+        self.client.set_tag(sent.mlflow_id, DIGEST, wanted.digest)
+        sent.learning, sent.usage = len(wanted.learning), len(wanted.usage)
         sent.has_metrics = bool(points) or sent.has_metrics
-        sent.params = view.params
-        sent.tags |= {**new_tags, DIGEST: view.digest}
+        sent.params = wanted.params
+        sent.tags |= {**new_tags, DIGEST: wanted.digest}
 
     def log_report(self, folder: Path, files: Sequence[Path]) -> None:
         """Put files of `folder` under "report/" on the study's run, unless they are there."""

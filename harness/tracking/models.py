@@ -47,24 +47,24 @@ GREY = 0.5
 
 
 def log_model(
-    client: MlflowClient, experiment_id: str, mlflow_id: str, view: MlflowRun, dataset: Dataset
+    client: MlflowClient, experiment_id: str, mlflow_id: str, run: MlflowRun, dataset: Dataset
 ) -> None:
-    """Log the view's model once: if it is there and complete, nothing happens.
+    """Log the run's model once: if it is there and complete, nothing happens.
 
     Its results are shown as those on `dataset`. Raises `RunError` if the weights cannot be read.
     """
-    assert view.model is not None
+    assert run.model is not None
     found = logged_models(client, experiment_id, mlflow_id)
     if any(model.status == LoggedModelStatus.READY for model in found):
         return
-    network = load_model(view.model)
-    logged = found[0] if found else _create(client, experiment_id, mlflow_id, view)
+    network = load_model(run.model)
+    logged = found[0] if found else _create(client, experiment_id, mlflow_id, run)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / NAME
         code = _copy_code(Path(temporary))
-        _save(folder, network, logged, mlflow_id, view.model_facts, code)
+        _save(folder, network, logged, mlflow_id, run.model_facts, code)
         client.log_model_artifacts(logged.model_id, str(folder))
-    _link(client, mlflow_id, logged, view, dataset)
+    _link(client, mlflow_id, logged, run, dataset)
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
 
@@ -93,14 +93,14 @@ def logged_models(client: MlflowClient, experiment_id: str, mlflow_id: str) -> l
 
 
 def _create(
-    client: MlflowClient, experiment_id: str, mlflow_id: str, view: MlflowRun
+    client: MlflowClient, experiment_id: str, mlflow_id: str, run: MlflowRun
 ) -> LoggedModel:
     return client.create_logged_model(
         experiment_id,
         name=NAME,
         source_run_id=mlflow_id,
-        tags={RUN_ID: view.run_id},
-        params=view.params,
+        tags={RUN_ID: run.run_id},
+        params=run.params,
         model_type=MODEL_TYPE,
     )
 
@@ -147,16 +147,16 @@ def _save(
 
 
 def _link(
-    client: MlflowClient, mlflow_id: str, logged: LoggedModel, view: MlflowRun, dataset: Dataset
+    client: MlflowClient, mlflow_id: str, logged: LoggedModel, run: MlflowRun, dataset: Dataset
 ) -> None:
     """Show the model on the run's page, and the run's results on the model's."""
     outputs = client.get_run(mlflow_id).outputs
     if logged.model_id not in [o.model_id for o in (outputs.model_outputs if outputs else [])]:
-        step = view.model_facts.get("best_step") or 0
+        step = run.model_facts.get("best_step") or 0
         client.log_outputs(mlflow_id, [LoggedModelOutput(logged.model_id, step)])
     about = {
         "model_id": logged.model_id,
         "dataset_name": dataset.name,
         "dataset_digest": dataset.digest,
     }
-    client.log_batch(mlflow_id, metrics=[Metric(*point, **about) for point in view.results])
+    client.log_batch(mlflow_id, metrics=[Metric(*point, **about) for point in run.results])

@@ -4,7 +4,7 @@
 chose each checkpoint, on the same validation slices for all of them. The test split has no say.
 """
 
-from statistics import fmean
+import math
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
@@ -21,26 +21,30 @@ from fewscan.storage.errors import TrackingError
 ALIAS = "best"
 
 
-def register_best(view: MlflowStudy, plan: Plan, name: str) -> dict[str, str]:
+def register_best(study: MlflowStudy, plan: Plan, name: str) -> dict[str, str]:
     """Give the best model of each target a version of NAME-TARGET, and that version the alias.
 
     A model that is registered already gets no second version. Returns target → model URI. Raises
-    `TrackingError` if no fine-tuning is finished.
+    `TrackingError` if no fine-tuning is finished and scored.
     """
     best = best_runs(plan)
     if not best:
         raise TrackingError(
             "there is no model to register",
             where=plan.folder.path,
-            expected="at least one finished fine-tuning",
+            expected="at least one finished fine-tuning that has been scored by itself",
             remedy="sweep the study first",
         )
-    return {target: _register(view, f"{name}-{target}", run, plan) for target, run in best.items()}
+    return {target: _register(study, f"{name}-{target}", run, plan) for target, run in best.items()}
 
 
 def best_runs(plan: Plan) -> dict[str, PlannedRun]:
     """Target → the score of the finished fine-tuning with the lowest validation loss."""
-    finished = [run for run in plan.grid if plan.folder_of(run).result.exists()]
+    finished = [
+        run
+        for run in plan.grid
+        if len(run.parents) == 1 and plan.folder_of(run).result.exists()  # of several: no one model
+    ]
     best: dict[str, PlannedRun] = {}
     for run in sorted(finished, key=lambda run: validation_loss(plan, run)):
         best.setdefault(str(run.place.target), run)
@@ -48,17 +52,18 @@ def best_runs(plan: Plan) -> dict[str, PlannedRun]:
 
 
 def validation_loss(plan: Plan, score: PlannedRun) -> float:
-    """Of the fine-tuning that was scored; of several the mean."""
-    losses = [Result.read(plan.folder.run(parent)).validation_loss for parent in score.parents]
-    return fmean(loss for loss in losses if loss is not None)
+    """Of the fine-tuning that was scored."""
+    (parent,) = score.parents
+    loss = Result.read(plan.folder.run(parent)).validation_loss
+    return math.inf if loss is None else loss
 
 
-def _register(view: MlflowStudy, name: str, run: PlannedRun, plan: Plan) -> str:
-    client = view.client
+def _register(study: MlflowStudy, name: str, run: PlannedRun, plan: Plan) -> str:
+    client = study.client
     _ensure_name(client, name, plan)
     versions = client.search_model_versions(f"name = '{name}'")
     known = [version for version in versions if version.tags.get(RUN_ID) == run.run_id]
-    version = known[0] if known else _create_version(view, name, run, plan)
+    version = known[0] if known else _create_version(study, name, run, plan)
     client.set_registered_model_alias(name, ALIAS, version.version)
     return f"models:/{name}@{ALIAS}"
 
@@ -75,15 +80,15 @@ def _ensure_name(client: MlflowClient, name: str, plan: Plan) -> None:
             raise
 
 
-def _create_version(view: MlflowStudy, name: str, run: PlannedRun, plan: Plan) -> ModelVersion:
-    sent = view.children[run.run_id]
+def _create_version(study: MlflowStudy, name: str, run: PlannedRun, plan: Plan) -> ModelVersion:
+    sent = study.children[run.run_id]
     (model,) = [
         m
-        for m in logged_models(view.client, view.experiment_id, sent.mlflow_id)
+        for m in logged_models(study.client, study.experiment_id, sent.mlflow_id)
         if m.status == LoggedModelStatus.READY
     ]
     loss = validation_loss(plan, run)
-    return view.client.create_model_version(
+    return study.client.create_model_version(
         name,
         source=model.artifact_location,
         run_id=sent.mlflow_id,

@@ -47,11 +47,11 @@ CLOSE_WITHIN_S = 600.0
 """The last one may have more to catch up with."""
 
 Progress = Callable[[int, int], None]
-"""Is told how many runs of how many have been looked at."""
+"""Receives how many runs of how many have been looked at."""
 
 
 def silent(done: int, total: int) -> None:
-    """Tells nobody."""
+    """Receives it and does nothing."""
 
 
 class Tracker:
@@ -65,7 +65,7 @@ class Tracker:
         self.plan = plan
         self.uri = tracking_uri(plan, uri)
         self._progress = progress
-        self._view: MlflowStudy | None = None
+        self._study: MlflowStudy | None = None
         self._changing: set[str] = set()
 
     def update(self, begun: Iterable[str] | None = None) -> None:
@@ -88,8 +88,8 @@ class Tracker:
         folder = self.plan.folder.report
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         if files:
-            with self._connected() as view:
-                view.log_report(folder, files)
+            with self._connected() as study:
+                study.log_report(folder, files)
 
     def close(self, finished: bool) -> None:
         """A last pass, after the sweep: what is neither finished nor failed is KILLED."""
@@ -103,8 +103,8 @@ class Tracker:
 
     def register_best(self, name: str) -> dict[str, str]:
         """Register the best model of each target; see `harness.tracking.registry`."""
-        with self._connected() as view:
-            return register_best(view, self.plan, name)
+        with self._connected() as study:
+            return register_best(study, self.plan, name)
 
     def _pass(
         self,
@@ -113,12 +113,12 @@ class Tracker:
         within_s: float = math.inf,
         only: set[str] | None = None,
     ) -> None:
-        looked_before = self._view is not None
-        with self._connected() as view:
+        looked_before = self._study is not None
+        with self._connected() as study:
             runs = list(_runs(self.plan, only if looked_before else None))
-            problems = list(self._send_changes(view, runs, statuses, time.monotonic() + within_s))
+            problems = list(self._send_changes(study, runs, statuses, time.monotonic() + within_s))
             ended_ms = None if parent_status == "RUNNING" else now_ms()
-            view.set_status(view.parent, parent_status, ended_ms)
+            study.set_status(study.parent, parent_status, ended_ms)
         if problems:
             raise TrackingError(
                 "some runs could not be shown:\n" + "\n".join(f"    {p}" for p in problems),
@@ -130,7 +130,7 @@ class Tracker:
 
     def _send_changes(
         self,
-        view: MlflowStudy,
+        study: MlflowStudy,
         runs: Sequence[tuple[PlannedRun, RunFolder]],
         statuses: Statuses,
         deadline: float,
@@ -139,11 +139,11 @@ class Tracker:
         for done, (run, folder) in enumerate(runs, start=1):
             state = folder.state()
             stamp = (statuses.get(state), *_stamps(folder))
-            sent = view.children.get(run.run_id)
+            sent = study.children.get(run.run_id)
             if state != "missing" and (sent is None or sent.stamp != stamp):
                 self._changing.add(run.run_id)
                 try:
-                    view.send(view_of(self.plan, run, state, statuses[state])).stamp = stamp
+                    study.send(view_of(self.plan, run, state, statuses[state])).stamp = stamp
                     if state in OVER:
                         self._changing.discard(run.run_id)
                 except (RunError, RestException) as error:
@@ -159,15 +159,15 @@ class Tracker:
         """The study in MLflow; after an error, or a kill, the next pass looks at it anew."""
         try:
             with explained(self.uri):
-                if self._view is None:
-                    self._view = self._study_view()
-                    self._view.end_others({run.run_id for run, _ in _runs(self.plan)})
-                yield self._view
+                if self._study is None:
+                    self._study = self._connect()
+                    self._study.end_others({run.run_id for run, _ in _runs(self.plan)})
+                yield self._study
         except BaseException:
-            self._view = None
+            self._study = None
             raise
 
-    def _study_view(self) -> MlflowStudy:
+    def _connect(self) -> MlflowStudy:
         client = make_client(self.uri)
         return MlflowStudy(client, study_experiment(client, self.plan, self.uri), self.plan)
 
@@ -198,7 +198,7 @@ def serve_ui(plan: Plan, host: str = "127.0.0.1", port: int | None = None) -> No
         study_id, _ = study_identity(plan)
         parent = reported_run(make_client(uri), experiment, study_id)
     page_id = str(experiment.experiment_id)
-    pages = {view.name: view.page(page_id) for view in saved_views(plan, study_id)}
+    pages = {saved.name: saved.page(page_id) for saved in saved_views(plan, study_id)}
     if parent:
         pages[f"{plan.study.name}: report"] = report_page(page_id, parent)
     if uri.startswith("http"):
@@ -238,7 +238,7 @@ def _runs(
 
 
 def _stamps(folder: RunFolder) -> Iterator[tuple[int, int] | None]:
-    """What changes whenever one of the files that a view is made from is written."""
+    """What changes whenever one of the files that an `MlflowRun` is made from is written."""
     files = (folder.spec, folder.events, folder.usage, folder.error, folder.result, folder.model)
     for file in files:
         try:

@@ -9,8 +9,6 @@ from fake_folders import make_plan
 from tiny import run_in_process, tiny_values
 
 from fewscan.harness.plan import Plan, load_plan
-from fewscan.harness.report.studies import one_study
-from fewscan.harness.report.write import write_report
 from fewscan.harness.tracking import stores
 
 
@@ -32,7 +30,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plan(tmp_path: Path, empty_database: Path) -> Plan:
-    """A pre-training, two fine-tunings of it, its unsupervised score; nothing has started."""
+    """A pre-training, two fine-tunings of it, the scores of all three; nothing has started."""
     folder = tmp_path / "my study ü"
     folder.mkdir()
     shutil.copy(empty_database, folder / "mlflow.db")
@@ -41,7 +39,9 @@ def plan(tmp_path: Path, empty_database: Path) -> Plan:
 
 @pytest.fixture(scope="session")
 def finished_study(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a study of 14 runs that are all finished, with their report, made without Ray."""
+    """The file of a study of 26 runs that are all finished, with their report, made without Ray."""
+    from fewscan.harness.report.write import write_report  # seconds, which most tests do not need
+
     folder = tmp_path_factory.mktemp("finished")
     values = tiny_values(store_path, folder / "study")
     values["finetune"] |= {"label_counts": [1, 4, "all"], "seeds": [0, 1], "targets": ["binary"]}

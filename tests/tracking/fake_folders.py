@@ -14,7 +14,7 @@ import numpy as np
 from mlflow import MlflowClient
 
 from fewscan.experiments.checkpoint import save_model
-from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.results import Result
 from fewscan.experiments.spec import (
     Evaluation,
     Finetune,
@@ -40,6 +40,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_plan(folder: Path, name: str = "a study") -> Plan:
+    """A pre-training, two fine-tunings of it, its unsupervised score, the scores of the two."""
     store = SimpleNamespace(
         path=folder / "store",
         fingerprint=DATA,
@@ -53,70 +54,74 @@ def make_plan(folder: Path, name: str = "a study") -> Plan:
     )
     study = Study(name, folder / "store", folder, Finetuning((1,), TRAINING))
     dae = Pretrain(DATA, NETWORK, TRAINING)
-    runs = [PlannedRun(dae, Place(Arm("pre-training"), None, None, 0), "pre-train dae", 4.0)]
-    scores = []
+    evaluation = Evaluation()
+    place = Place(Arm("pre-training"), None, None, 0)
+    trained, scored = [PlannedRun(dae, place, "pre-train dae", 4.0)], []
     for seed in (0, 1):
         spec = Finetune(DATA, NETWORK, "binary", 1, TRAINING, seed, init=run_id(dae))
-        place, name = Place(Arm("fine-tuning", "dae"), "binary", 1, seed), f"dae · seed {seed}"
-        runs.append(PlannedRun(spec, place, f"fine-tune {name}", 2.0))
-        score = Score(DATA, Evaluation(), (run_id(spec),))
-        scores.append(PlannedRun(score, place, f"score {name}", 1.0))
+        score = Score(DATA, evaluation, (run_id(spec),))
+        place = Place(Arm("fine-tuning", "dae"), "binary", 1, seed)
+        cell = f"binary · dae · 1 scan · seed {seed}"
+        trained.append(PlannedRun(spec, place, f"fine-tune {cell}", 2.0))
+        scored.append(PlannedRun(score, place, f"score {cell}", 1.0))
     place = Place(Arm("unsupervised", "dae"), "binary", None, 0)
-    unsupervised = Score(DATA, Evaluation(), (run_id(dae),))
-    runs.append(PlannedRun(unsupervised, place, "unsupervised · dae", 1.0))
-    return Plan(study, cast(Any, store), (*runs, *scores))
+    score = Score(DATA, evaluation, (run_id(dae),))
+    unsupervised = PlannedRun(score, place, "unsupervised · dae", 1.0)
+    return Plan(study, cast(Any, store), (*trained, unsupervised, *scored))
 
 
 def start(plan: Plan, index: int, at: float = T0) -> RunFolder:
     folder = plan.folder_of(plan.runs[index])
     plan.record(plan.runs[index]).write(folder)
-    attempt = {"host": "n1", "device": "cpu", "versions": {"torch": "2.13.0"}}
-    folder.append_event("started", 0, at, attempt=attempt)
+    begin(folder, at)
     return folder
+
+
+def begin(folder: RunFolder, at: float, step: int = 0, host: str = "n1") -> None:
+    """An attempt, as a run says it."""
+    attempt = {"host": host, "device": "cpu", "versions": {"torch": "2.13.0"}}
+    folder.append_event("started", step, at_unix=at, attempt=attempt)
 
 
 def learn(folder: RunFolder, steps: range, at: float = T0, commit: bool = True) -> None:
     for step in steps:
         values = {"train/loss": 1 / (step + 1), "validation/loss": None if step == 3 else 0.5}
-        folder.append_event("metrics", step, at + step, values=values)
+        folder.append_event("metrics", step, at_unix=at + step, values=values)
     if commit:
-        folder.append_event("checkpoint", steps.stop, at + steps.stop)
+        folder.append_event("checkpoint", steps.stop, at_unix=at + steps.stop)
 
 
-def finish(folder: RunFolder, at: float = T0 + 100, model: bool = True, loss: float = 0.5) -> None:
-    """Leave what a training, or a score, leaves at its end."""
-    spec = RunRecord.read(folder).spec
-    folder.append_event("finished", 20, at, seconds=12.5)
-    if isinstance(spec, Score):
+def finish(
+    plan: Plan, index: int, at: float = T0 + 100, model: bool = True, loss: float = 0.5
+) -> None:
+    """End a run that has begun with the result of its kind, and the model if it trains."""
+    run, folder = plan.runs[index], plan.folder_of(plan.runs[index])
+    trains = run.kind != Score.kind
+    if model and trains:
+        network = UNet(4, 2 if run.kind == Finetune.kind else 4, NETWORK.width, NETWORK.depth)
+        save_model(folder.model, network, network.state_dict())
+    folder.append_event("finished", 20 if trains else 0, at_unix=at, seconds=12.5)
+    result = Result(run.kind, best_step=20, validation_loss=loss)
+    if not trains:
         test = {"ap": 0.25, "best_dice": None, "class_dice/core (1)": 0.5}
-        Result(spec.kind, validation={"threshold": 0.1}, test=test).write(folder)
-    else:
-        if model:
-            network = UNet(4, 1, NETWORK.width, NETWORK.depth)
-            save_model(folder.model, network, network.state_dict())
-        Result(spec.kind, best_step=20, validation_loss=loss).write(folder)
+        result = Result(run.kind, validation={"threshold": 0.1}, test=test)
+    result.write(folder)
     folder.progress.unlink(missing_ok=True)
 
 
-def finish_cell(plan: Plan, seed: int, loss: float = 0.5) -> RunFolder:
-    """A fine-tuning and its score, whose folder is returned."""
-    finish(start(plan, 1 + seed), loss=loss)
-    score = start(plan, 4 + seed)
-    finish(score)
-    return score
-
-
-def first_four(plan: Plan) -> Plan:
-    """The same study without the scores of its fine-tunings."""
-    return Plan(plan.study, plan.store, plan.runs[:4])
+def finish_all(plan: Plan, *indices: int, **how: Any) -> None:
+    """Begin and end these runs."""
+    for index in indices:
+        start(plan, index)
+        finish(plan, index, **how)
 
 
 def four_states(plan: Plan) -> None:
-    """Finished, running, failed, interrupted."""
+    """Of the first four runs: finished, running, failed, interrupted."""
     for index in range(4):
         learn(start(plan, index), range(5))
     folders = [plan.folder_of(run) for run in plan.runs]
-    finish(folders[0])
+    finish(plan, 0)
     folders[1].beat(5, 30)
     folders[2].fail(RuntimeError("out of luck\nand of memory"))
 

@@ -29,9 +29,11 @@ SWITCHES = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
+UNSUPERVISED = "unsupervised: denoise"
 WITHIN_MS = 120_000
 """Long enough for a busy machine; what is there sooner is not waited for."""
-FOUR = [f"4 scans · seed 0 · {init} · binary" for init in ("denoise", "scratch")]
+FOUR = [f"4 scans · seed 0 · {arm} · binary" for arm in ("denoise", "scratch")]
+"""Of scores; the rows of their fine-tunings are called so as well, and \"· training\"."""
 CHART = """metric => {
     const card = [...document.querySelectorAll('[data-testid="experiment-view-compare-runs-card"]')]
         .find(card => card.innerText.includes(metric));
@@ -104,10 +106,11 @@ def means(plan: Plan, metric: str) -> dict[str, list[float]]:
     """Arm → the mean over seeds for each label count, from the run folders."""
     values: dict[str, dict[int, list[float]]] = {}
     for run in plan.grid:
-        value, labels = Result.read(plan.folder_of(run)).test[metric], run.place.labels
+        value = Result.read(plan.folder_of(run)).test[metric]
         assert value is not None
-        assert labels is not None
-        values.setdefault(run.place.arm.key, {}).setdefault(labels, []).append(value)
+        assert run.place.labels is not None
+        by_count = values.setdefault(run.place.arm.key, {})
+        by_count.setdefault(run.place.labels, []).append(value)
     return {
         arm: [statistics.fmean(by_count[count]) for count in sorted(by_count)]
         for arm, by_count in values.items()
@@ -122,12 +125,12 @@ def test_the_chart_is_the_label_efficiency_curve(
     lines = page.evaluate(f"() => ({CHART})('pooled_ap')")
     expected = means(plan, "pooled_ap")
     drawn = {uuid.rpartition(".")[2]: (x, y) for uuid, x, y in lines}
-    assert set(drawn) == {"scratch", "denoise", "unsupervised: denoise"}
-    counts = sorted({run.place.labels for run in plan.grid if run.place.labels is not None})
+    assert set(drawn) == {"scratch", "denoise", UNSUPERVISED}
+    counts = sorted({run.place.labels for run in plan.grid})
     for arm, values in expected.items():
         assert drawn[arm][0] == counts
         assert drawn[arm][1] == pytest.approx(values)
-    assert len(set(drawn["unsupervised: denoise"][1])) == 1
+    assert len(set(drawn[UNSUPERVISED][1])) == 1
 
 
 def test_the_study_is_found_and_its_runs_are_compared(

@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_folders import database, first_four, four_states, mlflow_server, shown
+from fake_folders import database, four_states, mlflow_server, shown
 from mlflow import MlflowClient
 
 from fewscan.harness.plan import Plan
@@ -101,7 +102,7 @@ def test_a_server_of_another_version_says_so(plan: Plan) -> None:
 def test_a_slow_server_gets_the_rest_with_the_next_pass(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = first_four(plan)
+    plan = replace(plan, runs=plan.runs[:4])
     four_states(plan)
     monkeypatch.setattr(tracking, "UPDATE_WITHIN_S", 0.0)
     tracker = Tracker(plan)

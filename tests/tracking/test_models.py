@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fake_folders import DATA, ROOT, SIZE, database, finish_cell, mlflow_id
+from fake_folders import DATA, ROOT, SIZE, database, finish_all, mlflow_id
 
 from fewscan.experiments.checkpoint import load_model
-from fewscan.experiments.spec import (
-    PROTOCOL,
-)
+from fewscan.experiments.spec import PROTOCOL
 from fewscan.harness.plan import Plan
 from fewscan.harness.tracking.tracker import Tracker
 
@@ -20,7 +18,8 @@ from fewscan.harness.tracking.tracker import Tracker
 def test_the_model_is_the_network_also_where_this_repository_is_not(
     plan: Plan, tmp_path: Path
 ) -> None:
-    finish_cell(plan, 0)
+    """Logged on the score, which knows the threshold; the weights are those of its parent."""
+    finish_all(plan, 1, 4)
     Tracker(plan).update()
     images = np.random.default_rng(0).random((3, 4, SIZE, SIZE), dtype=np.float32)
     np.save(tmp_path / "images.npy", images)
@@ -37,6 +36,7 @@ def test_the_model_is_the_network_also_where_this_repository_is_not(
         "axis": 2,
         "normalisation": "quantile",
         "orientations": ["LPS"],
+        "best_step": 20,
         "threshold": 0.1,
     }
     script = f"""
@@ -44,7 +44,7 @@ import sys
 sys.path = [p for p in sys.path if p not in ("", {str(ROOT)!r})]
 sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f)]
 import importlib.util
-assert importlib.util.find_spec("fewscan") is None
+assert importlib.util.find_spec("experiments") is None
 import mlflow, numpy, torch
 mlflow.set_tracking_uri({database(plan)!r})
 model = mlflow.pytorch.load_model("runs:/{mlflow_id(plan, 4)}/model")
@@ -52,7 +52,7 @@ images = torch.from_numpy(numpy.load("images.npy"))
 numpy.save("outputs.npy", model(images).detach().numpy())
 info = mlflow.models.get_model_info("runs:/{mlflow_id(plan, 4)}/model")
 assert info.signature.inputs.inputs[0].shape == (-1, 4, {SIZE}, {SIZE})
-assert info.signature.outputs.inputs[0].shape == (-1, 1, {SIZE}, {SIZE})
+assert info.signature.outputs.inputs[0].shape == (-1, 2, {SIZE}, {SIZE})
 assert info.metadata == {facts!r}, info.metadata
 """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

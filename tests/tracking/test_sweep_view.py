@@ -30,7 +30,8 @@ def tiny_plan(
     tiny_document: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Plan:
-    """A pre-training, its unsupervised score, two fine-tunings; MLflow is looked after often."""
+    """A pre-training, its unsupervised score, two scored fine-tunings; MLflow is looked after
+    often."""
     monkeypatch.setattr(sweeping, "LOOK_EVERY_S", SOON_S)
     monkeypatch.setattr(sweeping, "TRY_AGAIN_AFTER_S", SOON_S)
     finetune = tiny_document["finetune"] | {"label_counts": [1], "targets": ["binary"]}

@@ -9,7 +9,7 @@ import pytest
 from fake_folders import (
     database,
     finish,
-    first_four,
+    finish_all,
     four_states,
     learn,
     make_plan,
@@ -77,8 +77,8 @@ def test_more_points_than_a_request_may_hold(plan: Plan) -> None:
     folder = start(plan, 3)
     values = {f"m{i}": float(i) for i in range(120)}
     for step in range(20):
-        folder.append_event("metrics", step=step, values=values)
-    folder.append_event("checkpoint", step=20)
+        folder.append_event("metrics", step, values=values)
+    folder.append_event("checkpoint", 20)
     Tracker(plan).update()
     metrics = shown(plan)[folder.run_id]["metrics"]
     assert sum(len(points) for points in metrics.values()) == 2400
@@ -88,7 +88,7 @@ def test_killed_after_any_call_the_next_process_completes_the_view(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learn(start(plan, 0), range(3))
-    finish(plan.folder_of(plan.runs[0]))
+    finish(plan, 0)
     learn(start(plan, 1), range(3))
     Tracker(plan).close(finished=False)
     expected = shown(plan)
@@ -139,13 +139,12 @@ def test_the_study_is_found_again_from_another_path(plan: Plan, tmp_path: Path) 
 
 
 def test_after_the_sweep_nothing_is_left_running_and_the_next_sweep_goes_on(plan: Plan) -> None:
-    plan = first_four(plan)
     four_states(plan)
     tracker = Tracker(plan)
     tracker.update()
     tracker.close(finished=False)
     statuses = {name: run["status"] for name, run in shown(plan).items()}
-    ids = [run.run_id for run in plan.runs]
+    ids = [run.run_id for run in plan.runs[:4]]
     assert [statuses[i] for i in ids] == ["FINISHED", "KILLED", "FAILED", "KILLED"]
     assert statuses[""] == "KILLED"
     Tracker(plan).update()
@@ -155,16 +154,18 @@ def test_after_the_sweep_nothing_is_left_running_and_the_next_sweep_goes_on(plan
 
 
 def test_sync_shows_a_sweep_that_runs_elsewhere_as_running(plan: Plan) -> None:
-    plan = first_four(plan)
     four_states(plan)
     sync(plan)
     seen = shown(plan)
-    statuses = [seen[run.run_id]["status"] for run in plan.runs]
+    statuses = [seen[run.run_id]["status"] for run in plan.runs[:4]]
     assert statuses == ["FINISHED", "RUNNING", "FAILED", "KILLED"]
     assert seen[""]["status"] == "RUNNING"
     for index, run in enumerate(plan.runs):
-        plan.folder_of(run).error.unlink(missing_ok=True)
-        finish(plan.folder_of(plan.runs[index]))
+        if index < 4:
+            plan.folder_of(run).error.unlink(missing_ok=True)
+            finish(plan, index)
+        else:
+            finish_all(plan, index)
     sync(plan)
     assert {run["status"] for run in shown(plan).values()} == {"FINISHED"}
 
@@ -245,11 +246,10 @@ def test_told_which_runs_begin_an_update_looks_at_no_other(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And ends with what a look at all of them shows, also after a server that was away."""
-    plan = first_four(plan)
     looked: list[str] = []
     state = RunFolder.state
     monkeypatch.setattr(RunFolder, "state", lambda f: (looked.append(f.run_id), state(f))[1])
-    ids = [run.run_id for run in plan.runs]
+    ids = [run.run_id for run in plan.runs[:4]]
     tracker = Tracker(plan)
     tracker.update([])
     learn(start(plan, 0), range(3))
@@ -258,13 +258,13 @@ def test_told_which_runs_begin_an_update_looks_at_no_other(
     tracker.update(ids[:3])  # the third is offered and has not begun
     assert sorted(looked) == sorted(ids[:3])
     assert {"", ids[0], ids[1]} == set(shown(plan))
-    finish(plan.folder_of(plan.runs[0]))
+    finish(plan, 0)
     plan.folder_of(plan.runs[1]).fail(ValueError("no"))
     tracker.update([])
     looked.clear()
     start(plan, 2)
     monkeypatch.setattr(stores, "MlflowClient", lambda uri: 1 / 0)
-    tracker._view = None
+    tracker._study = None
     with pytest.raises(ZeroDivisionError):
         tracker.update([ids[3]])
     monkeypatch.setattr(stores, "MlflowClient", MlflowClient)
@@ -286,7 +286,7 @@ def test_told_which_runs_begin_an_update_looks_at_no_other(
 def test_a_damaged_run_costs_no_look_at_all_others(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is tried again, and shown once it is repaired."""
+    """It is tried again, and shown once it is fixed."""
     for index in range(3):
         learn(start(plan, index), range(3))
     good = plan.folder_of(plan.runs[1]).events.read_bytes()
