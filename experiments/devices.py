@@ -6,6 +6,7 @@ starts the ranks (Ray Train in a sweep, `launch` in a bare process), not by the 
 
 import contextlib
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -126,6 +127,17 @@ class Devices:
     def dtype(self, precision: Precision) -> torch.dtype:
         """What the weights are kept in: float32, or float64 for exact comparisons."""
         return torch.float64 if precision == "fp64" else torch.float32
+
+    def description(self) -> dict[str, Any]:
+        """Where this attempt runs, for the record: nothing in it is part of the result."""
+        cuda = self.device.startswith("cuda")
+        return {
+            "host": platform.node(),
+            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "ranks": self.world_size,
+            "threads": self.threads,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
 
     def computed_precision(self, precision: Precision) -> Literal["bf16", "fp32", "fp64"]:
         """What the wish comes to here: auto is bf16 where the device has it natively."""

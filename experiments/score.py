@@ -4,6 +4,7 @@ Letters in names: N slices, C channels, Z slices of a scan, H and W rows and col
 """
 
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ import torch
 
 from fewscan.experiments.anomaly import remove_small_components
 from fewscan.experiments.cases import Case, Row, case_row, means, to_csv
+from fewscan.experiments.catalogue import METRICS
 from fewscan.experiments.data import open_store
-from fewscan.experiments.devices import Devices
+from fewscan.experiments.devices import Devices, Preempted
 from fewscan.experiments.metrics import PixelScores
 from fewscan.experiments.predictor import (
     PREDICTION_BATCH,
@@ -28,7 +30,8 @@ from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Evaluation, Score
 from fewscan.experiments.surface_distance import require_surface_distances
 from fewscan.storage.atomic import write_bytes
-from fewscan.storage.runs import RunFolder
+from fewscan.storage.errors import RunError
+from fewscan.storage.runs import HEARTBEAT_EVERY_S, RunFolder
 from fewscan.storage.slices import Slices, SliceStore
 
 PATIENTS_WAITING = 8
@@ -41,10 +44,12 @@ def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
     Raises `RunError` if a parent's model cannot be used, or MONAI is needed and missing.
     """
     require_surface_distances(spec.evaluation)
+    _require_known(spec.metrics)
     store = open_store(folder, spec.data)
     parents = [folder.sibling(run_id) for run_id in spec.parents]
     predictor = load_predictor(parents).to(devices.device)
-    scorer = _Scorer(predictor, store, devices)
+    scorer = _Scorer(predictor, store, devices, _Clock.of(spec, folder, store, devices))
+    folder.append_event("started", 0, attempt=devices.description())
     labelled = dict.fromkeys(s for parent in parents for s in Result.read(parent).labelled)
     validation, threshold = _score_validation(scorer)
     test: dict[str, float] = {}
@@ -57,6 +62,16 @@ def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
         validation=_defined(validation),
         test=_defined(test),
     )
+
+
+def _require_known(metrics: Sequence[str]) -> None:
+    unknown = sorted(set(metrics) - set(METRICS))
+    if unknown:
+        raise RunError(
+            f"the score asks for {', '.join(unknown)}, which this version of fewscan does not know",
+            expected=", ".join(METRICS),
+            remedy="use the version of fewscan that planned it, or plan it anew: sweep again",
+        )
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,35 @@ class Scored:
     """uint8."""
 
 
+@dataclass
+class _Clock:
+    """Heartbeats of a score; whether its place is being taken away."""
+
+    folder: RunFolder
+    devices: Devices
+    scans: int
+    """To be scored in all, those that are scored twice twice."""
+    done: int = 0
+    last_beat: float = -math.inf
+
+    @classmethod
+    def of(cls, spec: Score, folder: RunFolder, store: SliceStore, devices: Devices) -> "_Clock":
+        """For all that the spec asks for."""
+        tested = len(store.split.test) if spec.split == "test" else 0
+        again = tested if spec.evaluation.removes_specks else 0
+        return cls(folder, devices, len(store.split.validation) + tested + again)
+
+    def scored_one(self) -> None:
+        """Leave a heartbeat if it is time. Raises `Preempted`: a score begins anew afterwards."""
+        self.done += 1
+        now = time.monotonic()
+        if now - self.last_beat >= HEARTBEAT_EVERY_S:
+            self.last_beat = now
+            self.folder.beat(self.done, self.scans)
+            if self.devices.should_stop():
+                raise Preempted
+
+
 @dataclass(frozen=True)
 class _Scorer:
     """Runs the networks over the slices of one scan after the other."""
@@ -81,6 +125,7 @@ class _Scorer:
     predictor: Predictor
     store: SliceStore
     devices: Devices
+    clock: "_Clock"
 
     def each(self, subjects: Sequence[str]) -> Iterator[Scored]:
         """One scan after the other; the next one is read while this one is scored."""
@@ -91,6 +136,7 @@ class _Scorer:
                 if following is not None:
                     coming.append(reader.submit(self.store.read_subject, following))
                 yield self._scored(subject, slices)
+                self.clock.scored_one()
 
     def _scored(self, subject: str, slices: Slices) -> Scored:
         """All slices of a scan, a batch at a time."""

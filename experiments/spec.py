@@ -173,6 +173,9 @@ class Score:
     """Ids of the runs whose networks are scored together."""
     split: ScoredSplit = "test"
     """What is scored; the threshold is always chosen on validation."""
+    metrics: tuple[str, ...] = ()
+    """Keys of the catalogue that were there when it was planned: with one more it is another
+    score, so that a new metric repeats scores, and no training."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ is; the loop does the rest: optimiser, learning rate, validation, checkpoints, e
 """
 
 import math
-import platform
 import time
 from dataclasses import replace
 from typing import Any, Literal, Protocol
@@ -127,7 +126,7 @@ class Loop:
         """Open an attempt in the events, after those that the checkpoint covers."""
         if self.devices.is_first:
             self.folder.truncate_events(self.state.events_bytes)
-            attempt = describe(self.devices) | facts
+            attempt = self.devices.description() | facts
             self.folder.append_event("started", self.state.step, attempt=attempt)
         if self.devices.world_size > 1:
             self._group_gradients()
@@ -265,15 +264,3 @@ def make_optimiser(training: Training, model: nn.Module) -> torch.optim.Optimize
         )
     kind = torch.optim.AdamW if training.optimiser == "adamw" else torch.optim.Adam
     return kind(parameters, lr, weight_decay=decay, amsgrad=True, fused=True)
-
-
-def describe(devices: Devices) -> dict[str, Any]:
-    """Where this attempt runs, for the record: nothing in it is part of the result."""
-    cuda = devices.device.startswith("cuda")
-    return {
-        "host": platform.node(),
-        "device": torch.cuda.get_device_name(devices.device) if cuda else "cpu",
-        "ranks": devices.world_size,
-        "threads": devices.threads,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }

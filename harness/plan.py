@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fewscan.experiments.catalogue import computed
 from fewscan.experiments.cost import run_flops
 from fewscan.experiments.results import RunRecord
 from fewscan.experiments.settings import Transfer
@@ -198,9 +199,15 @@ class _Planner:
     def _unsupervised(self, init: str) -> PlannedRun:
         parent = self._init_id(init)
         assert parent is not None
-        spec = Score(self.store.fingerprint, self.study.evaluation, (parent,))
         place = Place(Arm("unsupervised", init), "binary", None, 0)
-        return self._planned(spec, place, f"unsupervised · {init}")
+        return self._score(parent, place, f"unsupervised · {init}")
+
+    def _score(self, parent: str, place: Place, name: str) -> PlannedRun:
+        """The score of one training."""
+        evaluation, target = self.study.evaluation, place.target or "binary"
+        metrics = tuple(metric.key for metric in computed(evaluation, target))
+        spec = Score(self.store.fingerprint, evaluation, (parent,), metrics=metrics)
+        return self._planned(spec, place, name)
 
     def _grid(self) -> Iterator[PlannedRun]:
         finetune = self.study.finetune
@@ -247,8 +254,7 @@ class _Planner:
         name = f"{target} · {arm.key} · {label_count} {scans} · seed {seed}"
         trained = self._planned(spec, place, f"{VERBS[spec.kind]} {name}")
         yield trained
-        score = Score(self.store.fingerprint, self.study.evaluation, (trained.run_id,))
-        yield self._planned(score, place, f"{VERBS[score.kind]} {name}")
+        yield self._score(trained.run_id, place, f"{VERBS[Score.kind]} {name}")
 
     def _transfer(self, init: str) -> Transfer:
         """What a fine-tuning takes over from this init."""

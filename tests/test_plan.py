@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from fewscan.experiments import catalogue
+from fewscan.experiments.catalogue import Metric
 from fewscan.experiments.cost import forward_flops
 from fewscan.experiments.spec import Finetune, Network
 from fewscan.harness.plan import make_plan
@@ -58,6 +60,17 @@ def test_another_evaluation_repeats_scores_and_no_training(
     new = {run.run_id for run in after.runs} - {run.run_id for run in before.runs}
     assert {run.kind for run in after.runs if run.run_id in new} == {other}
     assert len(new) == len(after.scores)
+
+
+def test_another_metric_repeats_scores_and_no_training(
+    tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = make_plan(tiny_study())
+    more = Metric("more", "more", "patient", "One more.", targets=("binary",))
+    monkeypatch.setattr(catalogue, "CATALOGUE", (*catalogue.CATALOGUE, more))
+    after = make_plan(tiny_study())
+    new = {run.run_id for run in after.runs} - {run.run_id for run in before.runs}
+    assert new == {run.run_id for run in after.scores if run.place.target == "binary"}
 
 
 def test_a_scheme_without_an_anomaly_score_has_no_unsupervised_baseline(

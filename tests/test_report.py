@@ -237,7 +237,7 @@ def test_an_unfinished_study_shows_what_is_missing_and_why(plan: Plan) -> None:
     for row in lines(plan, "intervals.csv", metric=DICE, arm="scratch"):
         assert (row["seeds"], row["planned"]) == ("2", "3")
     assert {row["difference"] for row in table(plan, "differences.csv")} == {""}
-    assert {row["needed"] for row in table(plan, "labels_saved.csv")} == {""}
+    assert table(plan, "labels_saved.csv") == []
 
 
 def test_arms_given_other_scans_are_not_compared(plan: Plan) -> None:
@@ -327,6 +327,18 @@ def test_energy_is_what_was_sampled_and_no_more(plan: Plan) -> None:
     assert records[0].gpu_kwh == pytest.approx(0.3 * 36 / 3600)
     assert energy(records[:1]) == "0.003 kWh"
     assert energy(records) == "0.003 kWh in 1 of 2 runs"
+
+
+def test_the_page_says_of_energy_what_the_numbers_say(plan: Plan) -> None:
+    """Once it gave kilowatt-hours and said that nothing measures them."""
+    finish_all(plan)
+    write_report(one_study(plan))
+    assert "no run sampled what its GPU drew" in page(plan)
+    plan.folder_of(plan.runs[0]).append_usage({"gpu_power_watts": 300.0})
+    write_report(one_study(plan))
+    assert "0.003 kWh in 1 of 37 runs" in page(plan)
+    assert "Energy is of the 1 runs of 37 that sampled their GPU" in page(plan)
+    assert "not known" not in page(plan)
 
 
 def test_the_same_folders_give_the_same_bytes(finished: Plan) -> None:

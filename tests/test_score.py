@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fewscan.experiments import catalogue, measures
 from fewscan.experiments import score as score_module
 from fewscan.experiments.catalogue import CATALOGUE, Metric
-from fewscan.experiments.devices import Devices
+from fewscan.experiments.devices import Devices, Preempted
 from fewscan.experiments.measures import MEASURES, Masks
 from fewscan.experiments.predictor import Predictor
 from fewscan.experiments.results import Result, RunRecord
@@ -326,3 +326,33 @@ def test_a_score_needs_monai_before_it_reads_anything(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RunError, match="pip install monai"):
         scored()
+
+
+def test_a_score_is_seen_while_it_runs_and_is_whole_or_not_there(
+    folder: RunFolder, scored: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = scored()
+    cases = folder.cases.read_bytes()
+    folder.cases.unlink()
+    assert folder.state() == "running"
+    assert folder.read_progress()["steps"] == 1 + 5, "scans of validation and test"
+    (started,) = folder.committed_events()
+    assert (started.kind, started.attempt["device"], started.attempt["ranks"]) == (
+        "started",
+        "cpu",
+        1,
+    )
+    with pytest.raises(Preempted):
+        scored(devices=Devices(should_stop=lambda: True))
+    assert not folder.cases.exists()
+    assert scored() == expected
+    assert folder.cases.read_bytes() == cases
+
+
+def test_a_metric_of_another_version_is_named(
+    store: SliceStore, folder: RunFolder, scored: Callable[..., Result]
+) -> None:
+    scored()
+    spec = Score(store.fingerprint, AS_PUBLISHED, (), metrics=("ap", "beauty"))
+    with pytest.raises(RunError, match="asks for beauty, which this version"):
+        score(spec, folder, CPU)

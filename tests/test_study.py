@@ -158,3 +158,10 @@ def test_a_dumped_study_reads_back_the_same(seeds: list, counts: list, lr: float
     wish["finetune"]["training"]["lr"] = lr
     study = parse_study(wish, "given")
     assert parse_study(yaml.safe_load(dump_study(study)), "dump") == study
+
+
+def test_published_metrics_are_those_of_the_panels() -> None:
+    entry = {"label": "a", "citation": "b", "metric": "accuracy", "value": 0.5}
+    expected = "expected one of: pooled_ap, pooled_best_dice, class_dice_mean"
+    with pytest.raises(StudyError, match=expected):
+        parse_study(document() | {"published": [entry]}, "x")

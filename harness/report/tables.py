@@ -46,6 +46,11 @@ class Table:
         rows = tuple(tuple(row[n] for n in kept) for row in self.rows)
         return Table(tuple(self.columns[n] for n in kept), rows)
 
+    def having(self, key: str) -> "Table":
+        """Leave out the rows without a value in a column."""
+        place = [column.key for column in self.columns].index(key)
+        return Table(self.columns, tuple(row for row in self.rows if row[place] is not None))
+
     def for_people(self) -> tuple[list[Column], list[list[str]]]:
         """The columns that have a title, and what stands in them."""
         shown = [(n, it) for n, it in enumerate(self.columns) if it.title]

@@ -154,7 +154,7 @@ def _tables(report: Report) -> dict[str, bytes]:
         "numbers": study_tables.numbers_table(report.results),
         "intervals": study_tables.intervals_table(evidence),
         "differences": study_tables.differences_table(evidence),
-        "labels_saved": study_tables.saved_table(evidence),
+        "labels_saved": study_tables.saved_table(evidence).having("score"),
         "quartiles": study_tables.quartiles_table(report.spreads),
     }
     latex = LATEX_HEAD + "\n".join(_latex(report.studies.name, it) for it in report.leading)

@@ -40,7 +40,8 @@ def plan(tmp_path: Path, empty_database: Path) -> Plan:
 @pytest.fixture(scope="session")
 def finished_study(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a study of 26 runs that are all finished, with their report, made without Ray."""
-    from fewscan.harness.report.write import write_report  # seconds, which most tests do not need
+    from fewscan.harness.report.studies import one_study  # seconds, which most tests do not need
+    from fewscan.harness.report.write import write_report
 
     folder = tmp_path_factory.mktemp("finished")
     values = tiny_values(store_path, folder / "study")

@@ -1,0 +1,62 @@
+"""What is read of finished runs, and what it is named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fake_runs import finish_all
+
+from fewscan.experiments import catalogue
+from fewscan.experiments.catalogue import Metric
+from fewscan.harness.arms import Arm
+from fewscan.harness.plan import make_plan
+from fewscan.harness.report import results
+from fewscan.harness.report.figures import colours_of, draw_published
+from fewscan.harness.report.results import panel_points, quantities, read_patients, read_results
+from fewscan.harness.report.studies import one_study
+from fewscan.harness.study import Study
+
+
+def test_scans_of_a_patient_are_averaged_first(tmp_path: Path) -> None:
+    path = tmp_path / "cases.csv"
+    path.write_text("subject,patient,ap,dice_x\nA1,A,0.2,\nA2,A,0.4,0.5\nB1,B,0.9,\n")
+    found = read_patients(path)
+    assert [*found] == ["A", "B"]
+    np.testing.assert_allclose([*found["A"].values()], [0.3, 0.5])
+    np.testing.assert_allclose([*found["B"].values()], [0.9, np.nan])
+
+
+def test_without_patients_each_scan_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "cases.csv"
+    path.write_text("subject,ap\nA1,0.2\nA2,0.4\n")
+    assert read_patients(path) == {"A1": {"ap": 0.2}, "A2": {"ap": 0.4}}
+    assert read_patients(tmp_path / "none.csv") == {}
+
+
+def test_a_pretraining_whose_name_ends_in_scratch_is_not_scratch(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    """Once it was drawn as the supervised line."""
+    pretrain = {"v2/scratch": tiny_document["pretrain"]["denoise"]}
+    finetune = tiny_document["finetune"] | {"inits": ["v2/scratch"]}
+    study = tiny_study(pretrain=pretrain, finetune=finetune, baselines=[])
+    plan = make_plan(study)
+    finish_all(plan)
+    points = panel_points(one_study(plan), read_results(one_study(plan)))
+    arm = Arm("fine-tuning", "v2/scratch")
+    assert {point.arm for point in points} == {arm}
+    figure = draw_published(points, colours_of([arm]))
+    labels = {line.get_label() for axes in figure.axes for line in axes.get_lines()}
+    assert labels == {"pre-trained: v2/scratch"}
+
+
+def test_one_more_metric_is_compared_and_described_by_its_row_alone(
+    tiny_study: Callable[..., Study], monkeypatch: Any
+) -> None:
+    more = Metric("msd_mm", "MSD", "structure", "Mean.", unit="mm", compared="quartiles")
+    monkeypatch.setattr(catalogue, "CATALOGUE", (*catalogue.CATALOGUE, more))
+    studies = one_study(make_plan(tiny_study()))
+    found = [it.key for it in quantities(studies, "quartiles") if it.metric == more]
+    assert found == ["msd_mm_lesion", *(f"msd_mm_{name}" for name in studies.classes)]
+    assert results.leading_quantity(studies, "multiclass").key == "dice_class_mean"
