@@ -72,7 +72,7 @@ def test_plan_lists_runs_and_parents(study: Path) -> None:
     for run in load_plan(study).runs:
         assert run.run_id in shown.output
     assert "pre-train denoise" in shown.output
-    assert "10 runs: 10 missing" in shown.output
+    assert "18 runs: 18 missing" in shown.output
 
 
 def test_report_without_results_says_what_to_do(study: Path) -> None:

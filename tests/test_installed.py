@@ -93,7 +93,7 @@ def test_the_installed_wheel_works_from_another_directory(
     assert "18 runs" in run_installed(site, tmp_path, "plan", study)
     assert "sound" in run_installed(site, tmp_path, "check", tiny_document["store"])
     code = (
-        "import fewscan.harness.report.page as page, fewscan.storage.code_digest as it;"
+        "import fewscan.harness.report.write as page, fewscan.storage.code_digest as it;"
         "from pathlib import Path; folder = Path(page.__file__).parent;"
         "print(folder.parents[1], (folder / 'report.html').exists(), it.code_digest())"
     )
