@@ -45,13 +45,16 @@ def load_trained(run: str | Path) -> Trained:
     folder = RunFolder(Path(run).absolute())
     _require_finished(folder)
     record = RunRecord.read(folder)
-    is_score = isinstance(record.spec, Score)
-    parents = record.spec.parents if is_score else (folder.run_id,)
-    predictor = load_predictor([folder.sibling(parent) for parent in parents])
-    score = folder if is_score else _score_of(folder) if predictor.target == "binary" else None
+    trained: tuple[str, ...] = (folder.run_id,)
+    score, wants_threshold = None, False
+    match record.spec:
+        case Score(parents=parents):
+            trained, score, wants_threshold = parents, folder, True
+        case Finetune(target=target):
+            score, wants_threshold = _score_of(folder) if target == "binary" else None, True
+    predictor = load_predictor([folder.sibling(run_id) for run_id in trained])
     threshold = None if score is None else Result.read(score).threshold
-    wants = is_score or isinstance(record.spec, Finetune)
-    return Trained(predictor, record.run_id, threshold, wants, record.slices)
+    return Trained(predictor, record.run_id, threshold, wants_threshold, record.slices)
 
 
 def _score_of(folder: RunFolder) -> RunFolder | None:
@@ -59,9 +62,9 @@ def _score_of(folder: RunFolder) -> RunFolder | None:
     for path in sorted(folder.path.parent.iterdir()):
         other = RunFolder(path)
         if other.result.exists():
-            spec = RunRecord.read(other).spec
-            if isinstance(spec, Score) and spec.parents == (folder.run_id,):
-                return other
+            match RunRecord.read(other).spec:
+                case Score(parents=parents) if parents == (folder.run_id,):
+                    return other
     return None
 
 

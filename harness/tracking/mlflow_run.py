@@ -252,14 +252,17 @@ def _trained(run: PlannedRun, folder: RunFolder) -> RunFolder | None:
 
 
 def _model_facts(plan: Plan, run: PlannedRun, trained: RunFolder, result: Result) -> dict[str, Any]:
-    scheme = run.spec.scheme if isinstance(run.spec, Pretrain) else Denoise()
-    of_elsewhere = isinstance(run.spec, Imported)
-    slices = RunRecord.read(trained).slices if of_elsewhere else plan.slices
+    scheme, slices = None, plan.slices
+    match run.spec:
+        case Pretrain():
+            scheme = scheme_to_json(run.spec.scheme)
+        case Imported():  # weights of the public code, which denoises
+            scheme, slices = scheme_to_json(Denoise()), RunRecord.read(trained).slices
     facts = {
         "run_id": run.run_id,
         "stage": run.kind,
         "target": run.place.target,
-        "scheme": scheme_to_json(scheme) if run.place.target is None else None,
+        "scheme": scheme,
         "protocol": PROTOCOL,
         "data": to_json(run.spec).get("data"),
         "store_protocol": plan.store.protocol,
