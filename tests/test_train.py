@@ -297,7 +297,7 @@ def test_two_ranks_equal_one(spec: Pretrain | Finetune, tmp_path: Path) -> None:
 def train_whole_stop_and_resume(
     spec: Pretrain, whole: RunFolder, stopped: RunFolder, devices: Devices
 ) -> None:
-    """In each rank; the last one is told to stop at its third look, and no other hears of it."""
+    """In each rank; the last one receives the stop at its third look, and no other hears of it."""
     train_once(spec, whole, devices)
     train_module.HEARTBEAT_EVERY_S = 0.0  # type: ignore[misc]  # this is a process of its own
     answers = iter([False, False, True])
@@ -390,7 +390,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(folder: RunFo
 def test_a_step_does_not_wait_for_a_checkpoint_to_be_written(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first is held up until step 5. What happens meanwhile is told after it, not before."""
+    """The first is held up until step 5. What happens meanwhile is reported after it, not before."""
     release, write, loss = threading.Event(), checkpoint.write_bytes, PretextTask.loss
 
     def slow(path: Path, data: bytes) -> None:
