@@ -25,7 +25,7 @@ STABLE_S = 300
 """A Ray head that lived so long was not broken from the start."""
 
 
-class Head:
+class HeadJob:
     """One head job, from its start to its end."""
 
     def __init__(self, folder: Folder, launch: Launch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fewscan.slurm import processes
 from fewscan.slurm.folder import Folder
-from fewscan.slurm.head import Head
+from fewscan.slurm.head import HeadJob
 from fewscan.slurm.temporary_folder import remove_temporary_folder
 from fewscan.slurm.worker import Worker
 
@@ -34,7 +34,7 @@ def run_head(root: str, launch_id: str) -> None:
     launch = folder.launch()
     if launch is not None and launch.id == launch_id and folder.outcome() is None:
         try:
-            Head(folder, launch).run()
+            HeadJob(folder, launch).run()
         finally:
             leave_nothing()
 

@@ -172,3 +172,12 @@ def test_plan_and_status_are_quick_to_load() -> None:
     assert not slow & loaded_by(
         "fewscan.harness.cli, fewscan.harness.listing, fewscan.harness.on_slurm"
     )
+
+
+def test_no_two_classes_have_one_name():
+    where: dict[str, list[str]] = {}
+    for path in sources():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                where.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}

@@ -390,7 +390,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(folder: RunFo
 def test_a_step_does_not_wait_for_a_checkpoint_to_be_written(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first is held up until step 5. What happens meanwhile is reported after it, not before."""
+    """The first is held up until step 5. What happens meanwhile comes after it, not before."""
     release, write, loss = threading.Event(), checkpoint.write_bytes, PretextTask.loss
 
     def slow(path: Path, data: bytes) -> None:
