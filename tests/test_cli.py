@@ -82,7 +82,7 @@ def test_report_without_results_says_what_to_do(study: Path) -> None:
     assert "remedy: `fewscan sweep`" in shown.output
 
 
-def test_the_doctor_says_what_is_missing_and_how_to_mend_it(
+def test_the_doctor_says_what_is_missing_and_how_to_fix_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -59,7 +59,9 @@ def test_a_disk_without_atomic_renames_is_caught(
     assert any(fault in said for said in crossed(tmp_path).faults)
 
 
-def test_a_file_that_never_arrives_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_never_arrives_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shared_disk_check, "PATIENCE_S", 0.1)
     seen = shared_disk_check.ask(tmp_path)
     assert seen.rounds == 0

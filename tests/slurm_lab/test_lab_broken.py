@@ -41,7 +41,7 @@ def test_workers_that_die_at_once_are_not_resubmitted_for_ever(make_study: MakeS
     assert len(logs(study.cluster)) <= 1 + settings.early_deaths + settings.max_workers
 
 
-def test_a_partition_that_does_not_exist_is_told_at_once(make_study: MakeStudy) -> None:
+def test_a_partition_that_does_not_exist_is_named_at_once(make_study: MakeStudy) -> None:
     with pytest.raises(ClusterError, match="invalid partition") as caught:
         make_study(partition="nonsense").launch()
     assert "sbatch" in str(caught.value)
