@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 from mlflow.exceptions import RestException
 
@@ -186,10 +188,10 @@ def sync(
     return tracker.register_best(register) if register else {}
 
 
-def serve_ui(plan: Plan, host: str = "127.0.0.1", port: int | None = None) -> None:
+def serve_ui(plan: Plan, port: int | None = None) -> None:
     """Serve the study's store in MLflow's UI until Ctrl-C; if a server has it, say where.
 
-    Raises `TrackingError` if nothing has been tracked yet or the server does not start.
+    Raises `TrackingError` if nothing has been tracked yet or the port is taken.
     """
     uri = tracking_uri(plan)
     with explained(uri):
@@ -205,7 +207,8 @@ def serve_ui(plan: Plan, host: str = "127.0.0.1", port: int | None = None) -> No
         for name, page in pages.items():
             print(f"{name}\n    {without_password(uri)}{page}")
     else:
-        serve(uri, pages, host, port)
+        artifacts = Path(unquote(urlparse(experiment.artifact_location).path))
+        serve(uri, artifacts, pages, port)
 
 
 def _catch_up(plan: Plan, uri: str) -> None:
