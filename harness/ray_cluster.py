@@ -7,13 +7,14 @@ import contextlib
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from fewscan.slurm.folder import ensure_token
+from fewscan.slurm.ray_start import leave_out_dashboard
 from fewscan.storage.code_digest import code_digest, package_version
 from fewscan.storage.errors import ClusterError
 from fewscan.storage.runs import StudyFolder
@@ -32,8 +33,8 @@ DEFAULTS = {
 def prepare_environment(token: Path) -> None:
     """Make this process, and the Ray processes it starts, show the token in the file `token`.
 
-    Creates the file, readable by its owner alone, on first use: without it nobody may run code on
-    the study's Ray. Raises `ClusterError` if Ray has been imported without a token already.
+    Creates it, readable by its owner alone, if there is none: without it nobody may run code on the
+    study's Ray. Raises `ClusterError` if Ray has been imported without a token already.
     """
     if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
         raise ClusterError(
@@ -42,10 +43,7 @@ def prepare_environment(token: Path) -> None:
             expected="that nothing imports ray before the sweep does",
             remedy="sweep from a process of its own, or set RAY_AUTH_MODE=token for this one",
         )
-    if not token.exists():
-        descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
+    ensure_token(token)
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 
@@ -100,6 +98,7 @@ def _connected(scratch: Path, **options: object) -> Iterator[None]:
     set_defaults()
     import ray
 
+    leave_out_dashboard()
     with _no_code_of_this_place(scratch):
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
