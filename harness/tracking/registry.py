@@ -40,11 +40,8 @@ def register_best(study: MlflowStudy, plan: Plan, name: str) -> dict[str, str]:
 
 def best_runs(plan: Plan) -> dict[str, PlannedRun]:
     """Target → the score of the finished fine-tuning with the lowest validation loss."""
-    finished = [
-        run
-        for run in plan.grid
-        if len(run.parents) == 1 and plan.folder_of(run).result.exists()  # of several: no one model
-    ]
+    single = [run for run in plan.grid if len(run.parents) == 1]  # of several there is no one model
+    finished = [run for run in single if plan.folder_of(run).result.exists()]
     best: dict[str, PlannedRun] = {}
     for run in sorted(finished, key=lambda run: validation_loss(plan, run)):
         best.setdefault(str(run.place.target), run)
@@ -82,11 +79,8 @@ def _ensure_name(client: MlflowClient, name: str, plan: Plan) -> None:
 
 def _create_version(study: MlflowStudy, name: str, run: PlannedRun, plan: Plan) -> ModelVersion:
     sent = study.children[run.run_id]
-    (model,) = [
-        m
-        for m in logged_models(study.client, study.experiment_id, sent.mlflow_id)
-        if m.status == LoggedModelStatus.READY
-    ]
+    models = logged_models(study.client, study.experiment_id, sent.mlflow_id)
+    (model,) = [it for it in models if it.status == LoggedModelStatus.READY]
     loss = validation_loss(plan, run)
     return study.client.create_model_version(
         name,
