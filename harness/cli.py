@@ -237,10 +237,9 @@ def status(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
     From the shared disk, on any node; where Slurm's commands are missing, its jobs are shown as the
     head last saw them.
     """
-    from fewscan.harness.listing import run_lines
-    from fewscan.harness.pace import render_pace
+    from fewscan.harness.listing import render_estimate, render_status, run_lines
     from fewscan.harness.plan import load_plan
-    from fewscan.harness.status import read_status, render_status
+    from fewscan.harness.status import read_status
 
     loaded = load_plan(study, overrides)
     now = read_status(loaded)
@@ -249,7 +248,7 @@ def status(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
         return
     console.print(render_status(now))
     if not now.is_finished:
-        console.print(render_pace(now), soft_wrap=True)
+        console.print(render_estimate(now), soft_wrap=True)
     if loaded.folder.cluster.exists():
         from fewscan.harness.on_slurm import render_cluster
 
