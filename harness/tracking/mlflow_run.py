@@ -143,8 +143,7 @@ def _name(run: PlannedRun) -> str:
     place = run.place
     if place.labels is None:
         return run.name
-    scans = "scan" if place.labels == 1 else "scans"
-    cell = f"{place.labels} {scans} · seed {place.seed} · {place.arm.key} · {place.target}"
+    cell = f"{place.scans} · seed {place.seed} · {place.arm.key} · {place.target}"
     return cell if run.kind == Score.kind else f"{cell} · training"
 
 
