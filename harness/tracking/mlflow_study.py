@@ -7,7 +7,7 @@ kill between two requests can leave a run that is not found again.
 import hashlib
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,18 +126,16 @@ class MlflowStudy:
         sent.params = wanted.params
         sent.tags |= {**new_tags, DIGEST: wanted.digest}
 
-    def log_report(self, folder: Path, files: Sequence[Path]) -> None:
-        """Put files of `folder` under "report/" on the study's run, unless they are there."""
+    def log_report(self, folder: Path) -> None:
+        """Put the files of `folder` under "report/" on the study's run, unless they are there."""
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
         content = hashlib.sha256()
         for file in files:
             content.update(str(file.relative_to(folder)).encode() + file.read_bytes())
-        if self.parent.tags.get(REPORT) == content.hexdigest():
-            return
-        for file in files:
-            place = Path("report") / file.relative_to(folder).parent
-            self.client.log_artifact(self.parent.mlflow_id, str(file), str(place))
-        self.client.set_tag(self.parent.mlflow_id, REPORT, content.hexdigest())
-        self.parent.tags[REPORT] = content.hexdigest()
+        if files and self.parent.tags.get(REPORT) != content.hexdigest():
+            self.client.log_artifacts(self.parent.mlflow_id, str(folder), "report")
+            self.client.set_tag(self.parent.mlflow_id, REPORT, content.hexdigest())
+            self.parent.tags[REPORT] = content.hexdigest()
 
     def _find(self) -> dict[str, Sent]:
         """The runs of this study, by the id of their spec."""

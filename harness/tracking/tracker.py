@@ -85,11 +85,8 @@ class Tracker:
 
     def log_report(self) -> None:
         """Put the study's report on its parent run, in place of an older one."""
-        folder = self.plan.folder.report
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
-        if files:
-            with self._connected() as study:
-                study.log_report(folder, files)
+        with self._connected() as study:
+            study.log_report(self.plan.folder.report)
 
     def close(self, finished: bool) -> None:
         """A last pass, after the sweep: what is neither finished nor failed is KILLED."""
@@ -160,16 +157,14 @@ class Tracker:
         try:
             with explained(self.uri):
                 if self._study is None:
-                    self._study = self._connect()
+                    client = make_client(self.uri)
+                    experiment = study_experiment(client, self.plan, self.uri)
+                    self._study = MlflowStudy(client, experiment, self.plan)
                     self._study.end_others({run.run_id for run, _ in _runs(self.plan)})
                 yield self._study
         except BaseException:
             self._study = None
             raise
-
-    def _connect(self) -> MlflowStudy:
-        client = make_client(self.uri)
-        return MlflowStudy(client, study_experiment(client, self.plan, self.uri), self.plan)
 
 
 def sync(
@@ -237,13 +232,10 @@ def _runs(
         yield run, plan.folder_of(run)
 
 
-def _stamps(folder: RunFolder) -> Iterator[tuple[int, int] | None]:
+def _stamps(folder: RunFolder) -> Iterator[tuple[str, int, int]]:
     """What changes whenever one of the files that an `MlflowRun` is made from is written."""
     files = (folder.spec, folder.events, folder.usage, folder.error, folder.result, folder.model)
     for file in files:
-        try:
+        with suppress(FileNotFoundError):
             status = file.stat()
-        except FileNotFoundError:
-            yield None
-        else:
-            yield status.st_size, status.st_mtime_ns
+            yield file.name, status.st_size, status.st_mtime_ns
