@@ -235,20 +235,16 @@ def dump_study(study: Study) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if not isinstance(document, dict):
+            raise ValueError(f"it holds {type(document).__name__}, not a mapping")
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise StudyError(
             f"the study file cannot be read: {error}",
             where=path,
-            expected="a YAML file such as experiments/demo.yaml",
-            remedy="check the path and, if a line is named, its indentation",
+            expected="a YAML file with keys such as name, store, folder, finetune",
+            remedy="check the path and, if a line is named, its indentation; or start from a copy "
+            "of experiments/demo.yaml",
         ) from error
-    if not isinstance(document, dict):
-        raise StudyError(
-            f"the file holds {type(document).__name__}, not a mapping",
-            where=path,
-            expected="keys such as name, store, folder, finetune",
-            remedy="start from a copy of experiments/demo.yaml",
-        )
     return document
 
 

@@ -115,29 +115,20 @@ def _require_finished(folder: RunFolder) -> None:
     state = folder.state()
     if state == "finished":
         return
-    runs = folder.path / "runs"
-    if runs.is_dir():
-        raise RunError(
-            "a study, not a run",
-            where=folder.path,
-            expected="the folder of one run, in its folder runs",
-            remedy=f"`fewscan plan STUDY` tells which run is which; for example {_example(runs)}",
-        )
-    if state == "missing":
-        raise RunError(
-            "no run" if folder.path.exists() else "no such folder",
-            where=folder.path,
-            expected="the folder of a finished run (STUDY/runs/ID), or an MLflow model's URI",
-            remedy="check the path; `fewscan plan STUDY` lists the ids of the runs",
-        )
+    if (runs := folder.path / "runs").is_dir():
+        finished = (p for p in sorted(runs.iterdir()) if RunFolder(p).state() == "finished")
+        found = "a study, not a run"
+        remedy = "`fewscan plan STUDY` tells which run is which; for example "
+        remedy += str(next(finished, runs / "ID"))
+    elif state == "missing":
+        found = "no run" if folder.path.exists() else "no such folder"
+        remedy = "check the path; `fewscan plan STUDY` lists the ids of the runs"
+    else:
+        found = f"the run is not finished: it is {state}"
+        remedy = "`fewscan sweep STUDY` goes on with it"
     raise RunError(
-        f"the run is not finished: it is {state}",
+        found,
         where=folder.path,
-        expected="a finished run",
-        remedy="`fewscan sweep STUDY` goes on with it",
+        expected="the folder of a finished run (STUDY/runs/ID), or an MLflow model's URI",
+        remedy=remedy,
     )
-
-
-def _example(runs: Path) -> Path:
-    finished = [p for p in sorted(runs.iterdir()) if RunFolder(p).state() == "finished"]
-    return finished[0] if finished else runs / "ID"
