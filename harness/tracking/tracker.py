@@ -27,7 +27,7 @@ from fewscan.harness.tracking.mlflow_run import (
     Statuses,
     view_of,
 )
-from fewscan.harness.tracking.mlflow_study import MlflowStudy, now_ms, reported_run, study_identity
+from fewscan.harness.tracking.mlflow_study import MlflowStudy, reported_run, study_identity
 from fewscan.harness.tracking.registry import register_best
 from fewscan.harness.tracking.saved_views import report_page, saved_views
 from fewscan.harness.tracking.stores import (
@@ -50,10 +50,6 @@ Progress = Callable[[int, int], None]
 """Receives how many runs of how many have been looked at."""
 
 
-def silent(done: int, total: int) -> None:
-    """Receives it and does nothing."""
-
-
 class Tracker:
     """The one writer of a study's MLflow view.
 
@@ -61,10 +57,12 @@ class Tracker:
     else MLFLOW_TRACKING_URI, else a SQLite file in the study's folder.
     """
 
-    def __init__(self, plan: Plan, uri: str | None = None, progress: Progress = silent) -> None:
+    def __init__(
+        self, plan: Plan, uri: str | None = None, progress: Progress | None = None
+    ) -> None:
         self.plan = plan
         self.uri = tracking_uri(plan, uri)
-        self._progress = progress
+        self._progress = progress or (lambda done, total: None)
         self._study: MlflowStudy | None = None
         self._changing: set[str] = set()
 
@@ -114,8 +112,7 @@ class Tracker:
         with self._connected() as study:
             runs = list(_runs(self.plan, only if looked_before else None))
             problems = list(self._send_changes(study, runs, statuses, time.monotonic() + within_s))
-            ended_ms = None if parent_status == "RUNNING" else now_ms()
-            study.set_status(study.parent, parent_status, ended_ms)
+            study.set_status(study.parent, parent_status)
         if problems:
             raise TrackingError(
                 "some runs could not be shown:\n" + "\n".join(f"    {p}" for p in problems),
@@ -168,7 +165,10 @@ class Tracker:
 
 
 def sync(
-    plan: Plan, uri: str | None = None, register: str | None = None, progress: Progress = silent
+    plan: Plan,
+    uri: str | None = None,
+    register: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, str]:
     """Bring MLflow up to date from the folders, report included.
 
