@@ -83,7 +83,7 @@ def predict(
         return ScanPrediction(files, None, maps_XYZK, trained.map_names, {})
     values = np.array([0, *(files.label_values if predictor.has_classes else (1,))], np.uint8)
     voxel_ml = abs(float(np.linalg.det(original.affine[:3, :3]))) / 1000
-    volumes_ml = {
+    volumes_ml: dict[str, float] = {
         name: np.count_nonzero(classes_XYZ == k) * voxel_ml
         for k, name in enumerate(trained.mask_names, start=1)
     }
