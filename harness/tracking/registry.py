@@ -6,10 +6,8 @@ chose each checkpoint, on the same validation slices for all of them. The test s
 
 import math
 
-from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from fewscan.experiments.results import Result
 from fewscan.harness.plan import Plan, PlannedRun
@@ -57,24 +55,17 @@ def validation_loss(plan: Plan, score: PlannedRun) -> float:
 
 def _register(study: MlflowStudy, name: str, run: PlannedRun, plan: Plan) -> str:
     client = study.client
-    _ensure_name(client, name, plan)
-    versions = client.search_model_versions(f"name = '{name}'")
-    known = [version for version in versions if version.tags.get(RUN_ID) == run.run_id]
-    version = known[0] if known else _create_version(study, name, run, plan)
-    client.set_registered_model_alias(name, ALIAS, version.version)
-    return f"models:/{name}@{ALIAS}"
-
-
-def _ensure_name(client: MlflowClient, name: str, plan: Plan) -> None:
-    try:
+    if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(
             name,
             description=f"The best models of the fewscan study {plan.study.name!r}, chosen by "
             f"their loss on the validation split; the alias `{ALIAS}` is the last choice.",
         )
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    versions = client.search_model_versions(f"name = '{name}'")
+    known = [version for version in versions if version.tags.get(RUN_ID) == run.run_id]
+    version = known[0] if known else _create_version(study, name, run, plan)
+    client.set_registered_model_alias(name, ALIAS, version.version)
+    return f"models:/{name}@{ALIAS}"
 
 
 def _create_version(study: MlflowStudy, name: str, run: PlannedRun, plan: Plan) -> ModelVersion:
