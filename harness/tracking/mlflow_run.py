@@ -219,7 +219,8 @@ def _stands_for(plan: Plan, run: PlannedRun) -> list[int]:
 def _trained(run: PlannedRun, folder: RunFolder) -> RunFolder | None:
     """The folder whose model is logged on the finished run; None: no model belongs there.
 
-    A fine-tuning's is on the run of its score: there stand its numbers and its threshold.
+    A pre-training's is on its own run. A fine-tuning's is on that of its score: there stand its
+    numbers and its threshold.
     """
     match run.spec:
         case Pretrain():
