@@ -15,21 +15,30 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from fewscan.slurm.session import Session
 from fewscan.storage.conventions import registry
-from fewscan.storage.errors import FewscanError
+from fewscan.storage.errors import (
+    DiskFullError,
+    FewscanError,
+    disk_full_explained,
+    not_writable_explained,
+)
+from fewscan.storage.system.forgiving import forgive_output
 
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 class Commands(click.Group):
-    """Shows our own errors without a traceback, and exits with 1."""
+    """Shows what a person can fix without a traceback, and exits with 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with not_writable_explained(Path.cwd()), disk_full_explained(Path.cwd()):
+                return super().invoke(ctx)
         except FewscanError as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(1)
+            passes = isinstance(error, DiskFullError) and Session.here().is_on_cluster
+            ctx.exit(Session.TRY_AGAIN if passes else 1)
 
 
 PATH = click.Path(path_type=Path)
@@ -56,6 +65,8 @@ def main() -> None:
     Scans → slices → pre-train → fine-tune → score → figure. Every command that works long may be
     killed and given again: it goes on.
     """
+    if Session.here().is_on_cluster:
+        forgive_output()
     logging.basicConfig(level=os.environ.get("FEWSCAN_LOG", "WARNING"))
 
 
@@ -203,15 +214,15 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
     """
     from fewscan.harness.on_slurm import launch_sweep
     from fewscan.harness.plan import load_plan
+    from fewscan.harness.sweep import begin_again
     from fewscan.harness.sweep import sweep as run_sweep
-    from fewscan.slurm.session import Session
 
     loaded = load_plan(study, overrides)
     if where == "slurm":
         job = launch_sweep(loaded)
         console.print(f"Slurm job {job} is the head; `fewscan status STUDY` tells how it goes")
         return
-    status = run_sweep(loaded, console)
+    status = run_sweep(loaded, console, on_ray_lost=begin_again)
     for run in status.failed():
         message = loaded.folder_of(run).read_error()["message"]
         click.echo(f"failed: {run.run_id} {run.name}: {message}", err=True)

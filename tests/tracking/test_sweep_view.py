@@ -49,7 +49,9 @@ def test_a_server_is_stopped_and_started_during_a_sweep(
         shutil.copy(empty_database, uri.removeprefix("sqlite:///"))
     with ExitStack() as second:
 
-        def run_all(plan: Plan, on_offer: Callable[[str], object], stage: object) -> None:
+        def run_all(
+            plan: Plan, on_offer: Callable[[str], object], stage: object, *_: object
+        ) -> None:
             """What Ray does in a sweep, in this process; only the runs' places differ."""
             with mlflow_server(databases[0], port):
                 offer(plan, plan.runs[:1], on_offer)
@@ -80,7 +82,7 @@ def test_a_server_that_hangs_holds_up_neither_the_sweep_nor_its_progress(
         looks.append(time.monotonic())
         look(*arguments)  # type: ignore[arg-type]
 
-    def run_all(plan: Plan, on_offer: Callable[[str], object], stage: object) -> None:
+    def run_all(plan: Plan, on_offer: Callable[[str], object], stage: object, *_: object) -> None:
         offer(plan, plan.runs, on_offer)
         wait_until(lambda: "timed out" in said.getvalue())
 
