@@ -43,6 +43,8 @@ def run_lines(status: StudyStatus) -> Iterator[str]:
         line = f"{run.run_id}  {state:11}  {pflop:>8}  {parents:12}  {run.name}"
         if state == "failed":
             line += ": " + status.plan.folder_of(run).read_error()["message"].partition("\n")[0]
+        if state == "damaged":
+            line += f": {status.plan.folder_of(run).damage()}"
         yield line
 
 

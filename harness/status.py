@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.storage.errors import RunError
 from fewscan.storage.runs import State
 
 SYMBOLS: dict[State, str] = {
@@ -13,6 +14,7 @@ SYMBOLS: dict[State, str] = {
     "running": "[cyan]▶[/]",
     "interrupted": "[yellow]‖[/]",
     "failed": "[red]✗[/]",
+    "damaged": "[red]?[/]",
     "missing": "[dim]·[/]",
 }
 
@@ -54,7 +56,7 @@ class StudyStatus:
         states, fractions = dict(self.states), dict(self.fractions)
         for run_id in run_ids:
             folder = self.plan.folder.run(run_id)
-            state = states[run_id] = folder.state()
+            state = states[run_id] = "damaged" if folder.damage() else folder.state()
             beat = folder.read_progress() if state == "running" else {}
             fraction = beat["step"] / max(beat["steps"], 1) if beat else 0.0
             fractions[run_id] = 1.0 if state == "finished" else fraction
@@ -67,7 +69,10 @@ class StudyStatus:
 
     def failed(self) -> list[PlannedRun]:
         """The runs whose last attempt raised an error."""
-        return [run for run in self.plan.runs if self.states[run.run_id] == "failed"]
+        return self.in_state("failed")
+
+    def in_state(self, state: State) -> list[PlannedRun]:
+        return [run for run in self.plan.runs if self.states[run.run_id] == state]
 
     def blocked(self) -> list[PlannedRun]:
         """The runs that wait for a failed one, directly or not."""
@@ -104,7 +109,10 @@ def read_paces(status: StudyStatus) -> Iterator[Pace]:
             continue
         folder = status.plan.folder_of(run)
         beat = folder.read_progress()
-        starts = [event for event in folder.committed_events() if event.kind == "started"]
+        try:
+            starts = [event for event in folder.committed_events() if event.kind == "started"]
+        except RunError:  # damaged since it was looked at
+            continue
         if not beat or not starts:
             continue
         steps, seconds = beat["step"] - starts[-1].step, beat["time"] - starts[-1].time

@@ -74,7 +74,7 @@ def sweep(
         write_bytes(folder.study, dump_study(plan.study).encode())
         view = MlflowUpdates(plan, console)
         try:
-            status = without_failures(read_status(plan))
+            status = without_failures(without_damage(read_status(plan), console))
             if not status.is_finished:
                 with watched(status, console, view) as on_offer:
                     _run_on_ray(plan, on_offer, stage, console.print, on_ray_lost)
@@ -87,6 +87,22 @@ def sweep(
         finally:
             view.close(finished=read_status(plan).is_finished)
     return read_status(plan)
+
+
+def without_damage(status: StudyStatus, console: Console) -> StudyStatus:
+    """Set the damaged folders aside, so that their runs are computed again and stop no other."""
+    damaged = status.in_state("damaged")
+    for run in damaged:
+        folder = status.plan.folder_of(run)
+        why = folder.damage()
+        place = folder.set_aside()
+        console.print(
+            f"[yellow]damaged:[/] {run.name} is computed again ({why}); its files are "
+            f"kept in {place}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return status.looked_at_again([run.run_id for run in damaged])
 
 
 def without_failures(status: StudyStatus) -> StudyStatus:

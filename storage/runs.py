@@ -23,6 +23,7 @@ import re
 import socket
 import time
 import traceback
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from fewscan.storage.atomic import remove_leftovers, write_json
 from fewscan.storage.errors import RunError, disk_full_explained, not_writable_explained
 from fewscan.storage.locks import exclusive
 
-State = Literal["missing", "interrupted", "running", "failed", "finished"]
+State = Literal["missing", "interrupted", "running", "failed", "finished", "damaged"]
 
 OVER: tuple[State, ...] = ("finished", "failed")
 """States that a run leaves only by being started again."""
@@ -75,7 +76,7 @@ class Event:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Every file of one run.
+    """Every file of one run. A run folder that was set aside has `.damaged-N` after its id.
 
     `spec.json` is written first, `result.json` last: a run is finished if and only if that exists.
     """
@@ -140,10 +141,12 @@ class RunFolder:
         return RunFolder(self.path.parent / run_id)
 
     def create(self, record: dict[str, Any]) -> None:
-        """Write `spec.json` if it is missing or differs (a store that has moved)."""
+        """Write `spec.json` if it is missing, differs (a store that has moved) or is damaged."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if not self.spec.exists() or self.read_spec() != record:
-            write_json(self.spec, record)
+        with contextlib.suppress(RunError):
+            if self.read_spec() == record:
+                return
+        write_json(self.spec, record)
 
     def read_spec(self) -> dict[str, Any]:
         return _read_json(self.spec)
@@ -152,13 +155,20 @@ class RunFolder:
         return _read_json(self.result)
 
     def read_error(self) -> dict[str, Any]:
+        """Kind, message, traceback, host and time. Raises `RunError` if it is missing."""
+        value = {"kind": "unknown", "message": "its error.json is damaged", "time": 0.0}
+        if self.error.exists():
+            with contextlib.suppress(RunError):
+                value |= _read_json(self.error)
+            return value
         return _read_json(self.error)
 
-    def read_progress(self) -> dict[str, Any]:
-        """The last heartbeat, or an empty dict if there is none (any more)."""
+    def read_progress(self) -> dict[str, float]:
+        """Step, steps and time of the last heartbeat; empty if there is none that can be read."""
         try:
-            return dict(json.loads(self.progress.read_text()))
-        except FileNotFoundError:
+            beat = json.loads(self.progress.read_text())
+            return {name: float(beat[name]) for name in ("step", "steps", "time")}
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
 
     def state(self) -> State:
@@ -172,6 +182,29 @@ class RunFolder:
         if time.time() - self.read_progress().get("time", 0.0) < RUNNING_IF_SEEN_WITHIN_S:
             return "running"
         return "interrupted" if self.events.exists() else "missing"
+
+    def damage(self) -> str | None:
+        """What is wrong with the files that the run's state and numbers stand in; None if nothing.
+
+        Costs the reading of them. A damaged `spec.json` is none: whoever goes on writes it anew.
+        """
+        try:
+            if self.result.exists():
+                self.read_result()
+                if self.model.exists() and not zipfile.is_zipfile(self.model):
+                    return f"{self.model} is not a file of weights"
+            else:
+                self.committed_events()
+        except RunError as error:
+            return f"{error.found}: {error.where}"
+        return None
+
+    def set_aside(self) -> Path:
+        """Make room for the run to be begun anew; nothing is deleted. Where the old files are."""
+        number = 1
+        while (place := self.path.with_name(f"{self.run_id}.damaged-{number}")).exists():
+            number += 1
+        return self.path.rename(place)
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -283,7 +316,10 @@ class RunFolder:
                 *_, last, rest = b"", *file.read().split(b"\n")
         except FileNotFoundError:
             return 0.0
-        event = Event.from_line(last) if last and not rest else None
+        try:
+            event = Event.from_line(last) if last and not rest else None
+        except (ValueError, TypeError):
+            return 0.0
         return event.seconds or 0.0 if event and event.kind == "finished" else 0.0
 
 
@@ -374,5 +410,11 @@ def _read_json(path: Path) -> dict[str, Any]:
             expected="a file written by fewscan, which writes it whole or not at all",
             remedy=f"disk or hand has changed it: delete the folder {path.parent} and sweep again",
         ) from error
-    assert isinstance(value, dict)
+    if not isinstance(value, dict):
+        raise RunError(
+            f"the file holds {type(value).__name__}, not an object",
+            where=path,
+            expected="a file written by fewscan",
+            remedy=f"disk or hand has changed it: delete the folder {path.parent} and sweep again",
+        )
     return value
