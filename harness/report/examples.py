@@ -17,7 +17,6 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -62,13 +61,13 @@ class Examples:
     """A row a patient; letters N patients, A arms, H and W rows and columns."""
 
     choice: Choice
-    positions: list[int]
+    positions: np.ndarray
     """Of the slices, along the scan."""
     images_NHW: np.ndarray
     """The first channel."""
     truth_NHW: np.ndarray
     labels_ANHW: np.ndarray
-    anomaly_NHW: np.ndarray | None
+    anomaly_NHW: np.ndarray | None = None
 
 
 def read_examples(plan: Plan, results: Sequence[RunResults]) -> Examples | None:
@@ -156,7 +155,7 @@ def _compute(plan: Plan, choice: Choice) -> Examples:
         anomaly_NHW = trained.predictor.maps(images)[:, 0].numpy()
     return Examples(
         choice,
-        [int(it.positions_N[n]) for it, n in zip(slices, largest, strict=True)],
+        np.array([it.positions_N[n] for it, n in zip(slices, largest, strict=True)]),
         images_NCHW[:, 0].astype(np.float32),
         np.stack([it.labels_NHW[n] for it, n in zip(slices, largest, strict=True)]),
         np.stack(labels),
@@ -170,16 +169,10 @@ def _scan_of(plan: Plan, patient: str) -> str:
     return next(scans, patient)
 
 
-ARRAYS = ("images_NHW", "truth_NHW", "labels_ANHW", "anomaly_NHW")
-
-
 def _save(path: Path, examples: Examples) -> None:
     data = io.BytesIO()
-    arrays = {name: getattr(examples, name) for name in ARRAYS}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
-    np.savez_compressed(
-        data, key=_key(examples.choice), positions=np.array(examples.positions), **arrays
-    )
+    arrays = {name: it for name, it in vars(examples).items() if isinstance(it, np.ndarray)}
+    np.savez_compressed(data, **arrays | {"key": np.array(_key(examples.choice))})
     write_bytes(path, data.getvalue())
 
 
@@ -187,11 +180,11 @@ def _load(path: Path, choice: Choice) -> Examples | None:
     """What is cached for this choice; a file that cannot be read is no cache."""
     try:
         with np.load(path) as found:
-            if str(found["key"]) != _key(choice):
+            arrays = {name: found[name] for name in found.files}
+            if str(arrays.pop("key")) != _key(choice):
                 return None
-            arrays: list[Any] = [found.get(name) for name in ARRAYS]
-            return Examples(choice, found["positions"].tolist(), *arrays)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return Examples(choice, **arrays)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
 
 
