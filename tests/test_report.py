@@ -14,8 +14,8 @@ from fake_runs import PATIENTS, dice_of, finish, finish_all
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import compare
+from fewscan.harness.report.evidence import Quartiles, quartiles
 from fewscan.harness.report.figures import draw_published
-from fewscan.harness.report.results import quartiles
 from fewscan.harness.report.run_log import energy, read_logs
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.tables import escape_latex
@@ -150,8 +150,9 @@ def test_hd95_has_quartiles_in_which_infinity_is_the_largest(finished: Plan) -> 
     )
     assert float(row["infinite_share"]) == pytest.approx(1 / 6)
     assert "20.0 to 50.0; 17% ∞" in page(finished)
-    assert quartiles(np.array([1.0, math.inf, math.inf])) == (1.0, math.inf, math.inf)
-    assert quartiles(np.array([])) == (None, None, None)
+    found = quartiles(np.array([1.0, math.inf, math.nan, math.inf, math.inf]))
+    assert found == Quartiles(4, 1.0, math.inf, math.inf, 0.75)
+    assert quartiles(np.array([math.nan])) == Quartiles(0, None, None, None, None)
 
 
 def test_published_figures_are_drawn_and_cited(

@@ -12,10 +12,10 @@ from scipy import stats
 from fewscan.harness.report.bootstrap import (
     RESAMPLES,
     Estimate,
+    draw_resamples,
     mean,
     p_value,
-    percentiles,
-    resampled_means,
+    with_interval,
 )
 from fewscan.harness.report.cells import Cell, difference
 
@@ -86,15 +86,17 @@ def _differences(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> dict[
 
 
 def _compare(cell: Cell, resamples: int, random_seed: int) -> Comparison:
-    draws_B = resampled_means(cell, resamples, random_seed)
+    resampling = draw_resamples(cell.seeds, cell.patients, resamples, random_seed)
+    draws_B = resampling.means_B(cell)
+    found = with_interval(mean(cell), draws_B)
     defined_SP = cell.defined().scores_SP
     differences_P = np.nanmean(defined_SP, axis=0)
-    p_bootstrap = None if draws_B is None else p_value(draws_B)
+    p_bootstrap = None if found.interval is None else p_value(draws_B)
     p_wilcoxon = signed_rank(differences_P)
     return Comparison(
         seeds=defined_SP.shape[0],
         patients=defined_SP.shape[1],
-        difference=Estimate(mean(cell), None if draws_B is None else percentiles(draws_B)),
+        difference=found,
         p_bootstrap=p_bootstrap,
         p_bootstrap_holm=p_bootstrap,
         p_wilcoxon=p_wilcoxon,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fewscan.experiments.catalogue import Compared, Metric, computed, panels, structures
+from fewscan.experiments.catalogue import Metric, computed, panels, structures
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm, Place
 from fewscan.harness.report.cells import Cell
-from fewscan.harness.report.studies import Studies
+from fewscan.harness.report.studies import Labelled, Studies
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder
 
@@ -99,33 +99,34 @@ class Quantity:
     is_mean: bool = False
     """Whether it is a mean over structures."""
 
+    @property
+    def title_with_unit(self) -> str:
+        return f"{self.title}, {self.metric.unit}" if self.metric.unit else self.title
 
-def quantities(studies: Studies, compared: Compared) -> list[Quantity]:
+
+def quantities(studies: Studies) -> list[Quantity]:
     """What patients are compared or described by, target by target, as the catalogue has it."""
     return [
         quantity
         for target in studies.targets
         for metric in computed(studies.evaluation, target)
-        if metric.compared == compared and target in metric.compared_for
+        if metric.compared != "no" and target in metric.compared_for
         for quantity in _quantities(studies, target, metric)
     ]
 
 
 def leading_quantity(studies: Studies, target: Target) -> Quantity:
     """What the target's verdict is about."""
-    found = quantities(studies, "difference")
+    found = quantities(studies)
     return next(quantity for quantity in found if quantity.target == target and quantity.leads)
 
 
 def _quantities(studies: Studies, target: Target, metric: Metric) -> list[Quantity]:
     """The mean over structures first, where means are compared and there are classes."""
-    title = metric.title_under(studies.evaluation)
-    leads = target in metric.leads
-    if metric.scope != "structure":
-        return [Quantity(target, metric, metric.column(), title, (metric.column(),), leads)]
-    names = structures(target, studies.classes)
+    title, leads = metric.title_under(studies.evaluation), target in metric.leads
+    names = structures(target, studies.classes) if metric.scope == "structure" else ("",)
     columns = tuple(metric.column(name) for name in names)
-    if target == "binary":
+    if target == "binary" or metric.scope != "structure":
         return [Quantity(target, metric, columns[0], title, columns, leads)]
     joint = " of" if metric.compared == "quartiles" else ","
     each = [
@@ -138,27 +139,27 @@ def _quantities(studies: Studies, target: Target, metric: Metric) -> list[Quanti
     return [Quantity(target, metric, key, title, columns, leads, is_mean=True), *each]
 
 
-Cells = dict[Arm, dict[int | None, Cell]]
-"""Arm → labelled scans → cell. No label: the unsupervised scores."""
+Runs = dict[Labelled, list[RunResults]]
+"""An arm and its labelled scans → its finished runs, which differ in seed alone."""
 
 
-def collect_cells(results: Sequence[RunResults], quantity: Quantity) -> Cells:
+def runs_of_target(results: Iterable[RunResults], target: Target | None) -> Runs:
+    """The runs that share all but the seed, together."""
+    found: Runs = {}
+    for it in results:
+        if it.place.target == target:
+            found.setdefault((it.place.arm, it.place.labels), []).append(it)
+    return found
+
+
+def collect_cells(results: Iterable[RunResults], quantity: Quantity) -> dict[Labelled, Cell]:
     """The cells of a quantity: each seed is a finished run, each column a test patient.
 
     Raises `StudyError` if the runs of one cell were tested on different patients.
     """
-    runs: dict[tuple[Arm, int | None], list[RunResults]] = {}
-    for it in results:
-        if it.place.target == quantity.target and it.patients:
-            runs.setdefault((it.place.arm, it.place.labels), []).append(it)
-    cells: Cells = {}
-    for (arm, labels), found in runs.items():
-        cells.setdefault(arm, {})[labels] = _cell(quantity, cell_name(arm, labels), found)
-    return {arm: dict(sorted(found.items(), key=_labels)) for arm, found in cells.items()}
-
-
-def _labels(item: tuple[int | None, Cell]) -> int:
-    return item[0] or 0
+    with_patients = [it for it in results if it.patients]
+    runs = runs_of_target(with_patients, quantity.target)
+    return {place: _cell(quantity, cell_name(*place), found) for place, found in runs.items()}
 
 
 def cell_name(arm: Arm, labels: int | None) -> str:
@@ -199,6 +200,15 @@ class PanelPoint:
     """One number over the split for each finished run."""
 
     @property
+    def key(self) -> str:
+        """The number's name in `result.json`."""
+        return self.metric.overall_key(self.target)
+
+    @property
+    def runs(self) -> int:
+        return len(self.values)
+
+    @property
     def mean(self) -> float | None:
         return statistics.fmean(self.values) if self.values else None
 
@@ -210,58 +220,11 @@ class PanelPoint:
 
 def panel_points(studies: Studies, results: Sequence[RunResults]) -> list[PanelPoint]:
     """A point for each panel, arm and label count that is planned; those without a run too."""
-    values: dict[tuple[str, Target | None, Arm, int | None], list[float]] = {}
-    for it in results:
-        for key, value in it.test.items():
-            if value is not None:
-                place = (key, it.place.target, it.place.arm, it.place.labels)
-                values.setdefault(place, []).append(value)
-    return [
-        PanelPoint(target, metric, arm, labels, planned, tuple(values.get(place, ())))
-        for target, metric in panels()
-        for arm, counts in studies.planned(target).items()
-        for labels, planned in counts.items()
-        for place in [(metric.overall_key(target), target, arm, labels)]
-    ]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The quartiles of a cell over its patients and seeds, for a quantity that may be infinite.
-
-    In the order of the patients infinity is the largest, so quartiles are exact whatever a finite
-    stand-in would have been. There is no mean, hence no difference of means and no interval.
-    """
-
-    quantity: Quantity
-    arm: Arm
-    labels: int | None
-    seeds: int
-    values: int
-    """Patients times seeds, without those for which it is not defined."""
-    lower: float | None
-    """Lower quartile; inf is infinite."""
-    median: float | None
-    upper: float | None
-    infinite_share: float | None
-
-
-def spreads(studies: Studies, results: Sequence[RunResults]) -> list[Spread]:
-    """One for each cell that has a finished run. Raises `StudyError` as `collect_cells` does."""
-    found = []
-    for quantity in quantities(studies, "quartiles"):
-        for arm, cells in collect_cells(results, quantity).items():
-            for labels, cell in cells.items():
-                values = cell.scores_SP[~np.isnan(cell.scores_SP)]
-                infinite = float(np.isinf(values).mean()) if values.size else None
-                numbers = (len(cell.seeds), values.size, *quartiles(values), infinite)
-                found.append(Spread(quantity, arm, labels, *numbers))
-    return found
-
-
-def quartiles(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
-    """Values that occur: no interpolation, which infinity would not survive."""
-    if not values.size:
-        return None, None, None
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf").tolist()
-    return low, middle, high
+    points = []
+    for target, metric in panels():
+        key, runs = metric.overall_key(target), runs_of_target(results, target)
+        for place, planned in studies.planned(target).items():
+            values = [it.test.get(key) for it in runs.get(place, [])]
+            defined = tuple(value for value in values if value is not None)
+            points.append(PanelPoint(target, metric, *place, planned, defined))
+    return points

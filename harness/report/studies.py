@@ -4,6 +4,7 @@ Only what may be compared is: the same protocol, the same data, the same test pa
 evaluation. The arms of two studies carry their study's name.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.study import Published, dump_study
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder
+
+Labelled = tuple[Arm, int | None]
+"""An arm and its labelled scans; None: the unsupervised scores, which have no label."""
 
 PLACES = frozenset({"name", "store", "folder", "resources", "slurm", "published"})
 """Of a study file: nothing in there changes a number."""
@@ -90,15 +94,13 @@ class Studies:
         """The figures of others, from the study files."""
         return tuple(dict.fromkeys(it for s in self.sources for it in s.plan.study.published))
 
-    def planned(self, target: Target) -> dict[Arm, dict[int | None, int]]:
-        """Arm → labels → runs with test numbers that the studies ask for; unlabelled arms last."""
-        found: dict[Arm, dict[int | None, int]] = {}
+    def planned(self, target: Target) -> dict[Labelled, int]:
+        """The runs with test numbers that the studies ask for: arm by arm, unlabelled ones last."""
         places = [source.place(run) for source in self.sources for run in source.plan.scores]
-        for place in sorted(places, key=lambda place: place.labels is None):
-            if place.target == target:
-                counts = found.setdefault(place.arm, {})
-                counts[place.labels] = counts.get(place.labels, 0) + 1
-        return found
+        arms = list(dict.fromkeys(place.arm for place in places))
+        found = Counter((it.arm, it.labels) for it in places if it.target == target)
+        order = sorted(found, key=lambda it: (it[1] is None, arms.index(it[0]), it[1] or 0))
+        return {place: found[place] for place in order}
 
     def references(self) -> dict[Arm, Arm]:
         """Fine-tuned arm → what it is compared with: scratch, or the first study's same arm."""
@@ -138,28 +140,32 @@ def has_results(plan: Plan) -> bool:
 
 def require_comparable(first: Plan, second: Plan) -> None:
     """Raise `StudyError` unless a difference between the two is about their arms alone."""
-    if first.folder.path == second.folder.path:
-        raise _not_comparable(
-            first, second, "they are one folder", "two folders", "name another study"
+    for found, expected, remedy in _obstacles(first, second):
+        raise StudyError(
+            f"{first.study.name} and {second.study.name} cannot be compared: {found}",
+            where=f"{first.folder.path} and {second.folder.path}",
+            expected=expected,
+            remedy=remedy,
         )
+
+
+def _obstacles(first: Plan, second: Plan) -> Iterator[tuple[str, str, str]]:
+    """What stands against a comparison, what was expected, and what to do."""
+    if first.folder.path == second.folder.path:
+        yield "they are one folder", "two folders", "name another study"
     for plan in (first, second):
         _require_protocol(plan)
-    if first.store.fingerprint != second.store.fingerprint:
-        found = f"their data differ: {first.store.fingerprint} and {second.store.fingerprint}"
-        raise _not_comparable(
-            first, second, found, "one store, or two of the same content", "sweep both on one store"
-        )
+    data = [plan.store.fingerprint for plan in (first, second)]
+    if data[0] != data[1]:
+        found = f"their data differ: {data[0]} and {data[1]}"
+        yield found, "one store, or two of the same content", "sweep both on one store"
     odd = {*first.store.split.test} ^ {*second.store.split.test}
     if odd:
         found = f"their test splits differ: {len(odd)} patients are in one alone"
-        raise _not_comparable(
-            first, second, found, "the same test patients", "prepare both stores with one split"
-        )
+        yield found, "the same test patients", "prepare both stores with one split"
     if first.study.evaluation != second.study.evaluation:
         found = f"they are scored differently: {first.study.evaluation}, {second.study.evaluation}"
-        raise _not_comparable(
-            first, second, found, "the same evaluation", "sweep one with the other's evaluation"
-        )
+        yield found, "the same evaluation", "sweep one with the other's evaluation"
 
 
 def _require_protocol(plan: Plan) -> None:
@@ -173,18 +179,6 @@ def _require_protocol(plan: Plan) -> None:
                 expected=f"protocol {PROTOCOL}, of this version of fewscan, in both studies",
                 remedy="sweep it again with this version, or compare with the version that made it",
             )
-
-
-def _not_comparable(
-    first: Plan, second: Plan, found: str, expected: str, remedy: str
-) -> StudyError:
-    where = f"{first.folder.path} and {second.folder.path}"
-    return StudyError(
-        f"{first.study.name} and {second.study.name} cannot be compared: {found}",
-        where=where,
-        expected=expected,
-        remedy=remedy,
-    )
 
 
 def _names(first: Plan, second: Plan) -> tuple[str, str]:
