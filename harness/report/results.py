@@ -48,13 +48,12 @@ class RunResults:
 def read_results(studies: Studies) -> list[RunResults]:
     """The results of every finished run that has test numbers."""
     found = []
-    for source in studies.sources:
-        for run in source.plan.scores:
-            folder = source.plan.folder_of(run)
+    for plan in studies.plans:
+        for run in plan.scores:
+            folder = plan.folder_of(run)
             if folder.result.exists():
                 result = Result.read(folder)
-                place = source.place(run)
-                found.append(RunResults(folder, place, result.test, result.labelled))
+                found.append(RunResults(folder, run.place, result.test, result.labelled))
     return found
 
 

@@ -12,7 +12,7 @@ from operator import attrgetter
 from fewscan.experiments.results import Result
 from fewscan.harness.arms import Place
 from fewscan.harness.plan import PlannedRun
-from fewscan.harness.report.studies import Source, Studies
+from fewscan.harness.report.studies import Studies
 from fewscan.harness.status import StudyStatus, read_status
 from fewscan.storage.runs import Event, State
 
@@ -60,10 +60,10 @@ class RunLog:
 def read_logs(studies: Studies) -> list[RunLog]:
     """One for each run of the studies, in their order."""
     logs = []
-    for source in studies.sources:
-        status = read_status(source.plan)
+    for plan in studies.plans:
+        status = read_status(plan)
         blocked = {run.run_id for run in status.blocked()}
-        logs += [_log(source, status, run, blocked) for run in source.plan.runs]
+        logs += [_log(status, run, blocked) for run in plan.runs]
     return logs
 
 
@@ -77,19 +77,19 @@ def by_machine(logs: Sequence[RunLog]) -> list[list[RunLog]]:
     return [list(runs) for _, runs in groupby(begun, machine)]
 
 
-def _log(source: Source, status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunLog:
-    folder = source.plan.folder_of(run)
+def _log(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunLog:
+    folder = status.plan.folder_of(run)
     events = folder.committed_events()
     starts = [event.attempt for event in events if event.kind == "started"]
     versions = [f"{name} {v}" for s in starts for name, v in s.get("versions", {}).items()]
     hosts, devices = ([s[key] for s in starts if key in s] for key in ("host", "device"))
     watts = [it["gpu_power_watts"] for it in folder.usage_samples() if "gpu_power_watts" in it]
     # As the study file says now; a core is not shared.
-    share = source.plan.share_of(run).gpu_share if {*devices} - {"cpu"} else 1.0
+    share = status.plan.share_of(run).gpu_share if {*devices} - {"cpu"} else 1.0
     return RunLog(
         run_id=run.run_id,
-        name=source.title(run),
-        place=source.place(run),
+        name=run.name,
+        place=run.place,
         state=status.states[run.run_id],
         reason=_reason(status, run, blocked),
         attempts=len(starts),

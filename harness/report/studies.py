@@ -13,8 +13,8 @@ from typing import Any, get_args
 import yaml
 
 from fewscan.experiments.spec import PROTOCOL, Evaluation, Target
-from fewscan.harness.arms import SCRATCH, Arm, Place
-from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.arms import SCRATCH, Arm
+from fewscan.harness.plan import Plan
 from fewscan.harness.study import Published, dump_study
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder
@@ -27,52 +27,38 @@ PLACES = frozenset({"name", "store", "folder", "resources", "slurm", "published"
 
 
 @dataclass(frozen=True)
-class Source:
-    """A plan whose runs are in the report."""
-
-    plan: Plan
-    name: str = ""
-    """The study's, where two are compared."""
-
-    def place(self, run: PlannedRun) -> Place:
-        """Where it stands in the report's grid."""
-        return replace(run.place, arm=run.place.arm.of_study(self.name))
-
-    def title(self, run: PlannedRun) -> str:
-        """Its name for people."""
-        return f"{self.name}: {run.name}" if self.name else run.name
-
-
-@dataclass(frozen=True)
 class Studies:
     """One study, or two."""
 
-    sources: tuple[Source, ...]
+    plans: tuple[Plan, ...]
 
     @property
     def first(self) -> Plan:
         """Two studies that may be compared share what is asked of it: store and evaluation."""
-        return self.sources[0].plan
+        return self.plans[0]
 
     @property
     def are_compared(self) -> bool:
-        return len(self.sources) > 1
+        return len(self.plans) > 1
+
+    @property
+    def names(self) -> list[str]:
+        return [plan.study.name for plan in self.plans]
 
     @property
     def name(self) -> str:
-        names = [source.name for source in self.sources]
-        return f"{names[1]} against {names[0]}" if self.are_compared else self.first.study.name
+        return " against ".join(reversed(self.names))
 
     @property
     def reference(self) -> str:
         """In words, what arms are compared with: "scratch", or the name of the first study."""
-        return self.sources[0].name or SCRATCH
+        return self.names[0] if self.are_compared else SCRATCH
 
     @property
     def report_folder(self) -> Path:
         """Where the report goes."""
         folder = self.first.folder
-        return folder.report_against(self.sources[1].name) if self.are_compared else folder.report
+        return folder.report_against(self.names[1]) if self.are_compared else folder.report
 
     @property
     def evaluation(self) -> Evaluation:
@@ -85,18 +71,18 @@ class Studies:
     @property
     def targets(self) -> tuple[Target, ...]:
         """Those that all of them have; those of the first if they have none in common."""
-        each = [source.plan.study.finetune.targets for source in self.sources]
+        each = [plan.study.finetune.targets for plan in self.plans]
         shared = set.intersection(*map(set, each)) or set(each[0])
         return tuple(target for target in get_args(Target) if target in shared)
 
     @property
     def published(self) -> tuple[Published, ...]:
         """The figures of others, from the study files."""
-        return tuple(dict.fromkeys(it for s in self.sources for it in s.plan.study.published))
+        return tuple(dict.fromkeys(it for plan in self.plans for it in plan.study.published))
 
     def planned(self, target: Target) -> dict[Labelled, int]:
         """The runs with test numbers that the studies ask for: arm by arm, unlabelled ones last."""
-        places = [source.place(run) for source in self.sources for run in source.plan.scores]
+        places = [run.place for plan in self.plans for run in plan.scores]
         arms = list(dict.fromkeys(place.arm for place in places))
         found = Counter((it.arm, it.labels) for it in places if it.target == target)
         order = sorted(found, key=lambda it: (it[1] is None, arms.index(it[0]), it[1] or 0))
@@ -104,18 +90,15 @@ class Studies:
 
     def references(self) -> dict[Arm, Arm]:
         """Fine-tuned arm → what it is compared with: scratch, or the first study's same arm."""
-        first, *second = [
-            dict.fromkeys(run.place.arm for run in s.plan.scores if run.place.labels is not None)
-            for s in self.sources
-        ]
+        first, *second = [dict.fromkeys(run.place.arm for run in it.grid) for it in self.plans]
         if not second:
             return {arm: Arm("fine-tuning") for arm in first if not arm.is_scratch}
-        there, here = (source.name for source in self.sources)
-        return {arm.of_study(here): arm.of_study(there) for arm in second[0] if arm in first}
+        there = {arm: arm.of_study(self.names[0]) for arm in second[0]}
+        return {arm: same for arm, same in there.items() if same in first}
 
     def differences(self) -> list[tuple[str, ...]]:
         """What the study files say differently: the key, and each one's value."""
-        each = [dict(_settings(source.plan)) for source in self.sources]
+        each = [dict(_settings(plan)) for plan in self.plans]
         keys = dict.fromkeys(key for settings in each for key in settings)
         rows = [(key, *(settings.get(key, "–") for settings in each)) for key in keys]
         return [row for row in rows if len(set(row[1:])) > 1]
@@ -123,23 +106,14 @@ class Studies:
 
 def one_study(plan: Plan) -> Studies:
     """A report about a study."""
-    return Studies((Source(plan),))
+    return Studies((plan,))
 
 
 def two_studies(first: Plan, second: Plan) -> Studies:
-    """A report that compares two. Raises `StudyError` that says why they may not be compared."""
-    require_comparable(first, second)
-    names = _names(first, second)
-    return Studies((Source(first, names[0]), Source(second, names[1])))
+    """A report that compares two, whose arms and runs carry their study's name from here on.
 
-
-def has_results(plan: Plan) -> bool:
-    """Whether any run has test numbers, so that there is something to report."""
-    return any(plan.folder_of(run).result.exists() for run in plan.scores)
-
-
-def require_comparable(first: Plan, second: Plan) -> None:
-    """Raise `StudyError` unless a difference between the two is about their arms alone."""
+    Raises `StudyError` unless a difference between the two is about their arms alone.
+    """
     for found, expected, remedy in _obstacles(first, second):
         raise StudyError(
             f"{first.study.name} and {second.study.name} cannot be compared: {found}",
@@ -147,6 +121,13 @@ def require_comparable(first: Plan, second: Plan) -> None:
             expected=expected,
             remedy=remedy,
         )
+    names = _names(first, second)
+    return Studies((_named(first, names[0]), _named(second, names[1])))
+
+
+def has_results(plan: Plan) -> bool:
+    """Whether any run has test numbers, so that there is something to report."""
+    return any(plan.folder_of(run).result.exists() for run in plan.scores)
 
 
 def _obstacles(first: Plan, second: Plan) -> Iterator[tuple[str, str, str]]:
@@ -187,6 +168,18 @@ def _names(first: Plan, second: Plan) -> tuple[str, str]:
         return first.study.name, second.study.name
     names = first.folder.path.name, second.folder.path.name
     return names if names[0] != names[1] else (f"{names[0]} (1)", f"{names[1]} (2)")
+
+
+def _named(plan: Plan, name: str) -> Plan:
+    runs = (
+        replace(
+            run,
+            place=replace(run.place, arm=run.place.arm.of_study(name)),
+            name=f"{name}: {run.name}",
+        )
+        for run in plan.runs
+    )
+    return replace(plan, study=replace(plan.study, name=name), runs=tuple(runs))
 
 
 def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
