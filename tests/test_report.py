@@ -149,7 +149,7 @@ def test_hd95_has_quartiles_in_which_infinity_is_the_largest(finished: Plan) -> 
         ["20.0", "30.0", "50.0"],
     )
     assert float(row["infinite_share"]) == pytest.approx(1 / 6)
-    assert "20.0 to 50.0; 17% ∞" in page(finished)
+    assert '<td class="n">30.0<small>20.0 to 50.0; 17% ∞</small></td>' in page(finished)
     found = quartiles(np.array([1.0, math.inf, math.nan, math.inf, math.inf]))
     assert found == Quartiles(4, 1.0, math.inf, math.inf, 0.75)
     assert quartiles(np.array([math.nan])) == Quartiles(0, None, None, None, None)
@@ -210,6 +210,19 @@ def test_the_verdict_is_said_in_words_with_its_interval(finished: Plan) -> None:
     sentence = re.search(r"<p>(Pre-training \(denoise\) raises.*)</p>", page(finished))
     assert sentence is not None
     assert "1 labelled scan by 0.200 (95 % interval of the difference +0." in sentence[1]
+
+
+def test_a_table_of_the_page_aligns_numbers_and_escapes_texts(
+    tiny_study: Callable[..., Study], undrawn: None
+) -> None:
+    line = {"label": "<i>x</i>", "citation": "A" * 50, "metric": "pooled_ap", "value": 0.5}
+    plan = make_plan(tiny_study(published=[line]))
+    finish_all(plan, lambda run: run.place.arm.is_scratch)
+    write_report(one_study(plan))
+    assert '<th>metric</th><th class="n">labelled scans</th>' in page(plan)
+    assert '<td class="a">&lt;i&gt;x&lt;/i&gt;</td>' in page(plan)
+    assert f'<td class="">{"A" * 50}</td>' in page(plan)
+    assert '<td class="n missing">missing</td>' in page(plan)
 
 
 def test_one_seed_concludes_nothing(tiny_study: Callable[..., Study], undrawn: None) -> None:

@@ -1,4 +1,4 @@
-"""One table, three renderings."""
+"""One table for programs and for people."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 
 from fewscan.harness.arms import Arm
 from fewscan.harness.report.bootstrap import Estimate
-from fewscan.harness.report.tables import Column, Table, at, to_csv, to_html, to_latex
+from fewscan.harness.report.tables import Column, Table, at, to_csv, to_latex
 
 ROW = SimpleNamespace(
     arm=Arm("fine-tuning", "=A1<b>"), mean=Estimate(-0.25, None), comparison=None, words="a\nb"
@@ -30,10 +30,9 @@ def test_programs_get_keys_and_raw_values_and_no_formula() -> None:
 
 
 def test_people_get_titles_and_escaped_text() -> None:
-    html = to_html(TABLE)
-    assert '<th>arm</th><th class="n">value</th><th>words</th>' in html
-    assert "pre-trained: =A1&lt;b&gt;" in html
-    assert "a<small>b</small>" in html
+    columns, texts = TABLE.for_people()
+    assert [column.title for column in columns] == ["arm", "value", "words"]
+    assert texts == [["pre-trained: =A1<b>", "-0.2", "a\nb"]]
     assert "pre-trained: =A1$<$b$>$ & -0.2" in to_latex(TABLE, "50 %")
     assert r"\caption{50 \%}" in to_latex(TABLE, "50 %")
 

@@ -1,4 +1,4 @@
-"""One table, three renderings: CSV for programs, LaTeX for the paper, HTML for the page.
+"""One table, three renderings: CSV for programs, LaTeX for the paper, texts for page and terminal.
 
 And how a value is written for people, the same in every table and sentence. An empty field of a CSV
 file is a number that is not there: the cell is missing, or one seed gives no interval.
@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isinf
 from typing import Any, Literal
-
-from markupsafe import Markup
 
 from fewscan.harness.arms import Arm
 from fewscan.harness.report.bootstrap import Estimate
@@ -121,36 +119,6 @@ LATEX_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
 def escape_latex(text: str) -> str:
     """Text as LaTeX shows it."""
     return "".join(LATEX_SPECIAL.get(letter, letter) for letter in text)
-
-
-SHORT = 50
-"""Letters; a shorter text is not broken."""
-
-
-def to_html(table: Table) -> Markup:
-    """A table whose every value is escaped; further lines of a text are small."""
-    columns, rows = table.for_people()
-    numbers = [' class="n"' if column.align == "right" else "" for column in columns]
-    head = Markup("").join(
-        Markup("<th{}>{}</th>").format(Markup(n), column.title)
-        for n, column in zip(numbers, columns, strict=True)
-    )
-    body = Markup("\n").join(
-        Markup("<tr>{}</tr>").format(Markup("").join(map(_html_cell, columns, texts)))
-        for texts in rows
-    )
-    return Markup(
-        '<div class="scroll"><table>\n<thead><tr>{}</tr></thead>\n'
-        "<tbody>\n{}\n</tbody></table></div>"
-    ).format(head, body)
-
-
-def _html_cell(column: Column, text: str) -> Markup:
-    first, *more = text.split("\n")
-    look = "n" if column.align == "right" else "a" if len(text) < SHORT else ""
-    small = Markup("").join(Markup("<small>{}</small>").format(line) for line in more)
-    missing = f" {MISSING}" if text == MISSING else ""
-    return Markup('<td class="{}">{}{}</td>').format(look + missing, first, small)
 
 
 def scans(count: float) -> str:

@@ -32,7 +32,7 @@ from fewscan.harness.report.findings import findings
 from fewscan.harness.report.results import PanelPoint, RunResults, panel_points, read_results
 from fewscan.harness.report.run_log import RunLog, curves, energy, read_logs
 from fewscan.harness.report.studies import Studies
-from fewscan.harness.report.tables import scans, to_csv, to_html, to_latex
+from fewscan.harness.report.tables import scans, to_csv, to_latex
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import FewscanError, StudyError
 
@@ -169,7 +169,7 @@ def render_page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"table": to_html, "scans": scans}
+    environment.filters["scans"] = scans
     return environment.get_template("report.html").render(
         report=report,
         studies=report.studies,
