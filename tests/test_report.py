@@ -16,7 +16,7 @@ from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import compare
 from fewscan.harness.report.evidence import Quartiles, quartiles
 from fewscan.harness.report.figures import draw_published
-from fewscan.harness.report.run_log import energy, read_logs
+from fewscan.harness.report.run_log import read_logs
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.tables import escape_latex
 from fewscan.harness.report.write import write_report
@@ -332,15 +332,18 @@ def test_seconds_of_interrupted_attempts_count(plan: Plan) -> None:
 
 
 def test_energy_is_what_was_sampled_and_no_more(plan: Plan) -> None:
-    for run in (plan.runs[0], plan.runs[2]):
+    for run in plan.runs[:2]:  # a pre-training, and its score
         finish(plan, run)
-    assert energy(read_logs(one_study(plan))) == "not known"
+    write_report(one_study(plan))
+    assert "<dd>not known</dd>" in page(plan)
     for watts in (200.0, 400.0):
         plan.folder_of(plan.runs[0]).append_usage({"gpu_power_watts": watts})
-    records = read_logs(one_study(plan))
-    assert records[0].gpu_kwh == pytest.approx(0.3 * 36 / 3600)
-    assert energy(records[:1]) == "0.003 kWh"
-    assert energy(records) == "0.003 kWh in 1 of 2 runs"
+    assert read_logs(one_study(plan))[0].gpu_kwh == pytest.approx(0.3 * 36 / 3600)
+    write_report(one_study(plan))
+    assert "<dd>0.003 kWh</dd>" in page(plan)
+    finish(plan, plan.runs[2])
+    write_report(one_study(plan))
+    assert "<dd>0.003 kWh in 1 of 2 runs</dd>" in page(plan)
 
 
 def test_the_page_says_of_energy_what_the_numbers_say(plan: Plan) -> None:

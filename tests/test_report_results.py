@@ -58,5 +58,5 @@ def test_one_more_metric_is_compared_and_described_by_its_row_alone(
     monkeypatch.setattr(catalogue, "CATALOGUE", (*catalogue.CATALOGUE, more))
     studies = one_study(make_plan(tiny_study()))
     found = [it.key for it in quantities(studies) if it.metric == more]
-    assert found == ["msd_mm_lesion", *(f"msd_mm_{name}" for name in studies.classes)]
+    assert found == ["msd_mm_lesion", *(f"msd_mm_{name}" for name in studies.first.store.classes)]
     assert results.leading_quantity(studies, "multiclass").key == "dice_class_mean"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fewscan.experiments.catalogue import Metric, computed, panels, structures
+from fewscan.experiments.catalogue import LESION, Metric, computed, panels, structures
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm, Place
@@ -98,10 +98,6 @@ class Quantity:
     is_mean: bool = False
     """Whether it is a mean over structures."""
 
-    @property
-    def title_with_unit(self) -> str:
-        return f"{self.title}, {self.metric.unit}" if self.metric.unit else self.title
-
 
 def quantities(studies: Studies) -> list[Quantity]:
     """What patients are compared or described by, target by target, as the catalogue has it."""
@@ -123,18 +119,19 @@ def leading_quantity(studies: Studies, target: Target) -> Quantity:
 def _quantities(studies: Studies, target: Target, metric: Metric) -> list[Quantity]:
     """The mean over structures first, where means are compared and there are classes."""
     title, leads = metric.title_under(studies.evaluation), target in metric.leads
-    names = structures(target, studies.classes) if metric.scope == "structure" else ("",)
-    columns = tuple(metric.column(name) for name in names)
+    unit = f", {metric.unit}" if metric.unit else ""
     if target == "binary" or metric.scope != "structure":
-        return [Quantity(target, metric, columns[0], title, columns, leads)]
+        column = metric.column(LESION)
+        return [Quantity(target, metric, column, title + unit, (column,), leads)]
     joint = " of" if metric.compared == "quartiles" else ","
-    each = [
-        Quantity(target, metric, column, f"{title}{joint} {name.replace('_', ' ')}", (column,))
-        for name, column in zip(names, columns, strict=True)
-    ]
+    each = []
+    for name in structures(target, studies.first.store.classes):
+        column, words = metric.column(name), f"{title}{joint} {name.replace('_', ' ')}{unit}"
+        each.append(Quantity(target, metric, column, words, (column,)))
     if metric.compared == "quartiles":
         return each
-    key, title = f"{metric.key}_class_mean", f"class-mean {title}"
+    key, title = f"{metric.key}_class_mean", f"class-mean {title}{unit}"
+    columns = tuple(it.key for it in each)
     return [Quantity(target, metric, key, title, columns, leads, is_mean=True), *each]
 
 

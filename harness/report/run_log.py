@@ -105,16 +105,6 @@ def _log(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunLog:
     )
 
 
-def energy(logs: Sequence[RunLog]) -> str:
-    """What the GPUs drew, in words, as far as it was sampled; nobody samples a CPU."""
-    begun = [it for it in logs if it.devices]
-    known = [it.gpu_kwh for it in begun if it.gpu_kwh is not None]
-    if not known:
-        return "not known"
-    part = "" if len(known) == len(begun) else f" in {len(known)} of {len(begun)} runs"
-    return f"{sum(known):.3g} kWh{part}"
-
-
 def _reason(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> str:
     folder = status.plan.folder_of(run)
     state = status.states[run.run_id]

@@ -65,10 +65,6 @@ class Studies:
         return self.first.study.evaluation
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        return self.first.store.classes
-
-    @property
     def targets(self) -> tuple[Target, ...]:
         """Those that all of them have; those of the first if they have none in common."""
         each = [plan.study.finetune.targets for plan in self.plans]

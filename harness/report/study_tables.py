@@ -197,7 +197,7 @@ def _mean(it: Outcome) -> str:
 
 def quartiles_by_arm(outcomes: Sequence[Outcome]) -> Table:
     """Quartiles over patients and seeds and how often it is infinite, for people."""
-    return _by_arm(outcomes, at("quantity.title_with_unit"), _quartiles)
+    return _by_arm(outcomes, at("quantity.title"), _quartiles)
 
 
 def _quartiles(it: Outcome) -> str:

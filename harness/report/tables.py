@@ -80,23 +80,26 @@ def _csv_field(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
 
 
+LATEX = r"""\begin{table}
+\centering
+\caption{%s}
+\begin{tabular}{%s}
+\toprule
+%s
+\midrule
+%s
+\bottomrule
+\end{tabular}
+\end{table}
+"""
+
+
 def to_latex(table: Table, caption: str) -> str:
     """A floating table; needs booktabs."""
     columns, rows = table.for_people()
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escape_latex(caption)}}}",
-        rf"\begin{{tabular}}{{{''.join(column.align[0] for column in columns)}}}",
-        r"\toprule",
-        _latex_row([column.title for column in columns]),
-        r"\midrule",
-        *map(_latex_row, rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    places = "".join(column.align[0] for column in columns)
+    head, *body = map(_latex_row, [[column.title for column in columns], *rows])
+    return LATEX % (escape_latex(caption), places, head, "\n".join(body))
 
 
 def _latex_row(texts: list[str]) -> str:

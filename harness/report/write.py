@@ -30,7 +30,7 @@ from fewscan.harness.report.figures import (
 )
 from fewscan.harness.report.findings import findings
 from fewscan.harness.report.results import PanelPoint, RunResults, panel_points, read_results
-from fewscan.harness.report.run_log import RunLog, curves, energy, read_logs
+from fewscan.harness.report.run_log import RunLog, curves, read_logs
 from fewscan.harness.report.studies import Studies
 from fewscan.harness.report.tables import scans, to_csv, to_latex
 from fewscan.storage.atomic import write_bytes
@@ -177,7 +177,6 @@ def render_page(report: Report) -> str:
         figures={name: as_data_uri(figure) for name, figure in report.figures.items()},
         findings=[finding for it in report.leading for finding in findings(it)],
         panels=[metric for _, metric in panels()],
-        energy=energy(report.logs),
         protocol=PROTOCOL,
         tables=study_tables,
     )
