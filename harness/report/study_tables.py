@@ -1,4 +1,4 @@
-"""The tables of the report: those that are CSV files, and those that people alone see."""
+"""The tables of what was measured: those of the CSV files, and the same numbers for people."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -6,10 +6,8 @@ from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from fewscan.experiments.catalogue import panels
 from fewscan.harness.report.evidence import Outcome
 from fewscan.harness.report.results import PanelPoint, RunResults
-from fewscan.harness.report.run_log import RunLog, by_machine
 from fewscan.harness.report.tables import (
     MISSING,
     Column,
@@ -22,10 +20,8 @@ from fewscan.harness.report.tables import (
     number,
     one_decimal,
     p_text,
-    scans,
     signed,
 )
-from fewscan.harness.study import Published
 
 
 def _csv(**paths: str) -> tuple[Column, ...]:
@@ -206,60 +202,3 @@ def _quartiles(it: Outcome) -> str:
         return MISSING
     ends = f"{one_decimal(found.lower)} to {one_decimal(found.upper)}"
     return f"{one_decimal(found.median)}\n{ends}; {found.infinite_share or 0:.0%} ∞"
-
-
-def machines_table(logs: Sequence[RunLog]) -> Table:
-    """Kinds of machine with what ran on them."""
-    columns = (
-        Column("", "host", lambda runs: runs[0].hosts, ", ".join),
-        Column("", "device", lambda runs: runs[0].devices, ", ".join),
-        Column("", "versions", lambda runs: runs[0].versions, ", ".join),
-        _right("", "devices a run", lambda runs: runs[0].ranks),
-        _right("", "runs", len),
-        _right("", "seconds", lambda runs: sum(it.seconds for it in runs), "{:,.0f}".format),
-        _right(
-            "", "device-hours", lambda runs: sum(it.device_hours for it in runs), "{:.3f}".format
-        ),
-    )
-    return Table(columns, by_machine(logs))
-
-
-def runs_table(logs: Sequence[RunLog]) -> Table:
-    """Where each run stands and what it took."""
-    columns = (
-        Column("", "run", at("run_id")),
-        Column("", "what", at("name")),
-        Column("", "state", at("state")),
-        Column("", "host", at("hosts"), _names),
-        Column("", "device", at("devices"), _names),
-        _right("", "attempts", at("attempts"), lambda n: str(n or "–")),
-        _right("", "seconds", at("seconds"), lambda s: f"{s:,.1f}" if s else "–"),
-        _right("", "labelled scans", at("place.labels"), lambda n: str(n or "–")),
-    )
-    return Table(columns, logs)
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(names) or "–"
-
-
-def published_table(published: Sequence[Published]) -> Table:
-    """The figures of others with their citations, word for word."""
-    titles = {metric.overall_key(target): metric.panel_title for target, metric in panels()}
-    columns = (
-        Column("", "published", at("label")),
-        Column("", "metric", lambda it: titles[it.metric]),
-        Column("", "value", _published),
-        Column("", "citation", at("citation")),
-    )
-    return Table(columns, published)
-
-
-def _published(it: Published) -> str:
-    return "; ".join(f"{v:g} with {scans(n)}" for n, v in sorted(it.points)) or f"{it.value:g}"
-
-
-def settings_table(names: Sequence[str], differences: Sequence[tuple[str, ...]]) -> Table:
-    """What two studies do differently."""
-    titles = ("setting", *names)
-    return Table([Column("", it, itemgetter(n)) for n, it in enumerate(titles)], differences)

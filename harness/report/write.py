@@ -30,7 +30,7 @@ from fewscan.harness.report.figures import (
 )
 from fewscan.harness.report.findings import findings
 from fewscan.harness.report.results import PanelPoint, RunResults, panel_points, read_results
-from fewscan.harness.report.run_log import RunLog, curves, read_logs
+from fewscan.harness.report.run_log import RunLog, by_machine, curves, read_logs
 from fewscan.harness.report.studies import Studies
 from fewscan.harness.report.tables import scans, to_csv, to_latex
 from fewscan.storage.atomic import write_bytes
@@ -174,9 +174,10 @@ def render_page(report: Report) -> str:
         report=report,
         studies=report.studies,
         logs=report.logs,
+        machines=by_machine(report.logs),
         figures={name: as_data_uri(figure) for name, figure in report.figures.items()},
         findings=[finding for it in report.leading for finding in findings(it)],
-        panels=[metric for _, metric in panels()],
+        panels=panels(),
         protocol=PROTOCOL,
         tables=study_tables,
     )
