@@ -78,11 +78,10 @@ def read_examples(plan: Plan, results: Sequence[RunResults]) -> Examples | None:
     choice = choose(plan, results)
     if choice is None:
         return None
-    cache = plan.folder.examples
-    found = _load(cache, choice)
+    found = _load(plan.folder.examples, choice)
     if found is None:
         found = _compute(plan, choice)
-        _save(cache, found)
+        _save(plan.folder.examples, found)
     return found
 
 
@@ -99,7 +98,7 @@ def _choose(plan: Plan, results: Sequence[RunResults], target: Target) -> Choice
         place = it.place
         if place.target == target and place.labels is not None and it.patients:
             cells.setdefault((place.labels, place.seed), {})[place.arm] = it
-    arms = {run.place.arm for run in plan.scores if run.place.labels is not None}
+    arms = {run.place.arm for run in plan.grid}
     complete = sorted(place for place, found in cells.items() if found.keys() == arms)
     counts = sorted({labels for labels, _ in complete})
     if not counts:
@@ -112,8 +111,7 @@ def _choose(plan: Plan, results: Sequence[RunResults], target: Target) -> Choice
     ranked = sorted((np.nanmean(v), p) for p, v in dice.items() if not np.isnan(v).all())
     if not ranked:
         return None
-    at = {name: math.floor((len(ranked) - 1) * q) for name, q in QUARTILES.items()}
-    patients = {name: ranked[k][1] for name, k in at.items()}
+    patients = {name: ranked[math.floor((len(ranked) - 1) * q)][1] for name, q in QUARTILES.items()}
     return Choice(
         target,
         labels,
@@ -138,9 +136,13 @@ def _compute(plan: Plan, choice: Choice) -> Examples:
 
     from fewscan.harness.trained import load_trained
 
-    slices = [plan.store.read_subject(_scan_of(plan, it)) for it in choice.patients.values()]
-    largest = [int((it.labels_NHW > 0).sum(axis=(1, 2)).argmax()) for it in slices]
-    images_NCHW = np.stack([it.images_NCHW[n] for it, n in zip(slices, largest, strict=True)])
+    shown = []
+    for patient in choice.patients.values():
+        slices = plan.store.read_subject(_scan_of(plan, patient))
+        largest = int((slices.labels_NHW > 0).sum(axis=(1, 2)).argmax())
+        parts = (slices.positions_N, slices.images_NCHW, slices.labels_NHW)
+        shown.append([part[largest] for part in parts])
+    positions, images_NCHW, truth_NHW = (np.stack(part) for part in zip(*shown, strict=True))
     images = torch.from_numpy(images_NCHW).float()
     labels = []
     for run_id in choice.run_ids:
@@ -153,14 +155,8 @@ def _compute(plan: Plan, choice: Choice) -> Examples:
     if choice.anomaly is not None:
         trained = load_trained(plan.folder.run(choice.anomaly[1]).path)
         anomaly_NHW = trained.predictor.maps(images)[:, 0].numpy()
-    return Examples(
-        choice,
-        np.array([it.positions_N[n] for it, n in zip(slices, largest, strict=True)]),
-        images_NCHW[:, 0].astype(np.float32),
-        np.stack([it.labels_NHW[n] for it, n in zip(slices, largest, strict=True)]),
-        np.stack(labels),
-        anomaly_NHW,
-    )
+    images_NHW = images_NCHW[:, 0].astype(np.float32)
+    return Examples(choice, positions, images_NHW, truth_NHW, np.stack(labels), anomaly_NHW)
 
 
 def _scan_of(plan: Plan, patient: str) -> str:
