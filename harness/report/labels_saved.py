@@ -69,8 +69,11 @@ def labels_saved(
     second = {count: second[count] for count in sorted(second) if mean(second[count]) is not None}
     if not first or not second:
         return {}
-    _require_comparable(first, second)
     cells = [*first.values(), *second.values()]
+    for cell in cells[1:]:
+        require_same_patients(cells[0], cell)
+    for count in {*first} & {*second}:
+        require_same_subsets(first[count], second[count])
     seeds = tuple(sorted({seed for cell in cells for seed in cell.seeds}))
     resampling = draw_resamples(seeds, cells[0].patients, resamples, random_seed)
     sign = 1 if higher_is_better else -1
@@ -89,14 +92,6 @@ def labels_saved(
             searched=(int(counts_K[0]), int(counts_K[-1])),
         )
     return found
-
-
-def _require_comparable(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> None:
-    reference, *others = [*first.values(), *second.values()]
-    for cell in others:
-        require_same_patients(reference, cell)
-    for count in {*first} & {*second}:
-        require_same_subsets(first[count], second[count])
 
 
 def _means(cell: Cell, resampling: Resampling) -> np.ndarray:
