@@ -29,7 +29,7 @@ from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm
 from fewscan.harness.plan import Plan
 from fewscan.harness.report.figures import new_figure
-from fewscan.harness.report.results import RunResults, cell_name, leading_quantity
+from fewscan.harness.report.results import RunResults, cell_name, quantities
 from fewscan.harness.report.studies import one_study
 from fewscan.storage.atomic import write_bytes
 
@@ -105,7 +105,8 @@ def _choose(plan: Plan, results: Sequence[RunResults], target: Target) -> Choice
         return None
     labels, seed = next(it for it in complete if it[0] == counts[(len(counts) - 1) // 2])
     shown = cells[labels, seed]
-    columns = leading_quantity(one_study(plan), target).columns
+    leading = [it for it in quantities(one_study(plan)) if it.leads and it.target == target]
+    columns = leading[0].columns
     shared = set.intersection(*({*it.patients} for it in shown.values()))
     dice = {patient: [it.value(patient, columns) for it in shown.values()] for patient in shared}
     ranked = sorted((np.nanmean(v), p) for p, v in dice.items() if not np.isnan(v).all())

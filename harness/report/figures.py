@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from string import ascii_lowercase
@@ -70,9 +70,10 @@ def draw_published(
     figure = new_figure(13 / 3 * len(shown), 4.2)
     all_axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for letter, (target, metric), axes in zip(ascii_lowercase, shown, all_axes, strict=False):
-        here = [it for it in points if (it.target, it.metric) == (target, metric)]
+        key = metric.overall_key(target)
+        here = [it for it in points if it.quantity.key == key]
         _draw_panel(axes, here, colours)
-        _draw_references(axes, [it for it in published if it.metric == metric.overall_key(target)])
+        _draw_references(axes, [it for it in published if it.metric == key])
         _limit(axes, metric)
         axes.set_title(f"({letter}) {metric.panel_title}", fontsize=10)
     _legend(figure, figure.axes)
@@ -95,11 +96,11 @@ def _draw_panel(axes: Axes, points: Sequence[PanelPoint], colours: Colours) -> N
         std = np.array([it.std or 0.0 for it in line.values()])
         _draw_line(axes, x, mean, arm, colour)
         axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
-    for it in points:
-        if it.arm.is_scratch and it.labels == counts[-1] and it.mean is not None:
-            label = f"{SUPERVISED}: {cell_name(it.arm, it.labels)}"
-            _draw_level(axes, it.mean, label, "--")
-    _draw_unsupervised(axes, {it.arm: it.mean for it in points if it.labels is None})
+    most = [it for it in points if it.arm.is_scratch and it.labels == counts[-1]]
+    supervised = [(f"{SUPERVISED}: {cell_name(it.arm, it.labels)}", it.mean) for it in most]
+    _draw_levels(axes, supervised, ["--"])
+    unlabelled = [(it.arm.title, it.mean) for it in points if it.labels is None]
+    _draw_levels(axes, unlabelled, UNSUPERVISED_STYLES)
     _label_counts_on(axes, counts)
 
 
@@ -107,15 +108,13 @@ def _draw_line(axes: Axes, x: Sequence[Any], y: Any, arm: Arm, colour: str) -> N
     axes.plot(x, y, "o-", color=colour, label=_plain(arm.title), markersize=4)
 
 
-def _draw_unsupervised(axes: Axes, means: Mapping[Arm, float | None]) -> None:
-    """A horizontal line for each score that needs no label."""
-    known = {arm: mean for arm, mean in means.items() if mean is not None}
-    for (arm, mean), style in zip(known.items(), cycle(UNSUPERVISED_STYLES), strict=False):
-        _draw_level(axes, mean, arm.title, style)
-
-
-def _draw_level(axes: Axes, value: float, label: str, style: str) -> None:
-    axes.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=_plain(label))
+def _draw_levels(
+    axes: Axes, levels: Iterable[tuple[str, float | None]], styles: Iterable[str]
+) -> None:
+    """A horizontal line for each score that stands at all label counts, with its label."""
+    known = [(label, value) for label, value in levels if value is not None]
+    for (label, value), style in zip(known, cycle(styles), strict=False):
+        axes.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=_plain(label))
 
 
 def _draw_references(axes: Axes, published: Sequence[Published]) -> None:
@@ -148,7 +147,8 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
             if it.saved is not None:
                 _draw_saved(saved, x, it.saved, colours[arm])
     unlabelled = [it for it in evidence.outcomes if it.labels is None]
-    _draw_unsupervised(means, {it.arm: it.mean.value for it in unlabelled if it.mean is not None})
+    levels = [(it.arm.title, it.mean.value) for it in unlabelled if it.mean is not None]
+    _draw_levels(means, levels, UNSUPERVISED_STYLES)
     differences.axhline(0, color="0.35", linewidth=1)
     saved.plot(counts, counts, color="0.35", linewidth=1)
     for axes, title in (

@@ -83,7 +83,7 @@ def _mean_defined(values: Iterable[float]) -> float:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number that each test patient has: a metric, of one structure or in the mean over them."""
+    """A number to compare arms by: a metric, of one structure or in the mean over them."""
 
     target: Target
     metric: Metric
@@ -91,8 +91,9 @@ class Quantity:
     """Its name in CSV files."""
     title: str
     """For people."""
-    columns: tuple[str, ...]
-    """Of `cases.csv`; several are averaged over those that are defined for the patient."""
+    columns: tuple[str, ...] = ()
+    """Of `cases.csv`; several are averaged over those that are defined for the patient. None: it
+    is of all pixels, from `result.json`."""
     leads: bool = False
     """Whether the target's verdict is about it."""
     is_mean: bool = False
@@ -108,12 +109,6 @@ def quantities(studies: Studies) -> list[Quantity]:
         if metric.compared != "no" and target in metric.compared_for
         for quantity in _quantities(studies, target, metric)
     ]
-
-
-def leading_quantity(studies: Studies, target: Target) -> Quantity:
-    """What the target's verdict is about."""
-    found = quantities(studies)
-    return next(quantity for quantity in found if quantity.target == target and quantity.leads)
 
 
 def _quantities(studies: Studies, target: Target, metric: Metric) -> list[Quantity]:
@@ -187,18 +182,13 @@ def _cell(quantity: Quantity, name: str, results: Iterable[RunResults]) -> Cell:
 class PanelPoint:
     """One point of the published figure: runs that differ in seed alone."""
 
-    target: Target
-    metric: Metric
+    quantity: Quantity
     arm: Arm
     labels: int | None
     planned: int
+    """Runs that the studies ask for."""
     values: tuple[float, ...]
     """One number over the split for each finished run."""
-
-    @property
-    def key(self) -> str:
-        """The number's name in `result.json`."""
-        return self.metric.overall_key(self.target)
 
     @property
     def runs(self) -> int:
@@ -218,9 +208,10 @@ def panel_points(studies: Studies, results: Sequence[RunResults]) -> list[PanelP
     """A point for each panel, arm and label count that is planned; those without a run too."""
     points = []
     for target, metric in panels():
-        key, runs = metric.overall_key(target), runs_of_target(results, target)
+        quantity = Quantity(target, metric, metric.overall_key(target), metric.panel_title)
+        runs = runs_of_target(results, target)
         for place, planned in studies.planned(target).items():
-            values = [it.test.get(key) for it in runs.get(place, [])]
+            values = [it.test.get(quantity.key) for it in runs.get(place, [])]
             defined = tuple(value for value in values if value is not None)
-            points.append(PanelPoint(target, metric, *place, planned, defined))
+            points.append(PanelPoint(quantity, *place, planned, defined))
     return points

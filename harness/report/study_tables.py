@@ -59,7 +59,8 @@ def numbers_table(results: Iterable[RunResults]) -> Table:
 def points_table(points: Sequence[PanelPoint]) -> Table:
     """The published figure in numbers."""
     columns = (
-        *_csv(target="target", metric="key", arm="arm", label_count="labels"),
+        *QUANTITY,
+        *_csv(arm="arm", label_count="labels"),
         *_csv(runs="runs", planned="planned", mean="mean", std="std"),
         Column("lowest", "", lambda it: min(it.values, default=None)),
         Column("highest", "", lambda it: max(it.values, default=None)),
@@ -139,7 +140,7 @@ def saved_table(outcomes: Sequence[Outcome], reference: str) -> Table:
     return Table(columns, outcomes)
 
 
-def _by_arm(items: Sequence[Any], title: Callable[[Any], str], text: Callable[[Any], str]) -> Table:
+def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
     """A row for each label count, a column for each arm; a title stands in its first row alone.
 
     An unsupervised score stands in the column of its pre-training, where there is one.
@@ -147,7 +148,7 @@ def _by_arm(items: Sequence[Any], title: Callable[[Any], str], text: Callable[[A
     arms = dict.fromkeys(it.arm for it in items)
     finetuned = {arm: replace(arm, kind="fine-tuning") for arm in arms}
     place = {arm: finetuned[arm] if finetuned[arm] in arms else arm for arm in arms}
-    texts = {(title(it), it.labels, place[it.arm]): text(it) for it in items}
+    texts = {(it.quantity.title, it.labels, place[it.arm]): text(it) for it in items}
     shown = list(dict.fromkeys(place.values()))
     rows: list[tuple[str | int | None, ...]] = []
     for name in dict.fromkeys(name for name, _, _ in texts):
@@ -165,7 +166,7 @@ def _by_arm(items: Sequence[Any], title: Callable[[Any], str], text: Callable[[A
 
 def points_by_arm(points: Sequence[PanelPoint]) -> Table:
     """Mean ± standard deviation over seeds, for people."""
-    return _by_arm(points, at("metric.panel_title"), _point)
+    return _by_arm(points, _point)
 
 
 def _point(it: PanelPoint) -> str:
@@ -181,7 +182,7 @@ def _incomplete(finished: int, planned: int) -> str:
 
 def means_by_arm(outcomes: Sequence[Outcome]) -> Table:
     """Means with their intervals, for people."""
-    return _by_arm(outcomes, at("quantity.title"), _mean)
+    return _by_arm(outcomes, _mean)
 
 
 def _mean(it: Outcome) -> str:
@@ -193,7 +194,7 @@ def _mean(it: Outcome) -> str:
 
 def quartiles_by_arm(outcomes: Sequence[Outcome]) -> Table:
     """Quartiles over patients and seeds and how often it is infinite, for people."""
-    return _by_arm(outcomes, at("quantity.title"), _quartiles)
+    return _by_arm(outcomes, _quartiles)
 
 
 def _quartiles(it: Outcome) -> str:
