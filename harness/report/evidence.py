@@ -144,30 +144,22 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
     except StudyError as error:
         objections = {arm: str(error) for arm, _ in planned}
     references = studies.references() if metric.compared == "difference" else {}
-    comparisons: dict[Labelled, Comparison] = {}
-    saved: dict[Labelled, LabelsSaved] = {}
+    outcomes = {
+        (arm, n): Outcome(quantity, arm, n, count, references.get(arm), cells.get((arm, n)))
+        for (arm, n), count in planned.items()
+    }
     for arm, reference in references.items():
         first, second = _labelled(cells, arm), _labelled(cells, reference)
         try:
             for n, it in compare(first, second).items():
-                comparisons[arm, n] = replace(it, difference=it.difference.within(-span, span))
-            found = labels_saved(first, second, higher_is_better=metric.higher_is_better)
-            saved |= {(arm, n): it for n, it in found.items()}
+                clipped = replace(it, difference=it.difference.within(-span, span))
+                outcomes[arm, n] = replace(outcomes[arm, n], comparison=clipped)
+            better = metric.higher_is_better
+            for n, saved in labels_saved(first, second, higher_is_better=better).items():
+                outcomes[arm, n] = replace(outcomes[arm, n], saved=saved)
         except StudyError as error:
             objections[arm] = str(error)
-    outcomes = [
-        Outcome(
-            quantity,
-            *place,
-            planned[place],
-            references.get(place[0]),
-            cells.get(place),
-            comparisons.get(place),
-            saved.get(place),
-        )
-        for place in planned
-    ]
-    return Evidence(quantity, studies.reference, outcomes, objections)
+    return Evidence(quantity, studies.reference, tuple(outcomes.values()), objections)
 
 
 def _labelled(cells: Mapping[Labelled, Cell], wanted: Arm) -> dict[int, Cell]:
