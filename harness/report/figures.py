@@ -197,7 +197,8 @@ def draw_training(curves: Mapping[str, Sequence[RunLog]], colours: Colours) -> F
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (title, logs) in zip(grid, curves.items(), strict=False):
         for it in logs:
-            colour, label = colours.get(it.place.arm, "0.3"), _plain(it.place.arm.title)
+            arm = it.run.place.arm
+            colour, label = colours.get(arm, "0.3"), _plain(arm.title)
             axes.plot(*zip(*it.validation, strict=True), color=colour, linewidth=1.1, label=label)
             if it.train:
                 axes.plot(*zip(*it.train, strict=True), color=colour, linewidth=0.8, alpha=0.35)

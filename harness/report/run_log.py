@@ -10,7 +10,6 @@ from itertools import groupby
 from operator import attrgetter
 
 from fewscan.experiments.results import Result
-from fewscan.harness.arms import Place
 from fewscan.harness.plan import PlannedRun
 from fewscan.harness.report.studies import Studies
 from fewscan.harness.status import StudyStatus, read_status
@@ -24,10 +23,7 @@ Points = list[tuple[int, float]]
 class RunLog:
     """One planned run: where it stands, and where and how long it ran."""
 
-    run_id: str
-    name: str
-    """For people."""
-    place: Place
+    run: PlannedRun
     state: State
     reason: str
     """Why it is not finished; empty if it is."""
@@ -87,9 +83,7 @@ def _log(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunLog:
     # As the study file says now; a core is not shared.
     share = status.plan.share_of(run).gpu_share if {*devices} - {"cpu"} else 1.0
     return RunLog(
-        run_id=run.run_id,
-        name=run.name,
-        place=run.place,
+        run=run,
         state=status.states[run.run_id],
         reason=_reason(status, run, blocked),
         attempts=len(starts),
@@ -140,9 +134,9 @@ def curves(logs: Sequence[RunLog]) -> dict[str, list[RunLog]]:
     """The runs with losses, one entry a panel: a pre-training, or a target and a label count."""
     panels: dict[str, list[RunLog]] = {}
     for it in logs:
-        if it.validation and it.place.arm.kind != "unsupervised":
-            count = it.place.labels
-            scans = f"{count} scan{'' if count == 1 else 's'}"
-            title = it.name if count is None else f"{it.place.target}, {scans}"
+        place = it.run.place
+        if it.validation and place.arm.kind != "unsupervised":
+            scans = f"{place.labels} scan{'' if place.labels == 1 else 's'}"
+            title = it.run.name if place.labels is None else f"{place.target}, {scans}"
             panels.setdefault(title, []).append(it)
     return panels
