@@ -119,7 +119,8 @@ def differences_table(outcomes: Sequence[Outcome]) -> Table:
 def saved_table(outcomes: Sequence[Outcome], reference: str) -> Table:
     """What the reference, in words, needs for an arm's score.
 
-    In CSV `inf` is "not reached with the most that were run".
+    In CSV, where outcomes without it cannot stand, `inf` is "not reached with the most that were
+    run".
     """
     columns = (
         *QUANTITY,

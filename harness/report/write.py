@@ -94,7 +94,8 @@ def write_report(studies: Studies) -> list[Path]:
     files = [folder / f"{name}.{kind}" for name in report.figures for kind in ("png", "pdf")]
     for file in files:
         save_figure(report.figures[file.stem], file)
-    texts = {"report.html": render_page(report), "tables.tex": render_latex(report)} | _csv(report)
+    texts = render_csv(report)
+    texts |= {"report.html": render_page(report), "tables.tex": render_latex(report)}
     for name, text in texts.items():
         write_bytes(folder / name, text.encode())
         files.append(folder / name)
@@ -125,7 +126,8 @@ def render_report(studies: Studies) -> TerminalTable:
     return shown
 
 
-def _csv(report: Report) -> dict[str, str]:
+def render_csv(report: Report) -> dict[str, str]:
+    """Name of the file → its text."""
     paired = [outcome for it in report.evidence for outcome in it.paired]
     saved = [outcome for outcome in report.outcomes(compared=True) if outcome.saved]
     described = [outcome for outcome in report.outcomes(compared=False) if outcome.cell]
