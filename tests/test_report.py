@@ -273,6 +273,7 @@ def test_other_patients_in_one_seed_are_said(plan: Plan) -> None:
     cases.write_text(cases.read_text().replace("P0,", "P9,"))
     write_report(one_study(plan))
     assert "the seeds of denoise, 4 scans were tested on different patients" in page(plan)
+    assert {row["target"] for row in table(plan, "quartiles.csv")} == {"multiclass"}
 
 
 def test_a_finished_run_without_cases_is_named(plan: Plan) -> None:
