@@ -33,12 +33,9 @@ def simulate(rng: np.random.Generator, seeds: int, seed_sd: float) -> np.ndarray
     return TRUTH + by_seed_S1 + by_patient_P + rng.normal(0, RESIDUAL_SD, (seeds, PATIENTS))
 
 
-def holds(interval: tuple[float | None, float | None] | None, truth: float) -> bool:
+def holds(interval: tuple[float, float] | None, truth: float) -> bool:
     assert interval is not None
-    low, high = interval
-    assert low is not None
-    assert high is not None
-    return low <= truth <= high
+    return interval[0] <= truth <= interval[1]
 
 
 def band(coverage: float) -> tuple[float, float]:

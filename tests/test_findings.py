@@ -8,7 +8,7 @@ from fewscan.experiments.catalogue import METRICS
 from fewscan.harness.arms import Arm
 from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.comparison import compare
-from fewscan.harness.report.evidence import Evidence
+from fewscan.harness.report.evidence import Evidence, Outcome
 from fewscan.harness.report.findings import Finding, caution, findings
 from fewscan.harness.report.labels_saved import labels_saved
 from fewscan.harness.report.results import Quantity
@@ -26,21 +26,13 @@ def verdict(effects: dict[int, float], seeds: int = 5, noise: float = 0.02) -> F
         base_SP = 0.3 + 0.1 * place + 0.05 * rng.standard_normal((seeds, 40))
         scratch[count] = cell(base_SP)
         other[count] = cell(base_SP + effect + noise * rng.standard_normal((seeds, 40)))
-    planned = {arm: dict.fromkeys(effects, seeds) for arm in (SCRATCH, DENOISE)}
-    cells = {SCRATCH: scratch, DENOISE: other}
     compared, saved = compare(other, scratch), labels_saved(other, scratch)
-    evidence = Evidence(
-        quantity=DICE,
-        planned=planned,
-        cells=cells,
-        estimates={},
-        comparisons={DENOISE: compared},
-        saved={DENOISE: saved},
-        objections={},
-        references={DENOISE: SCRATCH},
-        reference="scratch",
-    )
-    (found,) = findings(evidence)
+    outcomes = [Outcome(DICE, SCRATCH, n, seeds, cell=it) for n, it in scratch.items()]
+    outcomes += [
+        Outcome(DICE, DENOISE, n, seeds, SCRATCH, it, compared.get(n), saved.get(n))
+        for n, it in other.items()
+    ]
+    (found,) = findings(Evidence(DICE, "scratch", outcomes, objections={}))
     return found
 
 
@@ -89,4 +81,4 @@ def test_numbers_in_words() -> None:
     assert interval(Estimate(0.1, (-0.05, 0.25)), "+") == "−0.050 to +0.250"
     assert interval(Estimate(0.1, None)) == "–"
     assert (p_text(0.0001), p_text(0.0401), p_text(None)) == ("< 0.001", "0.040", "–")
-    assert [labels(n, (1, 938)) for n in (1.0, 9.26, None)] == ["≤ 1", "9.26", "> 938"]
+    assert [labels(n, (1, 938)) for n in (1.0, 9.26, np.inf)] == ["≤ 1", "9.26", "> 938"]

@@ -14,9 +14,9 @@ from fake_runs import PATIENTS, dice_of, finish, finish_all
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import compare
+from fewscan.harness.report.evidence import Quartiles, quartiles
 from fewscan.harness.report.figures import draw_published
-from fewscan.harness.report.results import quartiles
-from fewscan.harness.report.run_log import energy, read_logs
+from fewscan.harness.report.run_log import read_logs
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.tables import escape_latex
 from fewscan.harness.report.write import write_report
@@ -149,9 +149,10 @@ def test_hd95_has_quartiles_in_which_infinity_is_the_largest(finished: Plan) -> 
         ["20.0", "30.0", "50.0"],
     )
     assert float(row["infinite_share"]) == pytest.approx(1 / 6)
-    assert "20.0 to 50.0; 17% ∞" in page(finished)
-    assert quartiles(np.array([1.0, math.inf, math.inf])) == (1.0, math.inf, math.inf)
-    assert quartiles(np.array([])) == (None, None, None)
+    assert '<td class="n">30.0<small>20.0 to 50.0; 17% ∞</small></td>' in page(finished)
+    found = quartiles(np.array([1.0, math.inf, math.nan, math.inf, math.inf]))
+    assert found == Quartiles(4, 1.0, math.inf, math.inf, 0.75)
+    assert quartiles(np.array([math.nan])) == Quartiles(0, None, None, None, None)
 
 
 def test_published_figures_are_drawn_and_cited(
@@ -211,6 +212,19 @@ def test_the_verdict_is_said_in_words_with_its_interval(finished: Plan) -> None:
     assert "1 labelled scan by 0.200 (95 % interval of the difference +0." in sentence[1]
 
 
+def test_a_table_of_the_page_aligns_numbers_and_escapes_texts(
+    tiny_study: Callable[..., Study], undrawn: None
+) -> None:
+    line = {"label": "<i>x</i>", "citation": "A" * 50, "metric": "pooled_ap", "value": 0.5}
+    plan = make_plan(tiny_study(published=[line]))
+    finish_all(plan, lambda run: run.place.arm.is_scratch)
+    write_report(one_study(plan))
+    assert '<th>metric</th><th class="n">labelled scans</th>' in page(plan)
+    assert '<td class="a">&lt;i&gt;x&lt;/i&gt;</td>' in page(plan)
+    assert f'<td class="">{"A" * 50}</td>' in page(plan)
+    assert '<td class="n missing">missing</td>' in page(plan)
+
+
 def test_one_seed_concludes_nothing(tiny_study: Callable[..., Study], undrawn: None) -> None:
     plan = make_plan(tiny_study())
     finish_all(plan)
@@ -259,6 +273,7 @@ def test_other_patients_in_one_seed_are_said(plan: Plan) -> None:
     cases.write_text(cases.read_text().replace("P0,", "P9,"))
     write_report(one_study(plan))
     assert "the seeds of denoise, 4 scans were tested on different patients" in page(plan)
+    assert {row["target"] for row in table(plan, "quartiles.csv")} == {"multiclass"}
 
 
 def test_a_finished_run_without_cases_is_named(plan: Plan) -> None:
@@ -318,15 +333,18 @@ def test_seconds_of_interrupted_attempts_count(plan: Plan) -> None:
 
 
 def test_energy_is_what_was_sampled_and_no_more(plan: Plan) -> None:
-    for run in (plan.runs[0], plan.runs[2]):
+    for run in plan.runs[:2]:  # a pre-training, and its score
         finish(plan, run)
-    assert energy(read_logs(one_study(plan))) == "not known"
+    write_report(one_study(plan))
+    assert "<dd>not known</dd>" in page(plan)
     for watts in (200.0, 400.0):
         plan.folder_of(plan.runs[0]).append_usage({"gpu_power_watts": watts})
-    records = read_logs(one_study(plan))
-    assert records[0].gpu_kwh == pytest.approx(0.3 * 36 / 3600)
-    assert energy(records[:1]) == "0.003 kWh"
-    assert energy(records) == "0.003 kWh in 1 of 2 runs"
+    assert read_logs(one_study(plan))[0].gpu_kwh == pytest.approx(0.3 * 36 / 3600)
+    write_report(one_study(plan))
+    assert "<dd>0.003 kWh</dd>" in page(plan)
+    finish(plan, plan.runs[2])
+    write_report(one_study(plan))
+    assert "<dd>0.003 kWh in 1 of 2 runs</dd>" in page(plan)
 
 
 def test_the_page_says_of_energy_what_the_numbers_say(plan: Plan) -> None:

@@ -11,7 +11,6 @@ from fewscan.experiments import catalogue
 from fewscan.experiments.catalogue import Metric
 from fewscan.harness.arms import Arm
 from fewscan.harness.plan import make_plan
-from fewscan.harness.report import results
 from fewscan.harness.report.figures import colours_of, draw_published
 from fewscan.harness.report.results import panel_points, quantities, read_patients, read_results
 from fewscan.harness.report.studies import one_study
@@ -57,6 +56,7 @@ def test_one_more_metric_is_compared_and_described_by_its_row_alone(
     more = Metric("msd_mm", "MSD", "structure", "Mean.", unit="mm", compared="quartiles")
     monkeypatch.setattr(catalogue, "CATALOGUE", (*catalogue.CATALOGUE, more))
     studies = one_study(make_plan(tiny_study()))
-    found = [it.key for it in quantities(studies, "quartiles") if it.metric == more]
-    assert found == ["msd_mm_lesion", *(f"msd_mm_{name}" for name in studies.classes)]
-    assert results.leading_quantity(studies, "multiclass").key == "dice_class_mean"
+    found = [it.key for it in quantities(studies) if it.metric == more]
+    assert found == ["msd_mm_lesion", *(f"msd_mm_{name}" for name in studies.first.store.classes)]
+    leading = [it.key for it in quantities(studies) if it.leads]
+    assert leading == ["dice_at_validation_threshold", "dice_class_mean"]

@@ -100,7 +100,7 @@ def test_the_same_run_in_both_studies_is_no_difference(
 
 def test_studies_of_one_name_are_told_apart_by_their_folders(first: Plan, second: Plan) -> None:
     second = replace(second, study=replace(second.study, name="A"))
-    assert [it.name for it in two_studies(first, second).sources] == ["a", "b"]
+    assert two_studies(first, second).names == ["a", "b"]
 
 
 def test_other_data_are_refused(first: Plan, second: Plan) -> None:

@@ -32,10 +32,24 @@ class Estimate:
     """A number, and how far it is known."""
 
     value: float | None
-    """None: not defined; of labels saved, not reached."""
-    interval: tuple[float | None, float | None] | None
-    """95 % confidence interval. None as a whole: it takes two seeds and two patients. None as an
-    end: not reached."""
+    """None: not defined; of labels saved, inf is "not reached"."""
+    interval: tuple[float, float] | None
+    """95 % confidence interval. None: it takes two seeds and two patients."""
+
+    @property
+    def low(self) -> float | None:
+        return self.interval and self.interval[0]
+
+    @property
+    def high(self) -> float | None:
+        return self.interval and self.interval[1]
+
+    def within(self, least: float, most: float) -> "Estimate":
+        """The interval without values that the number cannot take; it holds the truth as often."""
+        if self.interval is None:
+            return self
+        low, high = (min(max(end, least), most) for end in self.interval)
+        return Estimate(self.value, (low, high))
 
 
 def estimate(cell: Cell, *, resamples: int = RESAMPLES, random_seed: int = 0) -> Estimate:
@@ -57,21 +71,19 @@ def estimate(cell: Cell, *, resamples: int = RESAMPLES, random_seed: int = 0) ->
     levels, so where little else varies the interval is too wide (above .99). With 8 patients of
     skewed scores coverage falls to .93. Two seeds are honest and nearly useless.
     """
-    means_B = resampled_means(cell, resamples, random_seed)
-    return Estimate(mean(cell), None if means_B is None else percentiles(means_B))
+    resampling = draw_resamples(cell.seeds, cell.patients, resamples, random_seed)
+    return with_interval(mean(cell), resampling.means_B(cell))
+
+
+def with_interval(value: float | None, draws_B: np.ndarray) -> Estimate:
+    """A number with the `percentiles` of its draws; without them where a draw is not defined."""
+    return Estimate(value, None if np.isnan(draws_B).any() else percentiles(draws_B))
 
 
 def mean(cell: Cell) -> float | None:
     """Over seeds, of the mean over the patients defined for the seed; None if there are none."""
     scores_SP = cell.defined().scores_SP
     return float(np.nanmean(scores_SP, axis=1).mean()) if scores_SP.size else None
-
-
-def resampled_means(cell: Cell, resamples: int, random_seed: int) -> np.ndarray | None:
-    """The `mean` in each resample; None unless two seeds and two patients have scores."""
-    if min(cell.defined().scores_SP.shape) < 2:
-        return None
-    return draw_resamples(cell.seeds, cell.patients, resamples, random_seed).means_B(cell)
 
 
 def percentiles(draws_B: np.ndarray) -> tuple[float, float]:
@@ -98,7 +110,7 @@ class Resampling:
     patient_counts_BP: np.ndarray
 
     def means_B(self, cell: Cell) -> np.ndarray:
-        """The `mean` of a cell in every resample; needs two seeds and two patients with scores.
+        """The `mean` of a cell in every resample; nan unless two seeds and patients have scores.
 
         To first order the mean moves by a sum over seeds and a sum over patients, each linear in
         how often they were drawn. n draws of n spread too little, by √((n−1)/n), and take the
@@ -107,15 +119,17 @@ class Resampling:
         gives it nearly Student's t distribution with n − 1 degrees of freedom.
         """
         cell = cell.defined()
+        seeds, patients = cell.scores_SP.shape
+        if min(seeds, patients) < 2:
+            return np.full(len(self.seed_counts_BS), np.nan)
         there_S = np.sum(~np.isnan(cell.scores_SP), axis=1)
         means_S = np.nansum(cell.scores_SP, axis=1) / there_S
         moves_SP = np.nan_to_num(cell.scores_SP - means_S[:, None]) / there_S[:, None]
         seed_moves_S, patient_moves_P = np.zeros(len(self.seeds)), np.zeros(len(self.patients))
         seed_moves_S[positions(self.seeds, cell.seeds)] = means_S - means_S.mean()
         patient_moves_P[positions(self.patients, cell.patients)] = moves_SP.sum(axis=0)
-        by_seed_B = self.seed_counts_BS @ seed_moves_S / len(means_S)
-        by_patient_B = self.patient_counts_BP @ patient_moves_P / len(means_S)
-        seeds, patients = cell.scores_SP.shape
+        by_seed_B = self.seed_counts_BS @ seed_moves_S / seeds
+        by_patient_B = self.patient_counts_BP @ patient_moves_P / seeds
         means_B: np.ndarray = (
             means_S.mean()
             + by_seed_B * _widening(seeds, len(by_seed_B), (self.random_seed, 1))

@@ -4,7 +4,7 @@ Letters in names: P patients.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -12,10 +12,10 @@ from scipy import stats
 from fewscan.harness.report.bootstrap import (
     RESAMPLES,
     Estimate,
+    draw_resamples,
     mean,
     p_value,
-    percentiles,
-    resampled_means,
+    with_interval,
 )
 from fewscan.harness.report.cells import Cell, difference
 
@@ -63,18 +63,30 @@ def compare(
     Raises `StudyError` if the arms cannot be paired (`cells.difference`), which for lack of a
     common seed is raised only if there is none at any label count.
     """
-    found = {
-        count: _compare(cell, resamples, random_seed)
-        for count, cell in _differences(first, second).items()
-        if mean(cell) is not None
+    cells = {n: it for n, it in _differences(first, second).items() if mean(it) is not None}
+    draws_B = {
+        n: draw_resamples(it.seeds, it.patients, resamples, random_seed).means_B(it)
+        for n, it in cells.items()
     }
-    wilcoxon = holm({count: it.p_wilcoxon for count, it in found.items()})
-    bootstrap = holm(
-        {count: it.p_bootstrap for count, it in found.items() if it.p_bootstrap is not None}
-    )
+    found = {n: with_interval(mean(it), draws_B[n]) for n, it in cells.items()}
+    p_bootstrap = {n: p_value(draws_B[n]) for n, it in found.items() if it.interval is not None}
+    defined_SP = {n: it.defined().scores_SP for n, it in cells.items()}
+    differences_P = {n: np.nanmean(it, axis=0) for n, it in defined_SP.items()}
+    p_wilcoxon = {n: signed_rank(it) for n, it in differences_P.items()}
+    bootstrap_holm, wilcoxon_holm = holm(p_bootstrap), holm(p_wilcoxon)
     return {
-        count: replace(it, p_wilcoxon_holm=wilcoxon[count], p_bootstrap_holm=bootstrap.get(count))
-        for count, it in found.items()
+        n: Comparison(
+            seeds=defined_SP[n].shape[0],
+            patients=defined_SP[n].shape[1],
+            difference=found[n],
+            p_bootstrap=p_bootstrap.get(n),
+            p_bootstrap_holm=bootstrap_holm.get(n),
+            p_wilcoxon=p_wilcoxon[n],
+            p_wilcoxon_holm=wilcoxon_holm[n],
+            rank_biserial=rank_biserial(differences_P[n]),
+            standardised=standardised(differences_P[n]),
+        )
+        for n in cells
     }
 
 
@@ -83,25 +95,6 @@ def _differences(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> dict[
     shared = [count for count in counts if {*first[count].seeds} & {*second[count].seeds}]
     # With no seed in common at any count there is nothing to wait for: let `difference` say so.
     return {count: difference(first[count], second[count]) for count in shared or counts}
-
-
-def _compare(cell: Cell, resamples: int, random_seed: int) -> Comparison:
-    draws_B = resampled_means(cell, resamples, random_seed)
-    defined_SP = cell.defined().scores_SP
-    differences_P = np.nanmean(defined_SP, axis=0)
-    p_bootstrap = None if draws_B is None else p_value(draws_B)
-    p_wilcoxon = signed_rank(differences_P)
-    return Comparison(
-        seeds=defined_SP.shape[0],
-        patients=defined_SP.shape[1],
-        difference=Estimate(mean(cell), None if draws_B is None else percentiles(draws_B)),
-        p_bootstrap=p_bootstrap,
-        p_bootstrap_holm=p_bootstrap,
-        p_wilcoxon=p_wilcoxon,
-        p_wilcoxon_holm=p_wilcoxon,
-        rank_biserial=rank_biserial(differences_P),
-        standardised=standardised(differences_P),
-    )
 
 
 def signed_rank(differences_P: np.ndarray) -> float:

@@ -3,98 +3,165 @@
 What cannot be compared stands in `Evidence.objections` with its reason; the rest goes on.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
 
 from fewscan.harness.arms import Arm
 from fewscan.harness.report.bootstrap import Estimate, estimate
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import Comparison, compare
 from fewscan.harness.report.labels_saved import LabelsSaved, labels_saved
-from fewscan.harness.report.results import Cells, Quantity, RunResults, collect_cells, quantities
-from fewscan.harness.report.studies import Studies
+from fewscan.harness.report.results import Quantity, RunResults, collect_cells, quantities
+from fewscan.harness.report.studies import Labelled, Studies
 from fewscan.storage.errors import StudyError
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """One quantity of the whole study. Dictionaries go from arm to labelled scans."""
+class Quartiles:
+    """Of a cell over its patients and seeds, for a quantity that may be infinite.
+
+    In the order of the patients infinity is the largest, so quartiles are exact whatever a finite
+    stand-in would have been. There is no mean, hence no difference of means and no interval.
+    """
+
+    values: int
+    """Patients times seeds, without those for which it is not defined."""
+    lower: float | None = None
+    """Lower quartile; inf is infinite."""
+    median: float | None = None
+    upper: float | None = None
+    infinite_share: float | None = None
+
+
+def quartiles(scores: np.ndarray) -> Quartiles:
+    """Values that occur: no interpolation, which infinity would not survive."""
+    values = scores[~np.isnan(scores)]
+    if not values.size:
+        return Quartiles(0)
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf").tolist()
+    return Quartiles(values.size, low, middle, high, float(np.isinf(values).mean()))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of a quantity for an arm at a label count; None: it is not known."""
 
     quantity: Quantity
-    planned: dict[Arm, dict[int | None, int]]
-    """Runs that the study asks for; the unsupervised scores have no label."""
-    references: dict[Arm, Arm]
-    """Arm → what it is compared with: scratch, or the same arm of the first of two studies."""
+    arm: Arm
+    labels: int | None
+    planned: int
+    """Runs that the studies ask for."""
+    reference: Arm | None = None
+    """What the arm is compared with: scratch, or the same arm of the first of two studies."""
+    cell: Cell | None = None
+    comparison: Comparison | None = None
+    """With the reference."""
+    saved: LabelsSaved | None = None
+    """What the reference needs for the score."""
+
+    @property
+    def seeds(self) -> int:
+        """Finished runs."""
+        return 0 if self.cell is None else len(self.cell.seeds)
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether some of its runs are finished, but not all."""
+        return 0 < self.seeds < self.planned
+
+    @property
+    def scored(self) -> tuple[int, int]:
+        """Seeds and patients that have a score."""
+        seeds, patients = (0, 0) if self.cell is None else self.cell.defined().scores_SP.shape
+        return seeds, patients
+
+    @cached_property
+    def mean(self) -> Estimate | None:
+        """Over seeds and patients; of what cannot be infinite."""
+        if self.cell is None:
+            return None
+        return estimate(self.cell).within(self.quantity.metric.least, self.quantity.metric.most)
+
+    @property
+    def quartiles(self) -> Quartiles | None:
+        return None if self.cell is None else quartiles(self.cell.scores_SP)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One quantity of the whole study."""
+
+    quantity: Quantity
     reference: str
-    """In words: "scratch", or the name of the first study."""
-    cells: Cells = field(default_factory=dict)
-    estimates: dict[Arm, dict[int | None, Estimate]] = field(default_factory=dict)
-    """The mean of each cell."""
-    comparisons: dict[Arm, dict[int, Comparison]] = field(default_factory=dict)
-    """Each arm of `references` against its reference."""
-    saved: dict[Arm, dict[int, LabelsSaved]] = field(default_factory=dict)
-    """What its reference needs for the scores of each arm of `references`."""
-    objections: dict[Arm, str] = field(default_factory=dict)
+    """What arms are compared with, in words: "scratch", or the name of the first study."""
+    outcomes: Sequence[Outcome]
+    """All that is planned: arm by arm, by label count, unlabelled arms last."""
+    objections: Mapping[Arm, str]
     """Why an arm could not be compared."""
 
     @property
-    def compared_arms(self) -> list[Arm]:
-        """The arms that have a reference."""
-        return [arm for arm in self.planned if arm in self.references]
+    def is_compared(self) -> bool:
+        """Whether by means; otherwise it is described by quartiles."""
+        return self.quantity.metric.compared == "difference"
 
-    def counts(self, arm: Arm) -> list[int]:
-        """Label counts that an arm is to be run with."""
-        return sorted(count for count in self.planned.get(arm, {}) if count is not None)
+    def of_arm(self, arm: Arm) -> dict[int, Outcome]:
+        """Labelled scans → outcome of a fine-tuned arm."""
+        return {it.labels: it for it in self.outcomes if it.arm == arm and it.labels is not None}
 
-    def shared_counts(self, arm: Arm) -> list[int]:
-        """Label counts that both an arm and its reference are to be run with."""
-        return [n for n in self.counts(arm) if n in self.planned.get(self.references[arm], {})]
+    @property
+    def references(self) -> dict[Arm, Arm]:
+        """Each arm that is compared → its reference."""
+        return {it.arm: it.reference for it in self.outcomes if it.reference is not None}
+
+    @property
+    def compared(self) -> list[Outcome]:
+        """Those of arms that have a reference."""
+        return [it for it in self.outcomes if it.reference is not None]
+
+    @property
+    def paired(self) -> list[Outcome]:
+        """Those whose reference is to be run with the same label count."""
+        planned = {(it.arm, it.labels) for it in self.outcomes}
+        return [it for it in self.compared if (it.reference, it.labels) in planned]
 
 
 def gather(studies: Studies, results: Sequence[RunResults]) -> list[Evidence]:
-    """The evidence for each quantity that is compared, from what is finished."""
-    found = quantities(studies, "difference")
-    return [_evidence(studies, results, quantity) for quantity in found]
+    """The evidence for each quantity that is compared, and for each described one that has runs."""
+    found = [_evidence(studies, results, quantity) for quantity in quantities(studies)]
+    return [it for it in found if it.is_compared or any(outcome.cell for outcome in it.outcomes)]
 
 
 def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantity) -> Evidence:
-    planned = studies.planned(quantity.target)
-    evidence = Evidence(quantity, planned, studies.references(), studies.reference)
+    planned, metric = studies.planned(quantity.target), quantity.metric
+    span = metric.most - metric.least
+    cells: dict[Labelled, Cell] = {}
+    objections: dict[Arm, str] = {}
     try:
-        evidence.cells.update(collect_cells(results, quantity))
+        cells = collect_cells(results, quantity)
     except StudyError as error:
-        return replace(evidence, objections=dict.fromkeys(planned, str(error)))
-    least, most = quantity.metric.least, quantity.metric.most
-    for arm, cells in evidence.cells.items():
-        evidence.estimates[arm] = {n: within(estimate(it), least, most) for n, it in cells.items()}
-    for arm in evidence.compared_arms:
-        _compare(evidence, arm, most - least)
-    return evidence
+        objections = {arm: str(error) for arm, _ in planned}
+    references = studies.references() if metric.compared == "difference" else {}
+    outcomes = {
+        (arm, n): Outcome(quantity, arm, n, count, references.get(arm), cells.get((arm, n)))
+        for (arm, n), count in planned.items()
+    }
+    for arm, reference in references.items():
+        first, second = _labelled(cells, arm), _labelled(cells, reference)
+        try:
+            for n, it in compare(first, second).items():
+                clipped = replace(it, difference=it.difference.within(-span, span))
+                outcomes[arm, n] = replace(outcomes[arm, n], comparison=clipped)
+            better = metric.higher_is_better
+            for n, saved in labels_saved(first, second, higher_is_better=better).items():
+                outcomes[arm, n] = replace(outcomes[arm, n], saved=saved)
+        except StudyError as error:
+            objections[arm] = str(error)
+    return Evidence(quantity, studies.reference, tuple(outcomes.values()), objections)
 
 
-def _compare(evidence: Evidence, arm: Arm, most: float) -> None:
-    """`most`: how far apart two values of the metric can be."""
-    first, second = (_labelled(evidence.cells, it) for it in (arm, evidence.references[arm]))
-    if not first or not second:
-        return
-    better = evidence.quantity.metric.higher_is_better
-    try:
-        evidence.comparisons[arm] = {
-            count: replace(it, difference=within(it.difference, -most, most))
-            for count, it in compare(first, second).items()
-        }
-        evidence.saved[arm] = labels_saved(first, second, higher_is_better=better)
-    except StudyError as error:
-        evidence.objections[arm] = str(error)
-
-
-def within(estimate: Estimate, least: float, most: float) -> Estimate:
-    """The interval without values that the number cannot take; it holds the truth as often."""
-    if estimate.interval is None:
-        return estimate
-    low, high = (None if end is None else min(max(end, least), most) for end in estimate.interval)
-    return Estimate(estimate.value, (low, high))
-
-
-def _labelled(cells: Cells, arm: Arm) -> dict[int, Cell]:
-    return {count: cell for count, cell in cells.get(arm, {}).items() if count is not None}
+def _labelled(cells: Mapping[Labelled, Cell], wanted: Arm) -> dict[int, Cell]:
+    """The cells of an arm, by label count."""
+    return {n: cell for (arm, n), cell in cells.items() if arm == wanted and n is not None}

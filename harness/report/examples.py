@@ -17,7 +17,6 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,7 +29,7 @@ from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm
 from fewscan.harness.plan import Plan
 from fewscan.harness.report.figures import new_figure
-from fewscan.harness.report.results import RunResults, cell_name, leading_quantity
+from fewscan.harness.report.results import RunResults, cell_name, quantities
 from fewscan.harness.report.studies import one_study
 from fewscan.storage.atomic import write_bytes
 
@@ -62,13 +61,13 @@ class Examples:
     """A row a patient; letters N patients, A arms, H and W rows and columns."""
 
     choice: Choice
-    positions: list[int]
+    positions: np.ndarray
     """Of the slices, along the scan."""
     images_NHW: np.ndarray
     """The first channel."""
     truth_NHW: np.ndarray
     labels_ANHW: np.ndarray
-    anomaly_NHW: np.ndarray | None
+    anomaly_NHW: np.ndarray | None = None
 
 
 def read_examples(plan: Plan, results: Sequence[RunResults]) -> Examples | None:
@@ -79,11 +78,10 @@ def read_examples(plan: Plan, results: Sequence[RunResults]) -> Examples | None:
     choice = choose(plan, results)
     if choice is None:
         return None
-    cache = plan.folder.examples
-    found = _load(cache, choice)
+    found = _load(plan.folder.examples, choice)
     if found is None:
         found = _compute(plan, choice)
-        _save(cache, found)
+        _save(plan.folder.examples, found)
     return found
 
 
@@ -100,21 +98,21 @@ def _choose(plan: Plan, results: Sequence[RunResults], target: Target) -> Choice
         place = it.place
         if place.target == target and place.labels is not None and it.patients:
             cells.setdefault((place.labels, place.seed), {})[place.arm] = it
-    arms = {run.place.arm for run in plan.scores if run.place.labels is not None}
+    arms = {run.place.arm for run in plan.grid}
     complete = sorted(place for place, found in cells.items() if found.keys() == arms)
     counts = sorted({labels for labels, _ in complete})
     if not counts:
         return None
     labels, seed = next(it for it in complete if it[0] == counts[(len(counts) - 1) // 2])
     shown = cells[labels, seed]
-    columns = leading_quantity(one_study(plan), target).columns
+    leading = [it for it in quantities(one_study(plan)) if it.leads and it.target == target]
+    columns = leading[0].columns
     shared = set.intersection(*({*it.patients} for it in shown.values()))
     dice = {patient: [it.value(patient, columns) for it in shown.values()] for patient in shared}
     ranked = sorted((np.nanmean(v), p) for p, v in dice.items() if not np.isnan(v).all())
     if not ranked:
         return None
-    at = {name: math.floor((len(ranked) - 1) * q) for name, q in QUARTILES.items()}
-    patients = {name: ranked[k][1] for name, k in at.items()}
+    patients = {name: ranked[math.floor((len(ranked) - 1) * q)][1] for name, q in QUARTILES.items()}
     return Choice(
         target,
         labels,
@@ -139,9 +137,13 @@ def _compute(plan: Plan, choice: Choice) -> Examples:
 
     from fewscan.harness.trained import load_trained
 
-    slices = [plan.store.read_subject(_scan_of(plan, it)) for it in choice.patients.values()]
-    largest = [int((it.labels_NHW > 0).sum(axis=(1, 2)).argmax()) for it in slices]
-    images_NCHW = np.stack([it.images_NCHW[n] for it, n in zip(slices, largest, strict=True)])
+    shown = []
+    for patient in choice.patients.values():
+        slices = plan.store.read_subject(_scan_of(plan, patient))
+        largest = int((slices.labels_NHW > 0).sum(axis=(1, 2)).argmax())
+        parts = (slices.positions_N, slices.images_NCHW, slices.labels_NHW)
+        shown.append([part[largest] for part in parts])
+    positions, images_NCHW, truth_NHW = (np.stack(part) for part in zip(*shown, strict=True))
     images = torch.from_numpy(images_NCHW).float()
     labels = []
     for run_id in choice.run_ids:
@@ -154,14 +156,8 @@ def _compute(plan: Plan, choice: Choice) -> Examples:
     if choice.anomaly is not None:
         trained = load_trained(plan.folder.run(choice.anomaly[1]).path)
         anomaly_NHW = trained.predictor.maps(images)[:, 0].numpy()
-    return Examples(
-        choice,
-        [int(it.positions_N[n]) for it, n in zip(slices, largest, strict=True)],
-        images_NCHW[:, 0].astype(np.float32),
-        np.stack([it.labels_NHW[n] for it, n in zip(slices, largest, strict=True)]),
-        np.stack(labels),
-        anomaly_NHW,
-    )
+    images_NHW = images_NCHW[:, 0].astype(np.float32)
+    return Examples(choice, positions, images_NHW, truth_NHW, np.stack(labels), anomaly_NHW)
 
 
 def _scan_of(plan: Plan, patient: str) -> str:
@@ -170,16 +166,10 @@ def _scan_of(plan: Plan, patient: str) -> str:
     return next(scans, patient)
 
 
-ARRAYS = ("images_NHW", "truth_NHW", "labels_ANHW", "anomaly_NHW")
-
-
 def _save(path: Path, examples: Examples) -> None:
     data = io.BytesIO()
-    arrays = {name: getattr(examples, name) for name in ARRAYS}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
-    np.savez_compressed(
-        data, key=_key(examples.choice), positions=np.array(examples.positions), **arrays
-    )
+    arrays = {name: it for name, it in vars(examples).items() if isinstance(it, np.ndarray)}
+    np.savez_compressed(data, **arrays | {"key": np.array(_key(examples.choice))})
     write_bytes(path, data.getvalue())
 
 
@@ -187,11 +177,11 @@ def _load(path: Path, choice: Choice) -> Examples | None:
     """What is cached for this choice; a file that cannot be read is no cache."""
     try:
         with np.load(path) as found:
-            if str(found["key"]) != _key(choice):
+            arrays = {name: found[name] for name in found.files}
+            if str(arrays.pop("key")) != _key(choice):
                 return None
-            arrays: list[Any] = [found.get(name) for name in ARRAYS]
-            return Examples(choice, found["positions"].tolist(), *arrays)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return Examples(choice, **arrays)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
 
 

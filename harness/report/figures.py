@@ -3,14 +3,16 @@
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
@@ -19,6 +21,7 @@ from fewscan.experiments.catalogue import Metric, panels
 from fewscan.harness.arms import Arm
 from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.evidence import Evidence
+from fewscan.harness.report.labels_saved import LabelsSaved
 from fewscan.harness.report.results import PanelPoint, cell_name
 from fewscan.harness.report.run_log import RunLog
 from fewscan.harness.study import Published
@@ -67,9 +70,10 @@ def draw_published(
     figure = new_figure(13 / 3 * len(shown), 4.2)
     all_axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for letter, (target, metric), axes in zip(ascii_lowercase, shown, all_axes, strict=False):
-        here = [it for it in points if (it.target, it.metric) == (target, metric)]
+        key = metric.overall_key(target)
+        here = [it for it in points if it.quantity.key == key]
         _draw_panel(axes, here, colours)
-        _draw_references(axes, [it for it in published if it.metric == metric.overall_key(target)])
+        _draw_references(axes, [it for it in published if it.metric == key])
         _limit(axes, metric)
         axes.set_title(f"({letter}) {metric.panel_title}", fontsize=10)
     _legend(figure, figure.axes)
@@ -86,19 +90,31 @@ def _limit(axes: Axes, metric: Metric) -> None:
 def _draw_panel(axes: Axes, points: Sequence[PanelPoint], colours: Colours) -> None:
     counts = sorted({it.labels for it in points if it.labels is not None})
     for arm, colour in colours.items():
-        line = {it.labels: it for it in points if it.arm == arm and it.labels is not None}
-        drawn = [
-            (n, it.mean, it.std or 0.0) for n, it in sorted(line.items()) if it.mean is not None
-        ]
-        x = [n for n, _, _ in drawn]
-        mean = [value for _, value, _ in drawn]
-        low = [value - spread for _, value, spread in drawn]
-        high = [value + spread for _, value, spread in drawn]
-        axes.plot(x, mean, "o-", color=colour, label=_plain(arm.title), markersize=4)
-        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    for label, value, style in _baselines(points, counts):
-        axes.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=_plain(label))
+        mine = [it for it in points if it.arm == arm and it.values]
+        line = {it.labels: it for it in mine if it.labels is not None}
+        x, mean = [*line], np.array([it.mean for it in line.values()], dtype=float)
+        std = np.array([it.std or 0.0 for it in line.values()])
+        _draw_line(axes, x, mean, arm, colour)
+        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
+    most = [it for it in points if it.arm.is_scratch and it.labels == counts[-1]]
+    supervised = [(f"{SUPERVISED}: {cell_name(it.arm, it.labels)}", it.mean) for it in most]
+    _draw_levels(axes, supervised, ["--"])
+    unlabelled = [(it.arm.title, it.mean) for it in points if it.labels is None]
+    _draw_levels(axes, unlabelled, UNSUPERVISED_STYLES)
     _label_counts_on(axes, counts)
+
+
+def _draw_line(axes: Axes, x: Sequence[Any], y: Any, arm: Arm, colour: str) -> None:
+    axes.plot(x, y, "o-", color=colour, label=_plain(arm.title), markersize=4)
+
+
+def _draw_levels(
+    axes: Axes, levels: Iterable[tuple[str, float | None]], styles: Iterable[str]
+) -> None:
+    """A horizontal line for each score that stands at all label counts, with its label."""
+    known = [(label, value) for label, value in levels if value is not None]
+    for (label, value), style in zip(known, cycle(styles), strict=False):
+        axes.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=_plain(label))
 
 
 def _draw_references(axes: Axes, published: Sequence[Published]) -> None:
@@ -112,39 +128,27 @@ def _draw_references(axes: Axes, published: Sequence[Published]) -> None:
             axes.plot(x, y, "x", color="black", linestyle=style, linewidth=0.6, label=label)
 
 
-def _baselines(points: Sequence[PanelPoint], counts: Sequence[int]) -> list[tuple[str, float, str]]:
-    """The horizontal lines: scratch on the most labels, and each unsupervised score."""
-    lines = [
-        (f"{SUPERVISED}: {cell_name(it.arm, it.labels)}", it.mean, "--")
-        for it in points
-        if it.arm.is_scratch and it.labels == counts[-1]
-    ]
-    unlabelled = [it for it in points if it.labels is None and it.mean is not None]
-    lines += [
-        (it.arm.title, it.mean, style)
-        for it, style in zip(unlabelled, cycle(UNSUPERVISED_STYLES), strict=False)
-    ]
-    return [(label, mean, style) for label, mean, style in lines if mean is not None]
-
-
 def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     """Means, differences and labels saved of one metric, each with 95 % intervals."""
     figure = new_figure(13, 4.0)
     means, differences, saved = figure.subplots(1, 3)
-    counts = sorted({n for arm in evidence.planned for n in evidence.counts(arm)})
-    arms = [arm for arm in colours if arm in evidence.planned]
+    counts = sorted({it.labels for it in evidence.outcomes if it.labels is not None})
+    arms = [arm for arm in colours if evidence.of_arm(arm)]
     for place, arm in enumerate(arms):
         shift = 1.04 ** (place - (len(arms) - 1) / 2)  # side by side, so that none hides another
-        drawn = {n: e for n, e in evidence.estimates.get(arm, {}).items() if n is not None}
-        _draw_estimates(means, drawn, shift, colours[arm], arm.title)
-        compared = {n: it.difference for n, it in evidence.comparisons.get(arm, {}).items()}
-        _draw_estimates(differences, compared, shift, colours[arm], arm.title)
-        _draw_saved(saved, evidence, arm, shift, colours[arm])
-    unlabelled = {arm: it[None].value for arm, it in evidence.estimates.items() if None in it}
-    for (arm, value), style in zip(unlabelled.items(), cycle(UNSUPERVISED_STYLES), strict=False):
-        if value is not None:
-            label = _plain(arm.title)
-            means.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=label)
+        outcomes = [(n * shift, it) for n, it in evidence.of_arm(arm).items()]
+        drawn = [(x, it.mean) for x, it in outcomes if it.mean is not None]
+        compared = [
+            (x, it.comparison.difference) for x, it in outcomes if it.comparison is not None
+        ]
+        _draw_estimates(means, drawn, arm, colours[arm])
+        _draw_estimates(differences, compared, arm, colours[arm])
+        for x, it in outcomes:
+            if it.saved is not None:
+                _draw_saved(saved, x, it.saved, colours[arm])
+    unlabelled = [it for it in evidence.outcomes if it.labels is None]
+    levels = [(it.arm.title, it.mean.value) for it in unlabelled if it.mean is not None]
+    _draw_levels(means, levels, UNSUPERVISED_STYLES)
     differences.axhline(0, color="0.35", linewidth=1)
     saved.plot(counts, counts, color="0.35", linewidth=1)
     for axes, title in (
@@ -156,9 +160,7 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
         _label_counts_on(axes, counts)
     _limit(means, evidence.quantity.metric)
     saved.set_yscale("log")
-    saved.set_yticks(_apart(counts))
-    saved.yaxis.set_major_formatter(ScalarFormatter())
-    saved.yaxis.set_minor_formatter(NullFormatter())
+    _tick_counts(saved.yaxis, counts)
     saved.minorticks_off()
     saved.set_ylim(counts[0] / 1.3, counts[-1] * 1.6)
     _legend(figure, [means])
@@ -166,29 +168,25 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
 
 
 def _draw_estimates(
-    axes: Axes, estimates: Mapping[int, Estimate], shift: float, colour: str, label: str
+    axes: Axes, placed: Sequence[tuple[float, Estimate]], arm: Arm, colour: str
 ) -> None:
-    values = {n: e.value for n, e in sorted(estimates.items()) if e.value is not None}
-    x = [n * shift for n in values]
-    axes.plot(x, list(values.values()), "o-", color=colour, label=_plain(label), markersize=4)
-    for n, estimate in estimates.items():
-        low, high = estimate.interval or (None, None)
-        if low is not None and high is not None:
-            axes.vlines(n * shift, low, high, color=colour, linewidth=1.4, alpha=0.7)
+    known = [(x, it) for x, it in placed if it.value is not None]
+    _draw_line(axes, [x for x, _ in known], [it.value for _, it in known], arm, colour)
+    for x, it in known:
+        if it.interval is not None:
+            axes.vlines(x, *it.interval, color=colour, linewidth=1.4, alpha=0.7)
 
 
-def _draw_saved(axes: Axes, evidence: Evidence, arm: Arm, shift: float, colour: str) -> None:
+def _draw_saved(axes: Axes, x: float, it: LabelsSaved, colour: str) -> None:
     """An arrow head at the top: not reached with the most labels that were run."""
-    for n, it in evidence.saved.get(arm, {}).items():
-        top = it.searched[1] * 1.35
-        at = n * shift
-        if it.needed.interval is not None:
-            low, high = (top if end is None else end for end in it.needed.interval)
-            axes.vlines(at, low, high, color=colour, linewidth=1.4, alpha=0.7)
-        if it.needed.value is None:
-            axes.plot(at, top, "^", color=colour)
-        else:
-            axes.plot(at, it.needed.value, "o", color=colour, markersize=4)
+    top = it.searched[1] * 1.35
+    if it.needed.interval is not None:
+        low, high = (min(end, top) for end in it.needed.interval)
+        axes.vlines(x, low, high, color=colour, linewidth=1.4, alpha=0.7)
+    if it.needed.value is None or math.isinf(it.needed.value):
+        axes.plot(x, top, "^", color=colour)
+    else:
+        axes.plot(x, it.needed.value, "o", color=colour, markersize=4)
 
 
 def draw_training(curves: Mapping[str, Sequence[RunLog]], colours: Colours) -> Figure:
@@ -199,7 +197,8 @@ def draw_training(curves: Mapping[str, Sequence[RunLog]], colours: Colours) -> F
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (title, logs) in zip(grid, curves.items(), strict=False):
         for it in logs:
-            colour, label = colours.get(it.place.arm, "0.3"), _plain(it.place.arm.title)
+            arm = it.run.place.arm
+            colour, label = colours.get(arm, "0.3"), _plain(arm.title)
             axes.plot(*zip(*it.validation, strict=True), color=colour, linewidth=1.1, label=label)
             if it.train:
                 axes.plot(*zip(*it.train, strict=True), color=colour, linewidth=0.8, alpha=0.35)
@@ -233,9 +232,7 @@ def _legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
 
 def _label_counts_on(axes: Axes, counts: Sequence[int]) -> None:
     axes.set_xscale("log")
-    axes.set_xticks(_apart(counts))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _tick_counts(axes.xaxis, counts)
     axes.minorticks_off()
     if counts:
         axes.set_xlim(counts[0] / 1.2, counts[-1] * 1.2)
@@ -243,6 +240,12 @@ def _label_counts_on(axes: Axes, counts: Sequence[int]) -> None:
         axes.text(0.5, 0.5, "no finished run", color="0.45", ha="center", transform=axes.transAxes)
     axes.set_xlabel("labelled scans")
     axes.grid(alpha=0.3)
+
+
+def _tick_counts(axis: Axis, counts: Sequence[int]) -> None:
+    axis.set_ticks(_apart(counts))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _apart(counts: Sequence[int]) -> list[int]:

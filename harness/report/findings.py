@@ -4,6 +4,7 @@ A difference is called shown if its bootstrap p-value, corrected for the label c
 `SIGNIFICANT`. Where nothing is shown the sentence says what the data still allow.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -32,36 +33,44 @@ class Finding:
 
 def findings(evidence: Evidence) -> list[Finding]:
     """One finding for each arm that is compared with a reference."""
-    return [_finding(evidence, arm) for arm in evidence.compared_arms]
+    return [_finding(evidence, *pair) for pair in evidence.references.items()]
 
 
-def _finding(evidence: Evidence, arm: Arm) -> Finding:
-    place = (evidence.quantity.target, arm, evidence.references[arm])
-    compared = evidence.comparisons.get(arm, {})
+def _finding(evidence: Evidence, arm: Arm, reference: Arm) -> Finding:
+    place = (evidence.quantity.target, arm, reference)
+    outcomes = evidence.of_arm(arm)
+    compared = {n: it.comparison for n, it in outcomes.items() if it.comparison is not None}
     known = {n: it for n, it in compared.items() if it.p_bootstrap_holm is not None}
     shown = [n for n, it in known.items() if (it.p_bootstrap_holm or 0.0) < SIGNIFICANT]
     raised = [n for n in shown if value(known[n]) > 0]
     lowered = [n for n in shown if value(known[n]) <= 0]
+    title = evidence.quantity.title
     if not known:
-        return Finding("open", *place, (_why_nothing(evidence, arm),))
+        why = evidence.objections.get(arm, "").partition("\n")[0] or _too_little(compared)
+        return Finding("open", *place, (f"Nothing can be concluded about the {title}: {why}.",))
     if not shown:
-        return Finding("open", *place, _nothing_shown(evidence, arm, known))
+        return Finding("open", *place, _nothing_shown(title, arm, reference, known))
     sentences = [
-        f"{_claim(evidence, arm, word)} with {_differences(counts, known)}."
+        f"{_claim(title, arm, reference, word)} with {_differences(counts, known)}."
         for word, counts in (("higher", raised), ("lower", lowered))
         if counts
     ]
     if rest := [n for n in known if n not in shown]:
         sentences.append(f"With {_counts(rest)} no difference could be shown.")
-    saved = evidence.saved.get(arm, {})
     better = raised if evidence.quantity.metric.higher_is_better else lowered
-    sentences += [_saving(saved[n], evidence.references[arm]) for n in better if n in saved]
+    saved = [it for n in better if (it := outcomes[n].saved) is not None]
+    sentences += [_saving(it, reference) for it in saved]
     kind: Literal["helps", "hurts", "mixed"] = "helps" if better else "hurts"
     return Finding("mixed" if raised and lowered else kind, *place, tuple(sentences))
 
 
-def _claim(evidence: Evidence, arm: Arm, word: str) -> str:
-    title, reference = evidence.quantity.title, evidence.references[arm]
+def _too_little(compared: Mapping[int, Comparison]) -> str:
+    if not compared:
+        return "no label count has finished runs of both arms with the same seed"
+    return "it takes two seeds and two patients in both arms at one label count"
+
+
+def _claim(title: str, arm: Arm, reference: Arm, word: str) -> str:
     if _is_about_pretraining(arm, reference):
         return f"Pre-training ({arm.key}) {'raises' if word == 'higher' else 'lowers'} the {title}"
     return f"{arm.key} has a {word} {title} than {reference.key}"
@@ -78,19 +87,9 @@ def value(comparison: Comparison) -> float:
     return comparison.difference.value
 
 
-def _why_nothing(evidence: Evidence, arm: Arm) -> str:
-    start = f"Nothing can be concluded about the {evidence.quantity.title}: "
-    if arm in evidence.objections:
-        return start + evidence.objections[arm].partition("\n")[0] + "."
-    if not evidence.comparisons.get(arm):
-        return start + "no label count has finished runs of both arms with the same seed."
-    return start + "it takes two seeds and two patients in both arms at one label count."
-
-
 def _nothing_shown(
-    evidence: Evidence, arm: Arm, known: Mapping[int, Comparison]
+    title: str, arm: Arm, reference: Arm, known: Mapping[int, Comparison]
 ) -> tuple[str, ...]:
-    title, reference = evidence.quantity.title, evidence.references[arm]
     what = f"No difference of {title} between {arm.key} and {reference.key}"
     if _is_about_pretraining(arm, reference):
         what = f"No effect of pre-training on the {title}"
@@ -110,15 +109,14 @@ def _nothing_shown(
 
 def caution(difference: Estimate) -> str:
     """For an interval without 0 where nothing is shown: it is about one label count alone."""
-    low, high = difference.interval or (None, None)
-    if low is None or high is None or low <= 0 <= high:
+    if difference.interval is None or difference.interval[0] <= 0 <= difference.interval[1]:
         return ""
     return ", which leaves out 0 only before the correction for several label counts"
 
 
 def _width(comparison: Comparison) -> float:
-    low, high = comparison.difference.interval or (None, None)
-    return float("inf") if low is None or high is None else high - low
+    low, high = comparison.difference.interval or (0.0, math.inf)
+    return high - low
 
 
 def _differences(counts: Iterable[int], known: Mapping[int, Comparison]) -> str:
@@ -130,7 +128,7 @@ def _differences(counts: Iterable[int], known: Mapping[int, Comparison]) -> str:
 
 
 def _saving(saved: LabelsSaved, reference: Arm) -> str:
-    if saved.needed.value is None:
+    if saved.needed.value == math.inf:
         return (
             f"What it reaches with {scans(saved.labels)}, {reference.key} does not reach with "
             f"{saved.searched[1]}."

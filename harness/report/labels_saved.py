@@ -10,7 +10,7 @@ Letters in names: K label counts, B resamples.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from fewscan.harness.report.bootstrap import (
     Resampling,
     draw_resamples,
     mean,
-    percentiles,
+    with_interval,
 )
 from fewscan.harness.report.cells import Cell, require_same_patients, require_same_subsets
 
@@ -35,7 +35,7 @@ class LabelsSaved:
     labels: int
     score: float
     needed: Estimate
-    """Labelled scans of the other arm. The fewest it was run with stands for "that or fewer", None
+    """Labelled scans of the other arm. The fewest it was run with stands for "that or fewer", inf
     for "not reached with the most"."""
     saved: Estimate
     """needed − labels"""
@@ -69,61 +69,34 @@ def labels_saved(
     second = {count: second[count] for count in sorted(second) if mean(second[count]) is not None}
     if not first or not second:
         return {}
-    _require_comparable(first, second)
     cells = [*first.values(), *second.values()]
+    for cell in cells[1:]:
+        require_same_patients(cells[0], cell)
+    for count in {*first} & {*second}:
+        require_same_subsets(first[count], second[count])
     seeds = tuple(sorted({seed for cell in cells for seed in cell.seeds}))
     resampling = draw_resamples(seeds, cells[0].patients, resamples, random_seed)
     sign = 1 if higher_is_better else -1
     means_BK = np.stack([_means(cell, resampling) for cell in second.values()], axis=1)
     curve_BK, counts_K = isotonic(sign * means_BK), np.array([*second])
-    found = {
-        labels: _saved(labels, sign * _means(cell, resampling), curve_BK, counts_K)
-        for labels, cell in first.items()
-    }
-    return {labels: replace(it, score=sign * it.score) for labels, it in found.items()}
-
-
-def _require_comparable(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> None:
-    reference, *others = [*first.values(), *second.values()]
-    for cell in others:
-        require_same_patients(reference, cell)
-    for count in {*first} & {*second}:
-        require_same_subsets(first[count], second[count])
+    found = {}
+    for labels, cell in first.items():
+        scores_B = _means(cell, resampling)
+        needed_B = first_crossing(sign * scores_B, curve_BK, counts_K)
+        found[labels] = LabelsSaved(
+            labels,
+            score=float(scores_B[0]),
+            needed=with_interval(float(needed_B[0]), needed_B[1:]),
+            saved=with_interval(float(needed_B[0]) - labels, needed_B[1:] - labels),
+            ratio=with_interval(float(needed_B[0]) / labels, needed_B[1:] / labels),
+            searched=(int(counts_K[0]), int(counts_K[-1])),
+        )
+    return found
 
 
 def _means(cell: Cell, resampling: Resampling) -> np.ndarray:
     """The mean, and after it the mean in every resample: nan for a single seed or patient."""
-    if min(cell.defined().scores_SP.shape) < 2:
-        draws_B = np.full(len(resampling.seed_counts_BS), np.nan)
-    else:
-        draws_B = resampling.means_B(cell)
-    return np.concatenate([[mean(cell)], draws_B])
-
-
-def _saved(
-    labels: int, scores_B: np.ndarray, curve_BK: np.ndarray, counts_K: np.ndarray
-) -> LabelsSaved:
-    needed_B = first_crossing(scores_B, curve_BK, counts_K)
-    return LabelsSaved(
-        labels=labels,
-        score=float(scores_B[0]),
-        needed=_estimate(needed_B),
-        saved=_estimate(needed_B - labels),
-        ratio=_estimate(needed_B / labels),
-        searched=(int(counts_K[0]), int(counts_K[-1])),
-    )
-
-
-def _estimate(found_B: np.ndarray) -> Estimate:
-    value, draws_B = _or_none(found_B[0]), found_B[1:]
-    if np.isnan(draws_B).any():
-        return Estimate(value, None)
-    low, high = percentiles(draws_B)
-    return Estimate(value, (_or_none(low), _or_none(high)))
-
-
-def _or_none(number: float) -> float | None:
-    return float(number) if np.isfinite(number) else None
+    return np.concatenate([[mean(cell)], resampling.means_B(cell)])
 
 
 def isotonic(curve_BK: np.ndarray) -> np.ndarray:

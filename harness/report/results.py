@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fewscan.experiments.catalogue import Compared, Metric, computed, panels, structures
+from fewscan.experiments.catalogue import LESION, Metric, computed, panels, structures
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm, Place
 from fewscan.harness.report.cells import Cell
-from fewscan.harness.report.studies import Studies
+from fewscan.harness.report.studies import Labelled, Studies
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder
 
@@ -48,13 +48,12 @@ class RunResults:
 def read_results(studies: Studies) -> list[RunResults]:
     """The results of every finished run that has test numbers."""
     found = []
-    for source in studies.sources:
-        for run in source.plan.scores:
-            folder = source.plan.folder_of(run)
+    for plan in studies.plans:
+        for run in plan.scores:
+            folder = plan.folder_of(run)
             if folder.result.exists():
                 result = Result.read(folder)
-                place = source.place(run)
-                found.append(RunResults(folder, place, result.test, result.labelled))
+                found.append(RunResults(folder, run.place, result.test, result.labelled))
     return found
 
 
@@ -84,7 +83,7 @@ def _mean_defined(values: Iterable[float]) -> float:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number that each test patient has: a metric, of one structure or in the mean over them."""
+    """A number to compare arms by: a metric, of one structure or in the mean over them."""
 
     target: Target
     metric: Metric
@@ -92,73 +91,66 @@ class Quantity:
     """Its name in CSV files."""
     title: str
     """For people."""
-    columns: tuple[str, ...]
-    """Of `cases.csv`; several are averaged over those that are defined for the patient."""
+    columns: tuple[str, ...] = ()
+    """Of `cases.csv`; several are averaged over those that are defined for the patient. None: it
+    is of all pixels, from `result.json`."""
     leads: bool = False
     """Whether the target's verdict is about it."""
     is_mean: bool = False
     """Whether it is a mean over structures."""
 
 
-def quantities(studies: Studies, compared: Compared) -> list[Quantity]:
+def quantities(studies: Studies) -> list[Quantity]:
     """What patients are compared or described by, target by target, as the catalogue has it."""
     return [
         quantity
         for target in studies.targets
         for metric in computed(studies.evaluation, target)
-        if metric.compared == compared and target in metric.compared_for
+        if metric.compared != "no" and target in metric.compared_for
         for quantity in _quantities(studies, target, metric)
     ]
 
 
-def leading_quantity(studies: Studies, target: Target) -> Quantity:
-    """What the target's verdict is about."""
-    found = quantities(studies, "difference")
-    return next(quantity for quantity in found if quantity.target == target and quantity.leads)
-
-
 def _quantities(studies: Studies, target: Target, metric: Metric) -> list[Quantity]:
     """The mean over structures first, where means are compared and there are classes."""
-    title = metric.title_under(studies.evaluation)
-    leads = target in metric.leads
-    if metric.scope != "structure":
-        return [Quantity(target, metric, metric.column(), title, (metric.column(),), leads)]
-    names = structures(target, studies.classes)
-    columns = tuple(metric.column(name) for name in names)
-    if target == "binary":
-        return [Quantity(target, metric, columns[0], title, columns, leads)]
+    title, leads = metric.title_under(studies.evaluation), target in metric.leads
+    unit = f", {metric.unit}" if metric.unit else ""
+    if target == "binary" or metric.scope != "structure":
+        column = metric.column(LESION)
+        return [Quantity(target, metric, column, title + unit, (column,), leads)]
     joint = " of" if metric.compared == "quartiles" else ","
-    each = [
-        Quantity(target, metric, column, f"{title}{joint} {name.replace('_', ' ')}", (column,))
-        for name, column in zip(names, columns, strict=True)
-    ]
+    each = []
+    for name in structures(target, studies.first.store.classes):
+        column, words = metric.column(name), f"{title}{joint} {name.replace('_', ' ')}{unit}"
+        each.append(Quantity(target, metric, column, words, (column,)))
     if metric.compared == "quartiles":
         return each
-    key, title = f"{metric.key}_class_mean", f"class-mean {title}"
+    key, title = f"{metric.key}_class_mean", f"class-mean {title}{unit}"
+    columns = tuple(it.key for it in each)
     return [Quantity(target, metric, key, title, columns, leads, is_mean=True), *each]
 
 
-Cells = dict[Arm, dict[int | None, Cell]]
-"""Arm → labelled scans → cell. No label: the unsupervised scores."""
+Runs = dict[Labelled, list[RunResults]]
+"""An arm and its labelled scans → its finished runs, which differ in seed alone."""
 
 
-def collect_cells(results: Sequence[RunResults], quantity: Quantity) -> Cells:
+def runs_of_target(results: Iterable[RunResults], target: Target | None) -> Runs:
+    """The runs that share all but the seed, together."""
+    found: Runs = {}
+    for it in results:
+        if it.place.target == target:
+            found.setdefault((it.place.arm, it.place.labels), []).append(it)
+    return found
+
+
+def collect_cells(results: Iterable[RunResults], quantity: Quantity) -> dict[Labelled, Cell]:
     """The cells of a quantity: each seed is a finished run, each column a test patient.
 
     Raises `StudyError` if the runs of one cell were tested on different patients.
     """
-    runs: dict[tuple[Arm, int | None], list[RunResults]] = {}
-    for it in results:
-        if it.place.target == quantity.target and it.patients:
-            runs.setdefault((it.place.arm, it.place.labels), []).append(it)
-    cells: Cells = {}
-    for (arm, labels), found in runs.items():
-        cells.setdefault(arm, {})[labels] = _cell(quantity, cell_name(arm, labels), found)
-    return {arm: dict(sorted(found.items(), key=_labels)) for arm, found in cells.items()}
-
-
-def _labels(item: tuple[int | None, Cell]) -> int:
-    return item[0] or 0
+    with_patients = [it for it in results if it.patients]
+    runs = runs_of_target(with_patients, quantity.target)
+    return {place: _cell(quantity, cell_name(*place), found) for place, found in runs.items()}
 
 
 def cell_name(arm: Arm, labels: int | None) -> str:
@@ -190,13 +182,17 @@ def _cell(quantity: Quantity, name: str, results: Iterable[RunResults]) -> Cell:
 class PanelPoint:
     """One point of the published figure: runs that differ in seed alone."""
 
-    target: Target
-    metric: Metric
+    quantity: Quantity
     arm: Arm
     labels: int | None
     planned: int
+    """Runs that the studies ask for."""
     values: tuple[float, ...]
     """One number over the split for each finished run."""
+
+    @property
+    def runs(self) -> int:
+        return len(self.values)
 
     @property
     def mean(self) -> float | None:
@@ -210,58 +206,12 @@ class PanelPoint:
 
 def panel_points(studies: Studies, results: Sequence[RunResults]) -> list[PanelPoint]:
     """A point for each panel, arm and label count that is planned; those without a run too."""
-    values: dict[tuple[str, Target | None, Arm, int | None], list[float]] = {}
-    for it in results:
-        for key, value in it.test.items():
-            if value is not None:
-                place = (key, it.place.target, it.place.arm, it.place.labels)
-                values.setdefault(place, []).append(value)
-    return [
-        PanelPoint(target, metric, arm, labels, planned, tuple(values.get(place, ())))
-        for target, metric in panels()
-        for arm, counts in studies.planned(target).items()
-        for labels, planned in counts.items()
-        for place in [(metric.overall_key(target), target, arm, labels)]
-    ]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The quartiles of a cell over its patients and seeds, for a quantity that may be infinite.
-
-    In the order of the patients infinity is the largest, so quartiles are exact whatever a finite
-    stand-in would have been. There is no mean, hence no difference of means and no interval.
-    """
-
-    quantity: Quantity
-    arm: Arm
-    labels: int | None
-    seeds: int
-    values: int
-    """Patients times seeds, without those for which it is not defined."""
-    lower: float | None
-    """Lower quartile; inf is infinite."""
-    median: float | None
-    upper: float | None
-    infinite_share: float | None
-
-
-def spreads(studies: Studies, results: Sequence[RunResults]) -> list[Spread]:
-    """One for each cell that has a finished run. Raises `StudyError` as `collect_cells` does."""
-    found = []
-    for quantity in quantities(studies, "quartiles"):
-        for arm, cells in collect_cells(results, quantity).items():
-            for labels, cell in cells.items():
-                values = cell.scores_SP[~np.isnan(cell.scores_SP)]
-                infinite = float(np.isinf(values).mean()) if values.size else None
-                numbers = (len(cell.seeds), values.size, *quartiles(values), infinite)
-                found.append(Spread(quantity, arm, labels, *numbers))
-    return found
-
-
-def quartiles(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
-    """Values that occur: no interpolation, which infinity would not survive."""
-    if not values.size:
-        return None, None, None
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf").tolist()
-    return low, middle, high
+    points = []
+    for target, metric in panels():
+        quantity = Quantity(target, metric, metric.overall_key(target), metric.panel_title)
+        runs = runs_of_target(results, target)
+        for place, planned in studies.planned(target).items():
+            values = [it.test.get(quantity.key) for it in runs.get(place, [])]
+            defined = tuple(value for value in values if value is not None)
+            points.append(PanelPoint(quantity, *place, planned, defined))
+    return points

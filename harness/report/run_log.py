@@ -4,14 +4,14 @@ All of it is from the events in the run folders; a lost event is a lost minute o
 the results.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from operator import attrgetter
 
 from fewscan.experiments.results import Result
-from fewscan.harness.arms import Place
-from fewscan.harness.plan import Plan, PlannedRun
-from fewscan.harness.report.studies import Source, Studies
+from fewscan.harness.plan import PlannedRun
+from fewscan.harness.report.studies import Studies
 from fewscan.harness.status import StudyStatus, read_status
 from fewscan.storage.runs import Event, State
 
@@ -23,10 +23,7 @@ Points = list[tuple[int, float]]
 class RunLog:
     """One planned run: where it stands, and where and how long it ran."""
 
-    run_id: str
-    name: str
-    """For people."""
-    place: Place
+    run: PlannedRun
     state: State
     reason: str
     """Why it is not finished; empty if it is."""
@@ -56,112 +53,50 @@ class RunLog:
         return None if self.gpu_watts is None else self.gpu_watts * self.device_hours / 1000
 
 
-@dataclass(frozen=True)
-class Machine:
-    """The runs that ran on the same kind of machine with the same versions."""
-
-    hosts: tuple[str, ...]
-    devices: tuple[str, ...]
-    ranks: int
-    versions: tuple[str, ...]
-    runs: int
-    seconds: float
-    device_hours: float
-
-
 def read_logs(studies: Studies) -> list[RunLog]:
     """One for each run of the studies, in their order."""
-    return [log for source in studies.sources for log in _logs(source)]
+    logs = []
+    for plan in studies.plans:
+        status = read_status(plan)
+        blocked = {run.run_id for run in status.blocked()}
+        logs += [_log(status, run, blocked) for run in plan.runs]
+    return logs
 
 
-def _logs(source: Source) -> list[RunLog]:
-    status = read_status(source.plan)
-    blocked = {run.run_id for run in status.blocked()}
-    return [_log(source, status, run, blocked) for run in source.plan.runs]
+def by_machine(logs: Sequence[RunLog]) -> list[list[RunLog]]:
+    """The runs that have begun: those on the same kind of machine with the same versions together.
+
+    A run without a record of its device is left out.
+    """
+    machine = attrgetter("hosts", "devices", "ranks", "versions")
+    begun = sorted((it for it in logs if it.devices), key=lambda it: str(machine(it)))
+    return [list(runs) for _, runs in groupby(begun, machine)]
 
 
-def machines(logs: Sequence[RunLog]) -> list[Machine]:
-    """The runs that have begun, grouped; a run without a record of its device is left out."""
-    groups: dict[tuple[object, ...], list[RunLog]] = {}
-    for it in logs:
-        if it.devices:
-            groups.setdefault((it.hosts, it.devices, it.ranks, it.versions), []).append(it)
-    return [_machine(groups[key]) for key in sorted(groups, key=str)]
-
-
-def _machine(logs: Sequence[RunLog]) -> Machine:
-    one = logs[0]
-    return Machine(
-        one.hosts,
-        one.devices,
-        one.ranks,
-        one.versions,
-        runs=len(logs),
-        seconds=sum(it.seconds for it in logs),
-        device_hours=sum(it.device_hours for it in logs),
-    )
-
-
-def _log(source: Source, status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunLog:
-    folder = source.plan.folder_of(run)
+def _log(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunLog:
+    folder = status.plan.folder_of(run)
     events = folder.committed_events()
     starts = [event.attempt for event in events if event.kind == "started"]
     versions = [f"{name} {v}" for s in starts for name, v in s.get("versions", {}).items()]
+    hosts, devices = ([s[key] for s in starts if key in s] for key in ("host", "device"))
+    watts = [it["gpu_power_watts"] for it in folder.usage_samples() if "gpu_power_watts" in it]
+    # As the study file says now; a core is not shared.
+    share = status.plan.share_of(run).gpu_share if {*devices} - {"cpu"} else 1.0
     return RunLog(
-        run_id=run.run_id,
-        name=source.title(run),
-        place=source.place(run),
+        run=run,
         state=status.states[run.run_id],
         reason=_reason(status, run, blocked),
         attempts=len(starts),
-        hosts=_different([s["host"] for s in starts if "host" in s]),
-        devices=_different([s["device"] for s in starts if "device" in s]),
+        hosts=tuple(dict.fromkeys(hosts)),
+        devices=tuple(dict.fromkeys(devices)),
         ranks=max((s.get("ranks", 1) for s in starts), default=1),
-        versions=_different(versions),
+        versions=tuple(dict.fromkeys(versions)),
         seconds=_seconds(events),
-        device_share=_share(source.plan, run, starts),
-        gpu_watts=_mean_watts(folder.usage_samples()),
+        device_share=share,
+        gpu_watts=sum(watts) / len(watts) if watts else None,
         train=_points(events, "train/loss"),
         validation=_points(events, "validation/loss"),
     )
-
-
-def energy(logs: Sequence[RunLog]) -> str:
-    """What the GPUs drew, in words, as far as it was sampled; nobody samples a CPU."""
-    begun = [it for it in logs if it.devices]
-    known = [it.gpu_kwh for it in begun if it.gpu_kwh is not None]
-    if not known:
-        return "not known"
-    part = "" if len(known) == len(begun) else f" in {len(known)} of {len(begun)} runs"
-    return f"{sum(known):.3g} kWh{part}"
-
-
-def remarks(logs: Sequence[RunLog]) -> list[str]:
-    """How the table of machines is to be read, as far as it concerns these runs."""
-    begun = [it for it in logs if it.devices]
-    sampled = sum(it.gpu_kwh is not None for it in begun)
-    unseen = sum(it.state == "finished" and not it.devices for it in logs)
-    found = ["Seconds are of all attempts."]
-    if any(it.device_share < 1 for it in begun):
-        found.append("Of a GPU that several runs share each counts its share.")
-    if unseen:
-        found.append(f"Finished runs that recorded no device: {unseen}; they are not in the table.")
-    if not sampled:
-        found.append("Energy is not known: no run sampled what its GPU drew.")
-    elif sampled < len(begun):
-        found.append(f"Energy is of the {sampled} runs of {len(begun)} that sampled their GPU.")
-    return found
-
-
-def _mean_watts(samples: Sequence[dict[str, float]]) -> float | None:
-    watts = [sample["gpu_power_watts"] for sample in samples if "gpu_power_watts" in sample]
-    return sum(watts) / len(watts) if watts else None
-
-
-def _share(plan: Plan, run: PlannedRun, starts: Sequence[Mapping[str, Any]]) -> float:
-    """As the study file says now; a core is not shared."""
-    on_gpu = any(start.get("device", "cpu") != "cpu" for start in starts)
-    return plan.share_of(run).gpu_share if on_gpu else 1.0
 
 
 def _reason(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> str:
@@ -195,17 +130,13 @@ def _points(events: Sequence[Event], name: str) -> Points:
     return [(step, value) for step, value in values if value is not None]
 
 
-def _different(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))
-
-
 def curves(logs: Sequence[RunLog]) -> dict[str, list[RunLog]]:
     """The runs with losses, one entry a panel: a pre-training, or a target and a label count."""
     panels: dict[str, list[RunLog]] = {}
     for it in logs:
-        if it.validation and it.place.arm.kind != "unsupervised":
-            count = it.place.labels
-            scans = f"{count} scan{'' if count == 1 else 's'}"
-            title = it.name if count is None else f"{it.place.target}, {scans}"
+        place = it.run.place
+        if it.validation and place.arm.kind != "unsupervised":
+            scans = f"{place.labels} scan{'' if place.labels == 1 else 's'}"
+            title = it.run.name if place.labels is None else f"{place.target}, {scans}"
             panels.setdefault(title, []).append(it)
     return panels

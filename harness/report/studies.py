@@ -4,6 +4,7 @@ Only what may be compared is: the same protocol, the same data, the same test pa
 evaluation. The arms of two studies carry their study's name.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,108 +13,88 @@ from typing import Any, get_args
 import yaml
 
 from fewscan.experiments.spec import PROTOCOL, Evaluation, Target
-from fewscan.harness.arms import SCRATCH, Arm, Place
-from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.arms import SCRATCH, Arm
+from fewscan.harness.plan import Plan
 from fewscan.harness.study import Published, dump_study
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder
+
+Labelled = tuple[Arm, int | None]
+"""An arm and its labelled scans; None: the unsupervised scores, which have no label."""
 
 PLACES = frozenset({"name", "store", "folder", "resources", "slurm", "published"})
 """Of a study file: nothing in there changes a number."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A plan whose runs are in the report."""
-
-    plan: Plan
-    name: str = ""
-    """The study's, where two are compared."""
-
-    def place(self, run: PlannedRun) -> Place:
-        """Where it stands in the report's grid."""
-        return replace(run.place, arm=run.place.arm.of_study(self.name))
-
-    def title(self, run: PlannedRun) -> str:
-        """Its name for people."""
-        return f"{self.name}: {run.name}" if self.name else run.name
-
-
-@dataclass(frozen=True)
 class Studies:
     """One study, or two."""
 
-    sources: tuple[Source, ...]
+    plans: tuple[Plan, ...]
 
     @property
     def first(self) -> Plan:
         """Two studies that may be compared share what is asked of it: store and evaluation."""
-        return self.sources[0].plan
+        return self.plans[0]
 
     @property
     def are_compared(self) -> bool:
-        return len(self.sources) > 1
+        return len(self.plans) > 1
+
+    @property
+    def names(self) -> list[str]:
+        return [plan.study.name for plan in self.plans]
 
     @property
     def name(self) -> str:
-        names = [source.name for source in self.sources]
-        return f"{names[1]} against {names[0]}" if self.are_compared else self.first.study.name
+        return " against ".join(reversed(self.names))
 
     @property
     def reference(self) -> str:
         """In words, what arms are compared with: "scratch", or the name of the first study."""
-        return self.sources[0].name or SCRATCH
+        return self.names[0] if self.are_compared else SCRATCH
 
     @property
     def report_folder(self) -> Path:
         """Where the report goes."""
         folder = self.first.folder
-        return folder.report_against(self.sources[1].name) if self.are_compared else folder.report
+        return folder.report_against(self.names[1]) if self.are_compared else folder.report
 
     @property
     def evaluation(self) -> Evaluation:
         return self.first.study.evaluation
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        return self.first.store.classes
-
-    @property
     def targets(self) -> tuple[Target, ...]:
         """Those that all of them have; those of the first if they have none in common."""
-        each = [source.plan.study.finetune.targets for source in self.sources]
+        each = [plan.study.finetune.targets for plan in self.plans]
         shared = set.intersection(*map(set, each)) or set(each[0])
         return tuple(target for target in get_args(Target) if target in shared)
 
     @property
     def published(self) -> tuple[Published, ...]:
         """The figures of others, from the study files."""
-        return tuple(dict.fromkeys(it for s in self.sources for it in s.plan.study.published))
+        return tuple(dict.fromkeys(it for plan in self.plans for it in plan.study.published))
 
-    def planned(self, target: Target) -> dict[Arm, dict[int | None, int]]:
-        """Arm → labels → runs with test numbers that the studies ask for; unlabelled arms last."""
-        found: dict[Arm, dict[int | None, int]] = {}
-        places = [source.place(run) for source in self.sources for run in source.plan.scores]
-        for place in sorted(places, key=lambda place: place.labels is None):
-            if place.target == target:
-                counts = found.setdefault(place.arm, {})
-                counts[place.labels] = counts.get(place.labels, 0) + 1
-        return found
+    def planned(self, target: Target) -> dict[Labelled, int]:
+        """The runs with test numbers that the studies ask for: arm by arm, unlabelled ones last."""
+        places = [run.place for plan in self.plans for run in plan.scores]
+        arms = list(dict.fromkeys(place.arm for place in places))
+        found = Counter((it.arm, it.labels) for it in places if it.target == target)
+        order = sorted(found, key=lambda it: (it[1] is None, arms.index(it[0]), it[1] or 0))
+        return {place: found[place] for place in order}
 
     def references(self) -> dict[Arm, Arm]:
         """Fine-tuned arm → what it is compared with: scratch, or the first study's same arm."""
-        first, *second = [
-            dict.fromkeys(run.place.arm for run in s.plan.scores if run.place.labels is not None)
-            for s in self.sources
-        ]
+        first, *second = [dict.fromkeys(run.place.arm for run in it.grid) for it in self.plans]
         if not second:
             return {arm: Arm("fine-tuning") for arm in first if not arm.is_scratch}
-        there, here = (source.name for source in self.sources)
-        return {arm.of_study(here): arm.of_study(there) for arm in second[0] if arm in first}
+        there = {arm: arm.of_study(self.names[0]) for arm in second[0]}
+        return {arm: same for arm, same in there.items() if same in first}
 
     def differences(self) -> list[tuple[str, ...]]:
         """What the study files say differently: the key, and each one's value."""
-        each = [dict(_settings(source.plan)) for source in self.sources]
+        each = [dict(_settings(plan)) for plan in self.plans]
         keys = dict.fromkeys(key for settings in each for key in settings)
         rows = [(key, *(settings.get(key, "–") for settings in each)) for key in keys]
         return [row for row in rows if len(set(row[1:])) > 1]
@@ -121,14 +102,23 @@ class Studies:
 
 def one_study(plan: Plan) -> Studies:
     """A report about a study."""
-    return Studies((Source(plan),))
+    return Studies((plan,))
 
 
 def two_studies(first: Plan, second: Plan) -> Studies:
-    """A report that compares two. Raises `StudyError` that says why they may not be compared."""
-    require_comparable(first, second)
+    """A report that compares two, whose arms and runs carry their study's name from here on.
+
+    Raises `StudyError` unless a difference between the two is about their arms alone.
+    """
+    for found, expected, remedy in _obstacles(first, second):
+        raise StudyError(
+            f"{first.study.name} and {second.study.name} cannot be compared: {found}",
+            where=f"{first.folder.path} and {second.folder.path}",
+            expected=expected,
+            remedy=remedy,
+        )
     names = _names(first, second)
-    return Studies((Source(first, names[0]), Source(second, names[1])))
+    return Studies((_named(first, names[0]), _named(second, names[1])))
 
 
 def has_results(plan: Plan) -> bool:
@@ -136,30 +126,23 @@ def has_results(plan: Plan) -> bool:
     return any(plan.folder_of(run).result.exists() for run in plan.scores)
 
 
-def require_comparable(first: Plan, second: Plan) -> None:
-    """Raise `StudyError` unless a difference between the two is about their arms alone."""
+def _obstacles(first: Plan, second: Plan) -> Iterator[tuple[str, str, str]]:
+    """What stands against a comparison, what was expected, and what to do."""
     if first.folder.path == second.folder.path:
-        raise _not_comparable(
-            first, second, "they are one folder", "two folders", "name another study"
-        )
+        yield "they are one folder", "two folders", "name another study"
     for plan in (first, second):
         _require_protocol(plan)
-    if first.store.fingerprint != second.store.fingerprint:
-        found = f"their data differ: {first.store.fingerprint} and {second.store.fingerprint}"
-        raise _not_comparable(
-            first, second, found, "one store, or two of the same content", "sweep both on one store"
-        )
+    data = [plan.store.fingerprint for plan in (first, second)]
+    if data[0] != data[1]:
+        found = f"their data differ: {data[0]} and {data[1]}"
+        yield found, "one store, or two of the same content", "sweep both on one store"
     odd = {*first.store.split.test} ^ {*second.store.split.test}
     if odd:
         found = f"their test splits differ: {len(odd)} patients are in one alone"
-        raise _not_comparable(
-            first, second, found, "the same test patients", "prepare both stores with one split"
-        )
+        yield found, "the same test patients", "prepare both stores with one split"
     if first.study.evaluation != second.study.evaluation:
         found = f"they are scored differently: {first.study.evaluation}, {second.study.evaluation}"
-        raise _not_comparable(
-            first, second, found, "the same evaluation", "sweep one with the other's evaluation"
-        )
+        yield found, "the same evaluation", "sweep one with the other's evaluation"
 
 
 def _require_protocol(plan: Plan) -> None:
@@ -175,24 +158,24 @@ def _require_protocol(plan: Plan) -> None:
             )
 
 
-def _not_comparable(
-    first: Plan, second: Plan, found: str, expected: str, remedy: str
-) -> StudyError:
-    where = f"{first.folder.path} and {second.folder.path}"
-    return StudyError(
-        f"{first.study.name} and {second.study.name} cannot be compared: {found}",
-        where=where,
-        expected=expected,
-        remedy=remedy,
-    )
-
-
 def _names(first: Plan, second: Plan) -> tuple[str, str]:
     """The studies' names; of two that are called the same, their folders'."""
     if first.study.name != second.study.name:
         return first.study.name, second.study.name
     names = first.folder.path.name, second.folder.path.name
     return names if names[0] != names[1] else (f"{names[0]} (1)", f"{names[1]} (2)")
+
+
+def _named(plan: Plan, name: str) -> Plan:
+    runs = (
+        replace(
+            run,
+            place=replace(run.place, arm=run.place.arm.of_study(name)),
+            name=f"{name}: {run.name}",
+        )
+        for run in plan.runs
+    )
+    return replace(plan, study=replace(plan.study, name=name), runs=tuple(runs))
 
 
 def _settings(plan: Plan) -> Iterator[tuple[str, str]]:

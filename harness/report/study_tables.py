@@ -1,20 +1,18 @@
-"""The tables of the report: those that are CSV files, and those that people alone see."""
+"""The tables of what was measured: those of the CSV files, and the same numbers for people."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from operator import itemgetter
+from typing import Any, NamedTuple
 
-from fewscan.experiments.catalogue import panels
-from fewscan.harness.arms import Arm
-from fewscan.harness.report.bootstrap import Estimate
-from fewscan.harness.report.evidence import Evidence
-from fewscan.harness.report.results import PanelPoint, RunResults, Spread
-from fewscan.harness.report.run_log import RunLog, machines
+from fewscan.harness.report.evidence import Outcome
+from fewscan.harness.report.results import PanelPoint, RunResults
 from fewscan.harness.report.tables import (
     MISSING,
     Column,
     Table,
+    at,
     interval,
     label_count,
     needed,
@@ -22,309 +20,187 @@ from fewscan.harness.report.tables import (
     number,
     one_decimal,
     p_text,
-    scans,
     signed,
 )
-from fewscan.harness.study import Published
-
-UNKNOWN = Estimate(None, None)
 
 
-def _for_programs(*keys: str) -> tuple[Column, ...]:
-    return tuple(Column(key) for key in keys)
+def _csv(**paths: str) -> tuple[Column, ...]:
+    """Columns of CSV files alone: key → attributes from a row's object to the value."""
+    return tuple(Column(key, "", at(path)) for key, path in paths.items())
 
 
-def _right(title: str, key: str = "", write: Any = str) -> Column:
-    return Column(key, title, write, "right")
+def _right(
+    key: str, title: str, value: Callable[[Any], Any], write: Callable[[Any], str] = str
+) -> Column:
+    return Column(key, title, value, write, "right")
 
 
-ARM = Column("arm", "arm", lambda arm: arm.title)
-LABELS = _right("labelled scans", "label_count", label_count)
+QUANTITY = _csv(target="quantity.target", metric="quantity.key")
+ARM = Column("arm", "arm", at("arm"), lambda arm: arm.title)
+LABELS = _right("label_count", "labelled scans", at("labels"), label_count)
+
+
+class Number(NamedTuple):
+    """One test metric of a finished run."""
+
+    run: RunResults
+    metric: str
+    value: float | None
 
 
 def numbers_table(results: Iterable[RunResults]) -> Table:
     """Every test metric of every finished run."""
-    keys = ("run_id", "arm", "target", "label_count", "seed", "metric", "value")
-    rows = (
-        (it.folder.run_id, it.place.arm, it.place.target, it.place.labels, it.place.seed, *number_)
-        for it in results
-        for number_ in it.test.items()
-    )
-    return Table(_for_programs(*keys), tuple(rows))
+    run = _csv(run_id="run.folder.run_id", arm="run.place.arm", target="run.place.target")
+    cell = _csv(label_count="run.place.labels", seed="run.place.seed")
+    rows = [Number(it, metric, value) for it in results for metric, value in it.test.items()]
+    return Table((*run, *cell, *_csv(metric="metric", value="value")), rows)
 
 
-def points_table(points: Iterable[PanelPoint]) -> Table:
+def points_table(points: Sequence[PanelPoint]) -> Table:
     """The published figure in numbers."""
-    keys = ("target", "metric", "arm", "label_count", "runs", "planned")
-    numbers = ("mean", "std", "lowest", "highest")
-    rows = (
-        (
-            it.target, it.metric.overall_key(it.target), it.arm, it.labels, len(it.values),
-            it.planned, it.mean, it.std,
-            min(it.values, default=None), max(it.values, default=None),
-        )
-        for it in points
-    )  # fmt: skip
-    return Table(_for_programs(*keys, *numbers), tuple(rows))
-
-
-def intervals_table(evidence: Iterable[Evidence]) -> Table:
-    """The mean over seeds and patients of every planned cell, the missing ones too."""
-    place = ("target", "metric", "arm", "label_count")
-    counted = ("seeds", "planned", "patients")
-    rows = (
-        (it.quantity.target, it.quantity.key, arm, n, *_interval(it, arm, n, planned))
-        for it in evidence
-        for arm, counts in it.planned.items()
-        for n, planned in sorted(counts.items(), key=lambda item: item[0] or 0)
-    )
-    return Table(_for_programs(*place, *counted, "mean", "low", "high"), tuple(rows))
-
-
-def _interval(it: Evidence, arm: Arm, n: int | None, planned: int) -> tuple[Any, ...]:
-    cell = it.cells.get(arm, {}).get(n)
-    if cell is None:
-        return 0, planned, 0, None, None, None
-    estimate = it.estimates[arm][n]
-    seeds, patients = cell.defined().scores_SP.shape
-    return seeds, planned, patients, estimate.value, *(estimate.interval or (None, None))
-
-
-DIFFERENCES = (
-    *_for_programs("target", "metric"),
-    ARM,
-    Column("reference"),
-    LABELS,
-    _right("seeds", "seeds"),
-    _right("patients", "patients"),
-    _right("difference", "difference", lambda value: number(value, "+")),
-    *_for_programs("low", "high"),
-    _right("95 % interval", write=lambda estimate: interval(estimate, "+")),
-    Column("p_bootstrap"),
-    _right("p", "p_bootstrap_holm", p_text),
-    Column("p_wilcoxon"),
-    _right("p Wilcoxon", "p_wilcoxon_holm", p_text),
-    _right("rank-biserial r", "rank_biserial", signed),
-    _right("d_z", "standardised", signed),
-)
-
-
-def differences_table(evidence: Iterable[Evidence]) -> Table:
-    """An arm minus its reference at every count that both are to be run with."""
-    rows = (
-        (it.quantity.target, it.quantity.key, arm, it.references[arm], n, *_difference(it, arm, n))
-        for it in evidence
-        for arm in it.compared_arms
-        for n in it.shared_counts(arm)
-    )
-    return Table(DIFFERENCES, tuple(rows))
-
-
-def _difference(it: Evidence, arm: Arm, n: int) -> tuple[Any, ...]:
-    found = it.comparisons.get(arm, {}).get(n)
-    if found is None:
-        return (0, 0, None, None, None, UNKNOWN, *[None] * 6)
-    low, high = found.difference.interval or (None, None)
-    return (
-        found.seeds, found.patients, found.difference.value, low, high, found.difference,
-        found.p_bootstrap, found.p_bootstrap_holm, found.p_wilcoxon, found.p_wilcoxon_holm,
-        found.rank_biserial, found.standardised,
-    )  # fmt: skip
-
-
-def saved_table(evidence: Sequence[Evidence]) -> Table:
-    """What its reference needs for an arm's score, at every count that the arm is to be run with.
-
-    In CSV `inf` is "not reached with the most that were run".
-    """
-    rows = (
-        (it.quantity.target, it.quantity.key, arm, it.references[arm], n, *_saved(it, arm, n))
-        for it in evidence
-        for arm in it.compared_arms
-        for n in it.counts(arm)
-    )
-    reference = evidence[0].reference if evidence else ""
     columns = (
-        *_for_programs("target", "metric"),
-        ARM,
-        Column("reference"),
-        LABELS,
-        _right("its score", "score", number),
-        _right(f"{reference} needs", write=lambda it: needed(it) if it else MISSING),
-        _right("95 % interval", write=lambda it: needed_interval(it) if it else MISSING),
-        *_for_programs("needed", "needed_low", "needed_high", "saved", "saved_low", "saved_high"),
-        *_for_programs("ratio", "ratio_low", "ratio_high", "fewest_searched", "most_searched"),
+        *QUANTITY,
+        *_csv(arm="arm", label_count="labels"),
+        *_csv(runs="runs", planned="planned", mean="mean", std="std"),
+        Column("lowest", "", lambda it: min(it.values, default=None)),
+        Column("highest", "", lambda it: max(it.values, default=None)),
     )
-    return Table(columns, tuple(rows))
+    return Table(columns, points)
 
 
-def _saved(it: Evidence, arm: Arm, n: int) -> tuple[Any, ...]:
-    found = it.saved.get(arm, {}).get(n)
-    if found is None:
-        return (None,) * 14
-    numbers = [end for each in (found.needed, found.saved, found.ratio) for end in _inf(each)]
-    return (found.score, found, found, *numbers, *found.searched)
+def intervals_table(outcomes: Sequence[Outcome]) -> Table:
+    """The mean over seeds and patients of every planned cell, the missing ones too."""
+    columns = (
+        *QUANTITY,
+        *_csv(arm="arm", label_count="labels"),
+        Column("seeds", "", lambda it: it.scored[0]),
+        *_csv(planned="planned"),
+        Column("patients", "", lambda it: it.scored[1]),
+        *_csv(mean="mean.value", low="mean.low", high="mean.high"),
+    )
+    return Table(columns, outcomes)
 
 
-def _inf(estimate: Estimate) -> tuple[float, float | None, float | None]:
-    """Value and interval, in which None stands for "not reached"."""
-    low, high = (math.inf if n is None else n for n in estimate.interval or (None, None))
-    value = math.inf if estimate.value is None else estimate.value
-    return (value, None, None) if estimate.interval is None else (value, low, high)
+def quartiles_table(outcomes: Sequence[Outcome]) -> Table:
+    """Of what may be infinite, over patients and seeds."""
+    columns = (
+        *QUANTITY,
+        *_csv(arm="arm", label_count="labels", seeds="seeds", values="quartiles.values"),
+        *_csv(lower="quartiles.lower", median="quartiles.median", upper="quartiles.upper"),
+        *_csv(infinite_share="quartiles.infinite_share"),
+    )
+    return Table(columns, outcomes)
 
 
-def quartiles_table(spreads: Iterable[Spread]) -> Table:
-    """Of what may be infinite: quartiles over patients and seeds."""
-    place = ("target", "metric", "arm", "label_count", "seeds", "values")
-    numbers = ("lower", "median", "upper", "infinite_share")
-    rows = (
-        (
-            it.quantity.target, it.quantity.key, it.arm, it.labels, it.seeds, it.values,
-            it.lower, it.median, it.upper, it.infinite_share,
-        )
-        for it in spreads
-    )  # fmt: skip
-    return Table(_for_programs(*place, *numbers), tuple(rows))
+def differences_table(outcomes: Sequence[Outcome]) -> Table:
+    """An arm minus its reference, at counts that both are to be run with."""
+    columns = (
+        *QUANTITY,
+        ARM,
+        *_csv(reference="reference"),
+        LABELS,
+        _right("seeds", "seeds", at("comparison.seeds", missing=0)),
+        _right("patients", "patients", at("comparison.patients", missing=0)),
+        _right(
+            "difference", "difference", at("comparison.difference.value"), partial(number, sign="+")
+        ),
+        *_csv(low="comparison.difference.low", high="comparison.difference.high"),
+        _right("", "95 % interval", at("comparison.difference"), partial(interval, sign="+")),
+        *_csv(p_bootstrap="comparison.p_bootstrap"),
+        _right("p_bootstrap_holm", "p", at("comparison.p_bootstrap_holm"), p_text),
+        *_csv(p_wilcoxon="comparison.p_wilcoxon"),
+        _right("p_wilcoxon_holm", "p Wilcoxon", at("comparison.p_wilcoxon_holm"), p_text),
+        _right("rank_biserial", "rank-biserial r", at("comparison.rank_biserial"), signed),
+        _right("standardised", "d_z", at("comparison.standardised"), signed),
+    )
+    return Table(columns, outcomes)
 
 
-Texts = Mapping[tuple[str, int | None, Arm], str]
-"""Title of a metric, labelled scans, arm → what stands there."""
+def saved_table(outcomes: Sequence[Outcome], reference: str) -> Table:
+    """What the reference, in words, needs for an arm's score.
+
+    In CSV, where outcomes without it cannot stand, `inf` is "not reached with the most that were
+    run".
+    """
+    columns = (
+        *QUANTITY,
+        ARM,
+        *_csv(reference="reference"),
+        LABELS,
+        _right("score", "its score", at("saved.score"), number),
+        _right("", f"{reference} needs", at("saved"), needed),
+        _right("", "95 % interval", at("saved"), needed_interval),
+        *_csv(needed="saved.needed.value", needed_low="saved.needed.low"),
+        *_csv(needed_high="saved.needed.high", saved="saved.saved.value"),
+        *_csv(saved_low="saved.saved.low", saved_high="saved.saved.high"),
+        *_csv(ratio="saved.ratio.value", ratio_low="saved.ratio.low"),
+        *_csv(ratio_high="saved.ratio.high"),
+        Column("fewest_searched", "", lambda it: it.saved.searched[0]),
+        Column("most_searched", "", lambda it: it.saved.searched[1]),
+    )
+    return Table(columns, outcomes)
 
 
-def by_arm(texts: Texts) -> Table:
+def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
     """A row for each label count, a column for each arm; a title stands in its first row alone.
 
     An unsupervised score stands in the column of its pre-training, where there is one.
     """
-    arms = list(dict.fromkeys(arm for _, _, arm in texts))
-    columns = list(dict.fromkeys(_column(arm, arms) for arm in arms))
-    placed = {(title, n, _column(arm, arms)): text for (title, n, arm), text in texts.items()}
+    arms = dict.fromkeys(it.arm for it in items)
+    finetuned = {arm: replace(arm, kind="fine-tuning") for arm in arms}
+    place = {arm: finetuned[arm] if finetuned[arm] in arms else arm for arm in arms}
+    texts = {(it.quantity.title, it.labels, place[it.arm]): text(it) for it in items}
+    shown = list(dict.fromkeys(place.values()))
     rows: list[tuple[str | int | None, ...]] = []
-    for title in dict.fromkeys(title for title, _, _ in texts):
-        counts = sorted({n for name, n, _ in texts if name == title}, key=lambda n: n or 0)
+    for name in dict.fromkeys(name for name, _, _ in texts):
+        counts = sorted({n for other, n, _ in texts if other == name}, key=lambda n: n or 0)
         for n in counts:
-            shown = [placed.get((title, n, arm), "") for arm in columns]
-            rows.append((title if n == counts[0] else "", n, *shown))
-    head = [Column("", "metric"), LABELS, *(_right(arm.title) for arm in columns)]
-    return Table(tuple(head), tuple(rows))
+            cells = [texts.get((name, n, arm), "") for arm in shown]
+            rows.append((name if n == counts[0] else "", n, *cells))
+    columns = [
+        Column("", "metric", itemgetter(0)),
+        _right("", "labelled scans", itemgetter(1), label_count),
+        *(_right("", arm.title, itemgetter(k)) for k, arm in enumerate(shown, start=2)),
+    ]
+    return Table(columns, rows)
 
 
-def _column(arm: Arm, arms: Sequence[Arm]) -> Arm:
-    finetuned = replace(arm, kind="fine-tuning")
-    return finetuned if finetuned in arms else arm
-
-
-def points_by_arm(points: Iterable[PanelPoint]) -> Table:
+def points_by_arm(points: Sequence[PanelPoint]) -> Table:
     """Mean ± standard deviation over seeds, for people."""
-    return by_arm({(it.metric.panel_title, it.labels, it.arm): _point(it) for it in points})
+    return _by_arm(points, _point)
 
 
-def _point(point: PanelPoint) -> str:
-    if point.mean is None:
+def _point(it: PanelPoint) -> str:
+    if it.mean is None:
         return MISSING
-    spread = "" if point.std is None else f" ± {point.std:.3f}"
-    return number(point.mean) + spread + _incomplete(len(point.values), point.planned)
+    spread = "" if it.std is None else f" ± {it.std:.3f}"
+    return number(it.mean) + spread + _incomplete(it.runs, it.planned)
 
 
 def _incomplete(finished: int, planned: int) -> str:
     return "" if finished == planned else f" ({finished}/{planned})"
 
 
-def means_by_arm(evidence: Iterable[Evidence]) -> Table:
+def means_by_arm(outcomes: Sequence[Outcome]) -> Table:
     """Means with their intervals, for people."""
-    return by_arm({
-        (it.quantity.title, n, arm): _mean(it, arm, n)
-        for it in evidence
-        for arm, counts in it.planned.items()
-        for n in counts
-    })  # fmt: skip
+    return _by_arm(outcomes, _mean)
 
 
-def _mean(it: Evidence, arm: Arm, n: int | None) -> str:
-    cell = it.cells.get(arm, {}).get(n)
-    if cell is None:
+def _mean(it: Outcome) -> str:
+    if it.mean is None:
         return MISSING
-    estimate = it.estimates[arm][n]
-    bounds = "" if estimate.interval is None else f"\n{interval(estimate)}"
-    return number(estimate.value) + _incomplete(len(cell.seeds), it.planned[arm][n]) + bounds
+    bounds = "" if it.mean.interval is None else f"\n{interval(it.mean)}"
+    return number(it.mean.value) + _incomplete(it.seeds, it.planned) + bounds
 
 
-def quartiles_by_arm(
-    spreads: Sequence[Spread], planned: Mapping[Arm, Mapping[int | None, int]]
-) -> Table:
+def quartiles_by_arm(outcomes: Sequence[Outcome]) -> Table:
     """Quartiles over patients and seeds and how often it is infinite, for people."""
-    found = {(_with_unit(it), it.labels, it.arm): _quartiles(it) for it in spreads}
-    places = [(arm, n) for arm, counts in planned.items() for n in counts]
-    titles = dict.fromkeys(title for title, _, _ in found)
-    return by_arm({
-        (title, n, arm): found.get((title, n, arm), MISSING) for title in titles
-        for arm, n in places
-    })  # fmt: skip
+    return _by_arm(outcomes, _quartiles)
 
 
-def _with_unit(spread: Spread) -> str:
-    unit = spread.quantity.metric.unit
-    return f"{spread.quantity.title}, {unit}" if unit else spread.quantity.title
-
-
-def _quartiles(it: Spread) -> str:
-    ends = f"{one_decimal(it.lower)} to {one_decimal(it.upper)}"
-    return f"{one_decimal(it.median)}\n{ends}; {it.infinite_share or 0:.0%} ∞"
-
-
-def machines_table(logs: Sequence[RunLog]) -> Table:
-    """Kinds of machine with what ran on them."""
-    columns = (
-        Column("", "host", ", ".join),
-        Column("", "device", ", ".join),
-        Column("", "versions", ", ".join),
-        _right("devices a run"),
-        _right("runs"),
-        _right("seconds", write="{:,.0f}".format),
-        _right("device-hours", write="{:.3f}".format),
-    )
-    rows = (
-        (it.hosts, it.devices, it.versions, it.ranks, it.runs, it.seconds, it.device_hours)
-        for it in machines(logs)
-    )
-    return Table(columns, tuple(rows))
-
-
-def runs_table(logs: Iterable[RunLog]) -> Table:
-    """Where each run stands and what it took."""
-    columns = (
-        *(Column("", title) for title in ("run", "what", "state")),
-        *(Column("", title, lambda names: ", ".join(names) or "–") for title in ("host", "device")),
-        _right("attempts", write=lambda n: str(n or "–")),
-        _right("seconds", write=lambda s: f"{s:,.1f}" if s else "–"),
-        _right("labelled scans", write=lambda n: str(n or "–")),
-    )
-    rows = (
-        (
-            it.run_id, it.name, it.state, it.hosts, it.devices, it.attempts, it.seconds,
-            it.place.labels,
-        )
-        for it in logs
-    )  # fmt: skip
-    return Table(columns, tuple(rows))
-
-
-def published_table(published: Iterable[Published]) -> Table:
-    """The figures of others with their citations, word for word."""
-    titles = {metric.overall_key(target): metric.panel_title for target, metric in panels()}
-    rows = tuple(
-        (
-            it.label,
-            titles[it.metric],
-            "; ".join(f"{v:g} with {scans(n)}" for n, v in sorted(it.points)) or f"{it.value:g}",
-            it.citation,
-        )
-        for it in published
-    )
-    names = ("published", "metric", "value", "citation")
-    return Table(tuple(Column("", name) for name in names), rows)
-
-
-def settings_table(names: Iterable[str], differences: Iterable[tuple[str, ...]]) -> Table:
-    """What two studies do differently."""
-    return Table(tuple(Column("", name) for name in ("setting", *names)), tuple(differences))
+def _quartiles(it: Outcome) -> str:
+    found = it.quartiles
+    if found is None:
+        return MISSING
+    ends = f"{one_decimal(found.lower)} to {one_decimal(found.upper)}"
+    return f"{one_decimal(found.median)}\n{ends}; {found.infinite_share or 0:.0%} ∞"

@@ -1,4 +1,4 @@
-"""One table, three renderings: CSV for programs, LaTeX for the paper, HTML for the page.
+"""One table, three renderings: CSV for programs, LaTeX for the paper, texts for page and terminal.
 
 And how a value is written for people, the same in every table and sentence. An empty field of a CSV
 file is a number that is not there: the cell is missing, or one seed gives no interval.
@@ -6,11 +6,10 @@ file is a number that is not there: the cell is missing, or one seed gives no in
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isinf
 from typing import Any, Literal
-
-from markupsafe import Markup
 
 from fewscan.harness.arms import Arm
 from fewscan.harness.report.bootstrap import Estimate
@@ -20,14 +19,29 @@ MISSING = "missing"
 NOT_REACHED = "not reached"
 
 
+def at(path: str, missing: Any = None) -> Callable[[Any], Any]:
+    """Attributes from a row's object to a value: "comparison.seeds"; `missing` if one is None."""
+
+    def follow(it: Any) -> Any:
+        for name in path.split("."):
+            if it is None:
+                return missing
+            it = getattr(it, name)
+        return it
+
+    return follow
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table."""
 
     key: str
     """Its name in CSV files; empty: it is for people alone."""
-    title: str = ""
+    title: str
     """For people; empty: it is for programs alone."""
+    value: Callable[[Any], Any]
+    """Of a row's object."""
     write: Callable[[Any], str] = str
     """A value for people."""
     align: Literal["left", "right"] = "left"
@@ -35,37 +49,29 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Values in rows, each as long as there are columns."""
+    """Columns, and an object for each row."""
 
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Any, ...], ...]
+    columns: Sequence[Column]
+    rows: Sequence[Any]
 
-    def without(self, *names: str) -> "Table":
-        """Leave out the columns with these keys or titles."""
-        kept = [n for n, it in enumerate(self.columns) if not {it.key, it.title} & {*names}]
-        rows = tuple(tuple(row[n] for n in kept) for row in self.rows)
-        return Table(tuple(self.columns[n] for n in kept), rows)
-
-    def having(self, key: str) -> "Table":
-        """Leave out the rows without a value in a column."""
-        place = [column.key for column in self.columns].index(key)
-        return Table(self.columns, tuple(row for row in self.rows if row[place] is not None))
+    def without(self, *keys: str) -> "Table":
+        """Leave out the columns with these keys."""
+        return Table([it for it in self.columns if it.key not in keys], self.rows)
 
     def for_people(self) -> tuple[list[Column], list[list[str]]]:
         """The columns that have a title, and what stands in them."""
-        shown = [(n, it) for n, it in enumerate(self.columns) if it.title]
-        texts = [[column.write(row[n]) for n, column in shown] for row in self.rows]
-        return [column for _, column in shown], texts
+        shown = [column for column in self.columns if column.title]
+        return shown, [[it.write(it.value(row)) for it in shown] for row in self.rows]
 
 
-def to_csv(table: Table) -> bytes:
+def to_csv(table: Table) -> str:
     """A header and a line for each row, of the columns that have a key."""
-    shown = [n for n, column in enumerate(table.columns) if column.key]
+    shown = [column for column in table.columns if column.key]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([table.columns[n].key for n in shown])
-    writer.writerows([_csv_field(row[n]) for n in shown] for row in table.rows)
-    return text.getvalue().encode()
+    writer.writerow([column.key for column in shown])
+    writer.writerows([_csv_field(column.value(row)) for column in shown] for row in table.rows)
+    return text.getvalue()
 
 
 def _csv_field(value: object) -> object:
@@ -74,23 +80,26 @@ def _csv_field(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
 
 
+LATEX = r"""\begin{table}
+\centering
+\caption{%s}
+\begin{tabular}{%s}
+\toprule
+%s
+\midrule
+%s
+\bottomrule
+\end{tabular}
+\end{table}
+"""
+
+
 def to_latex(table: Table, caption: str) -> str:
     """A floating table; needs booktabs."""
     columns, rows = table.for_people()
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escape_latex(caption)}}}",
-        rf"\begin{{tabular}}{{{''.join(column.align[0] for column in columns)}}}",
-        r"\toprule",
-        _latex_row([column.title for column in columns]),
-        r"\midrule",
-        *map(_latex_row, rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    places = "".join(column.align[0] for column in columns)
+    head, *body = map(_latex_row, [[column.title for column in columns], *rows])
+    return LATEX % (escape_latex(caption), places, head, "\n".join(body))
 
 
 def _latex_row(texts: list[str]) -> str:
@@ -115,36 +124,6 @@ def escape_latex(text: str) -> str:
     return "".join(LATEX_SPECIAL.get(letter, letter) for letter in text)
 
 
-SHORT = 50
-"""Letters; a shorter text is not broken."""
-
-
-def to_html(table: Table) -> Markup:
-    """A table whose every value is escaped; further lines of a text are small."""
-    columns, rows = table.for_people()
-    numbers = [' class="n"' if column.align == "right" else "" for column in columns]
-    head = Markup("").join(
-        Markup("<th{}>{}</th>").format(Markup(n), column.title)
-        for n, column in zip(numbers, columns, strict=True)
-    )
-    body = Markup("\n").join(
-        Markup("<tr>{}</tr>").format(Markup("").join(map(_html_cell, columns, texts)))
-        for texts in rows
-    )
-    return Markup(
-        '<div class="scroll"><table>\n<thead><tr>{}</tr></thead>\n'
-        "<tbody>\n{}\n</tbody></table></div>"
-    ).format(head, body)
-
-
-def _html_cell(column: Column, text: str) -> Markup:
-    first, *more = text.split("\n")
-    look = "n" if column.align == "right" else "a" if len(text) < SHORT else ""
-    small = Markup("").join(Markup("<small>{}</small>").format(line) for line in more)
-    missing = f" {MISSING}" if text == MISSING else ""
-    return Markup('<td class="{}">{}{}</td>').format(look + missing, first, small)
-
-
 def scans(count: float) -> str:
     """ "1 labelled scan", "4 labelled scans"."""
     return f"{count:g} labelled scan{'' if count == 1 else 's'}"
@@ -165,18 +144,17 @@ def signed(value: float | None) -> str:
     return "–" if value is None else number(value, "+")
 
 
-def interval(estimate: Estimate, sign: str = "") -> str:
+def interval(estimate: Estimate | None, sign: str = "") -> str:
     """ "0.010 to 0.090", or a dash where there is none."""
-    if estimate.interval is None:
-        return "–"
-    return " to ".join(number(end, sign) for end in estimate.interval)
+    ends = estimate and estimate.interval
+    return " to ".join(number(end, sign) for end in ends) if ends else "–"
 
 
 def one_decimal(value: float | None) -> str:
     """ "12.3"; "∞" is infinite."""
     if value is None:
         return MISSING
-    return "∞" if value == float("inf") else f"{value:.1f}"
+    return "∞" if isinf(value) else f"{value:.1f}"
 
 
 def p_text(p: float | None) -> str:
@@ -186,21 +164,23 @@ def p_text(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def labels(value: float | None, searched: tuple[int, int]) -> str:
+def labels(value: float, searched: tuple[int, int]) -> str:
     """A number of labelled scans on the other arm's curve: "9.3", "≤ 1", "> 938"."""
-    if value is None:
+    if isinf(value):
         return f"> {searched[1]}"
     return f"≤ {searched[0]}" if value <= searched[0] else f"{value:.3g}"
 
 
-def needed(saved: LabelsSaved) -> str:
+def needed(saved: LabelsSaved | None) -> str:
     """What the other arm needs: a number, or "not reached (> 938)"."""
+    if saved is None or saved.needed.value is None:
+        return MISSING
     text = labels(saved.needed.value, saved.searched)
-    return text if saved.needed.value is not None else f"{NOT_REACHED} ({text})"
+    return f"{NOT_REACHED} ({text})" if isinf(saved.needed.value) else text
 
 
-def needed_interval(saved: LabelsSaved) -> str:
+def needed_interval(saved: LabelsSaved | None) -> str:
     """ "6.1 to > 938", or a dash where there is none."""
-    if saved.needed.interval is None:
-        return "–"
-    return " to ".join(labels(end, saved.searched) for end in saved.needed.interval)
+    if saved is None:
+        return MISSING
+    return " to ".join(labels(end, saved.searched) for end in saved.needed.interval or ()) or "–"

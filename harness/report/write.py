@@ -5,11 +5,10 @@ figure stands in a CSV file, and the same run folders give the same bytes. The p
 file and no network; `report.html` is its template, into which jinja2 puts every value escaped.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -17,9 +16,9 @@ from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from fewscan.experiments.catalogue import panels
-from fewscan.experiments.spec import PROTOCOL, Evaluation
+from fewscan.experiments.spec import PROTOCOL
 from fewscan.harness.report import study_tables
-from fewscan.harness.report.evidence import Evidence, gather
+from fewscan.harness.report.evidence import Evidence, Outcome, gather
 from fewscan.harness.report.examples import Examples, draw_examples, read_examples
 from fewscan.harness.report.figures import (
     as_data_uri,
@@ -30,18 +29,10 @@ from fewscan.harness.report.figures import (
     save_figure,
 )
 from fewscan.harness.report.findings import findings
-from fewscan.harness.report.results import (
-    PanelPoint,
-    Quantity,
-    RunResults,
-    Spread,
-    panel_points,
-    read_results,
-    spreads,
-)
-from fewscan.harness.report.run_log import RunLog, curves, energy, read_logs, remarks
+from fewscan.harness.report.results import PanelPoint, RunResults, panel_points, read_results
+from fewscan.harness.report.run_log import RunLog, by_machine, curves, read_logs
 from fewscan.harness.report.studies import Studies
-from fewscan.harness.report.tables import scans, to_csv, to_html, to_latex
+from fewscan.harness.report.tables import scans, to_csv, to_latex
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import FewscanError, StudyError
 
@@ -54,7 +45,6 @@ class Report:
     results: Sequence[RunResults]
     points: Sequence[PanelPoint]
     evidence: Sequence[Evidence]
-    spreads: Sequence[Spread]
     logs: Sequence[RunLog]
     examples: Examples | None
     no_examples: str
@@ -64,6 +54,11 @@ class Report:
     def leading(self) -> list[Evidence]:
         """What the verdicts are about: one for each target."""
         return [it for it in self.evidence if it.quantity.leads]
+
+    def outcomes(self, *, compared: bool) -> list[Outcome]:
+        """Of what is compared by means, or of what is described by quartiles."""
+        found = [it for it in self.evidence if it.is_compared == compared]
+        return [outcome for it in found for outcome in it.outcomes]
 
     @cached_property
     def figures(self) -> dict[str, Figure]:
@@ -83,7 +78,7 @@ class Report:
 def write_report(studies: Studies) -> list[Path]:
     """Write figures, page and tables into the report folder; returns the files, figure first.
 
-    Raises `StudyError` if no run has a test result yet.
+    Raises `StudyError` if no run of the study has a test result yet.
     """
     results = read_results(studies)
     if not results:
@@ -99,8 +94,10 @@ def write_report(studies: Studies) -> list[Path]:
     files = [folder / f"{name}.{kind}" for name in report.figures for kind in ("png", "pdf")]
     for file in files:
         save_figure(report.figures[file.stem], file)
-    for name, text in {"report.html": render_page(report).encode(), **_tables(report)}.items():
-        write_bytes(folder / name, text)
+    texts = render_csv(report)
+    texts |= {"report.html": render_page(report), "tables.tex": render_latex(report)}
+    for name, text in texts.items():
+        write_bytes(folder / name, text.encode())
         files.append(folder / name)
     return files
 
@@ -112,20 +109,8 @@ def gather_report(studies: Studies, results: Sequence[RunResults]) -> Report:
         examples = None if studies.are_compared else read_examples(studies.first, results)
     except FewscanError as error:  # a report without pictures is better than none
         no_examples = str(error)
-    try:
-        described = spreads(studies, results)
-    except StudyError:  # runs of one cell with other patients: among the evidence's objections
-        described = []
-    return Report(
-        studies,
-        results,
-        panel_points(studies, results),
-        gather(studies, results),
-        described,
-        read_logs(studies),
-        examples,
-        no_examples,
-    )
+    points, evidence = panel_points(studies, results), gather(studies, results)
+    return Report(studies, results, points, evidence, read_logs(studies), examples, no_examples)
 
 
 def render_report(studies: Studies) -> TerminalTable:
@@ -141,35 +126,44 @@ def render_report(studies: Studies) -> TerminalTable:
     return shown
 
 
+def render_csv(report: Report) -> dict[str, str]:
+    """Name of the file → its text."""
+    paired = [outcome for it in report.evidence for outcome in it.paired]
+    saved = [outcome for outcome in report.outcomes(compared=True) if outcome.saved]
+    described = [outcome for outcome in report.outcomes(compared=False) if outcome.cell]
+    # In the order of the runs, which begins with what is not fine-tuned.
+    keys = list(dict.fromkeys(it.quantity for it in described))
+    arms = list(dict.fromkeys(it.place.arm for it in report.results))
+    described.sort(key=lambda it: (keys.index(it.quantity), arms.index(it.arm)))
+    tables = {
+        "figure": study_tables.points_table(report.points),
+        "numbers": study_tables.numbers_table(report.results),
+        "intervals": study_tables.intervals_table(report.outcomes(compared=True)),
+        "differences": study_tables.differences_table(paired),
+        "labels_saved": study_tables.saved_table(saved, ""),
+        "quartiles": study_tables.quartiles_table(described),
+    }
+    return {f"{name}.csv": to_csv(table) for name, table in tables.items()}
+
+
 LATEX_HEAD = r"""% Needs \usepackage{booktabs}. Differences over seeds and patients; p-values with
 % Holm's correction over label counts. Wilcoxon's is about other patients for these networks: it
 % ignores seeds.
 """
 
 
-def _tables(report: Report) -> dict[str, bytes]:
-    evidence = report.evidence
-    tables = {
-        "figure": study_tables.points_table(report.points),
-        "numbers": study_tables.numbers_table(report.results),
-        "intervals": study_tables.intervals_table(evidence),
-        "differences": study_tables.differences_table(evidence),
-        "labels_saved": study_tables.saved_table(evidence).having("score"),
-        "quartiles": study_tables.quartiles_table(report.spreads),
-    }
-    latex = LATEX_HEAD + "\n".join(_latex(report.studies.name, it) for it in report.leading)
-    files = {f"{name}.csv": to_csv(table) for name, table in tables.items()}
-    return files | {"tables.tex": latex.encode()}
-
-
-def _latex(study: str, it: Evidence) -> str:
-    what = f"{it.quantity.target}: {it.quantity.title}, difference from {it.reference}."
-    table = study_tables.differences_table([it]).without("patients", "standardised")
-    return to_latex(table, caption=f"{study}, {what}")
+def render_latex(report: Report) -> str:
+    """The differences of what the verdicts are about."""
+    texts = []
+    for it in report.leading:
+        what = f"{it.quantity.target}: {it.quantity.title}, difference from {it.reference}."
+        table = study_tables.differences_table(it.paired).without("patients", "standardised")
+        texts.append(to_latex(table, caption=f"{report.studies.name}, {what}"))
+    return LATEX_HEAD + "\n".join(texts)
 
 
 def render_page(report: Report) -> str:
-    """The page as text."""
+    """The page as text; `report.html` asks the report and makes the tables."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -177,94 +171,15 @@ def render_page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["table"] = to_html
-    studies, logs = report.studies, report.logs
-    drawn = {name: as_data_uri(figure) for name, figure in report.figures.items()}
-    names = [source.name for source in studies.sources]
-    shown = [metric for _, metric in panels()]
+    environment.filters["scans"] = scans
     return environment.get_template("report.html").render(
-        study=studies.name,
-        compared=names if studies.are_compared else None,
-        settings=study_tables.settings_table(names, studies.differences()),
-        facts=_facts(report),
-        unfinished=[it for it in logs if it.state != "finished"],
-        troubled=[it for it in logs if it.reason],
-        runs=len(logs),
+        report=report,
+        studies=report.studies,
+        logs=report.logs,
+        machines=by_machine(report.logs),
+        figures={name: as_data_uri(figure) for name, figure in report.figures.items()},
         findings=[finding for it in report.leading for finding in findings(it)],
-        figures=drawn,
-        panels=[(it.panel_title, it.explanation_under(studies.evaluation)) for it in shown],
-        points=study_tables.points_by_arm(report.points),
-        published=study_tables.published_table(studies.published),
-        sections=[_section(it, report, drawn) for it in report.leading],
-        examples=_examples_words(report.examples),
-        no_examples=report.no_examples,
-        machines=study_tables.machines_table(logs),
-        remarks=remarks(logs),
-        logs=study_tables.runs_table(logs),
+        panels=panels(),
+        protocol=PROTOCOL,
+        tables=study_tables,
     )
-
-
-def _facts(report: Report) -> list[tuple[str, str]]:
-    plan, logs = report.studies.first, report.logs
-    split, finetune = plan.store.split, plan.study.finetune
-    finished = sum(it.state == "finished" for it in logs)
-    hours = sum(it.device_hours for it in logs)
-    return [
-        ("runs finished", f"{finished} of {len(logs)}"),
-        ("scans", f"{len(split.train)} train, {len(split.validation)} validation, "
-                  f"{len(split.test)} test"),
-        ("seeds", f"{len(finetune.seeds)}"),
-        ("device-hours", f"{hours:.2f}"),
-        ("GPU energy", energy(logs)),
-        ("protocol", f"{PROTOCOL}"),
-        ("data", plan.store.fingerprint[:12]),
-    ]  # fmt: skip
-
-
-def _section(it: Evidence, report: Report, drawn: Mapping[str, str]) -> dict[str, Any]:
-    """What the page shows of one target."""
-    target, evaluation = it.quantity.target, report.studies.evaluation
-    others = [
-        other for other in report.evidence
-        if other.quantity.target == target and not other.quantity.leads
-    ]  # fmt: skip
-    described = [spread for spread in report.spreads if spread.quantity.target == target]
-    return {
-        "leading": it,
-        "explanation": it.quantity.metric.explanation_under(evaluation),
-        "figure": drawn[target],
-        "means": study_tables.means_by_arm([it]),
-        "is_incomplete": any(
-            len(it.cells[arm][n].seeds) < planned
-            for arm, counts in it.planned.items()
-            for n, planned in counts.items()
-            if n in it.cells.get(arm, {})
-        ),
-        "differences": study_tables.differences_table([it]),
-        "saved": study_tables.saved_table([it]),
-        "others": study_tables.means_by_arm(others),
-        "other_metrics": _explained(
-            (o.quantity for o in others if o.quantity.metric != it.quantity.metric), evaluation
-        ),
-        "quartiles": study_tables.quartiles_by_arm(described, it.planned),
-        "quartile_metrics": _explained((spread.quantity for spread in described), evaluation),
-        "objections": list(dict.fromkeys(it.objections.values())),
-    }
-
-
-def _explained(quantities: Iterable[Quantity], evaluation: Evaluation) -> list[tuple[str, str]]:
-    """Title and explanation of each metric, once."""
-    metrics = dict.fromkeys(quantity.metric for quantity in quantities)
-    return [(it.title_under(evaluation), it.explanation_under(evaluation)) for it in metrics]
-
-
-def _examples_words(examples: Examples | None) -> str:
-    """Which runs are shown."""
-    if examples is None:
-        return ""
-    choice = examples.choice
-    pairs = zip(choice.arms, choice.run_ids, strict=True)
-    runs = [f"{arm.key} (run {run_id})" for arm, run_id in pairs]
-    if choice.anomaly is not None:
-        runs.append(f"anomaly map of {choice.anomaly[0]} (run {choice.anomaly[1]})")
-    return f"{scans(choice.labels)}, seed {choice.seed}: {', '.join(runs)}"
