@@ -90,7 +90,14 @@ def sweep(
 
 
 def without_damage(status: StudyStatus, console: Console) -> StudyStatus:
-    """Set the damaged folders aside, so that their runs are computed again and stop no other."""
+    """Set the damaged folders aside, so that their runs are computed again and stop no other.
+
+    What a run is, is known from the study file: a damaged `spec.json` is written anew.
+    """
+    for run in status.plan.runs:
+        folder = status.plan.folder_of(run)
+        if folder.spec.exists():
+            status.plan.record(run).write(folder)
     damaged = status.in_state("damaged")
     for run in damaged:
         folder = status.plan.folder_of(run)

@@ -13,8 +13,9 @@ from pathlib import Path
 from fewscan.slurm import processes
 from fewscan.slurm.folder import Folder
 from fewscan.slurm.head import HeadJob
-from fewscan.slurm.temporary_folder import remove_job_folder
+from fewscan.slurm.temporary_folder import job_folder, remove_job_folder
 from fewscan.slurm.worker import Worker
+from fewscan.storage.system import node_folder
 
 AWAIT_LAUNCH_S = 300.0
 """For a file that is there but cannot be read; running workers write it anew."""
@@ -25,6 +26,7 @@ def run_worker(root: str) -> None:
     folder = Folder(Path(root))
     launch = folder.await_launch(AWAIT_LAUNCH_S)
     if launch is not None and folder.outcome() is None:
+        node_folder.join(job_folder())
         try:
             Worker(folder, launch).run()
         finally:
@@ -36,6 +38,7 @@ def run_head(root: str, launch_id: str) -> None:
     folder = Folder(Path(root))
     launch = folder.await_launch(AWAIT_LAUNCH_S)
     if launch is not None and launch.id == launch_id and folder.outcome() is None:
+        node_folder.join(job_folder())
         try:
             HeadJob(folder, launch).run()
         finally:

@@ -192,7 +192,9 @@ class RunFolder:
             if self.result.exists():
                 self.read_result()
                 if self.model.exists() and not zipfile.is_zipfile(self.model):
-                    return f"{self.model} is not a file of weights"
+                    return f"not a file of weights: {self.model}"
+                if self.cases.exists() and not _is_table(self.cases):
+                    return f"not a table: {self.cases}"
             else:
                 self.committed_events()
         except RunError as error:
@@ -391,6 +393,14 @@ class StudyFolder:
 
     def read_imports(self) -> dict[str, str]:
         return _read_json(self.imports) if self.imports.exists() else {}
+
+
+def _is_table(path: Path) -> bool:
+    try:
+        head, *rows = path.read_text().splitlines()
+    except ValueError:
+        return False
+    return bool(rows) and all(row.count(",") == head.count(",") for row in rows)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@ not there, one without `cases.csv` is in no number of patients; nothing is imput
 import csv
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm, Place
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.studies import Labelled, Studies
-from fewscan.storage.errors import StudyError
+from fewscan.storage.errors import RunError, StudyError
 from fewscan.storage.runs import RunFolder
 
 
@@ -34,10 +34,8 @@ class RunResults:
     labelled: tuple[str, ...]
     """The scans whose labels it received."""
 
-    @cached_property
-    def patients(self) -> dict[str, dict[str, float]]:
-        """Patient → column of `cases.csv` → number; nan: not defined for that patient."""
-        return read_patients(self.folder.cases)
+    patients: Mapping[str, Mapping[str, float]]
+    """Patient → column of `cases.csv` → number; nan: not defined for that patient."""
 
     def value(self, patient: str, columns: Iterable[str]) -> float:
         """Mean over the columns that are defined for a patient; nan if none is."""
@@ -52,24 +50,35 @@ def read_results(studies: Studies) -> list[RunResults]:
         for run in plan.scores:
             folder = plan.folder_of(run)
             if folder.result.exists():
-                result = Result.read(folder)
-                found.append(RunResults(folder, run.place, result.test, result.labelled))
+                with suppress(RunError):  # the run's log names it
+                    result, patients = Result.read(folder), read_patients(folder.cases)
+                    measured = (result.test, result.labelled, patients)
+                    found.append(RunResults(folder, run.place, *measured))
     return found
 
 
 def read_patients(path: Path) -> dict[str, dict[str, float]]:
     """Patient → column → number: of several scans the mean over those for which it is defined.
 
-    Files without the column `patient` are older than it: there each scan is a patient.
+    Files without the column `patient` are older than it: there each scan is a patient. Raises
+    `RunError` if it is damaged.
     """
     if not path.exists():
         return {}
     scans: dict[str, list[dict[str, float]]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            subject = row.pop("subject")
-            numbers = scans.setdefault(row.pop("patient", subject), [])
-            numbers.append({name: float(text or "nan") for name, text in row.items()})
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                subject = row.pop("subject")
+                numbers = scans.setdefault(row.pop("patient", subject), [])
+                numbers.append({name: float(text or "nan") for name, text in row.items()})
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise RunError(
+            f"not a table of numbers ({type(error).__name__}: {error})",
+            where=path,
+            expected="the table that a score writes",
+            remedy="the next sweep computes it again",
+        ) from error
     return {
         patient: {name: _mean_defined(scan[name] for scan in numbers) for name in numbers[0]}
         for patient, numbers in scans.items()

@@ -5,15 +5,18 @@ the results.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 
 from fewscan.experiments.results import Result
 from fewscan.harness.plan import PlannedRun
+from fewscan.harness.report.results import read_patients
 from fewscan.harness.report.studies import Studies
 from fewscan.harness.status import StudyStatus, read_status
-from fewscan.storage.runs import Event, State
+from fewscan.storage.errors import RunError
+from fewscan.storage.runs import Event, RunFolder, State
 
 Points = list[tuple[int, float]]
 """(step, loss)"""
@@ -75,7 +78,9 @@ def by_machine(logs: Sequence[RunLog]) -> list[list[RunLog]]:
 
 def _log(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunLog:
     folder = status.plan.folder_of(run)
-    events = folder.committed_events()
+    events: list[Event] = []
+    with suppress(RunError):  # damaged, which is the reason below
+        events = folder.committed_events()
     starts = [event.attempt for event in events if event.kind == "started"]
     versions = [f"{name} {v}" for s in starts for name, v in s.get("versions", {}).items()]
     hosts, devices = ([s[key] for s in starts if key in s] for key in ("host", "device"))
@@ -102,6 +107,8 @@ def _log(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunLog:
 def _reason(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> str:
     folder = status.plan.folder_of(run)
     state = status.states[run.run_id]
+    if damage := folder.damage() or (state == "finished" and _unreadable(folder)):
+        return f"damaged: {damage}; the next sweep computes it again"
     if state == "finished":
         lacks_cases = bool(Result.read(folder).test) and not folder.cases.exists()
         return "its cases.csv is gone: not among the per-patient numbers" if lacks_cases else ""
@@ -110,6 +117,16 @@ def _reason(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> str:
     if state == "failed":
         return str(folder.read_error()["message"])
     return {"missing": "not begun", "interrupted": "the sweep goes on with it"}.get(state, "")
+
+
+def _unreadable(folder: RunFolder) -> str | None:
+    """What is wrong with the numbers of a finished run."""
+    try:
+        Result.read(folder)
+        read_patients(folder.cases)
+    except RunError as error:
+        return f"{error.found}: {error.where}"
+    return None
 
 
 def _seconds(events: Sequence[Event]) -> float:
