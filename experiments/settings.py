@@ -1,5 +1,6 @@
 """What the frozen settings of a study share."""
 
+import math
 from typing import Any, Literal
 
 Transfer = Literal["all", "encoder"]
@@ -7,8 +8,8 @@ Transfer = Literal["all", "encoder"]
 
 
 def require_at_least(settings: Any, minimum: float, *names: str) -> None:
-    """Raise ValueError for the first of the fields that is set and smaller than `minimum`."""
+    """Raise ValueError for the first field that is set and too small, or not finite."""
     for name in names:
         value = getattr(settings, name)
-        if value is not None and value < minimum:
+        if value is not None and not minimum <= value < math.inf:
             raise ValueError(f"{name} is {value}, expected at least {minimum}")

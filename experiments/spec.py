@@ -31,6 +31,10 @@ Residency = Literal["auto", "device", "shared", "stream"]
 """Where slices are kept while a run needs them: in no spec, but named where no torch is loaded."""
 
 
+MOST_LEVELS, MOST_CHANNELS = 10, 8192
+"""Of a network that some machine has room for; the published one has 4 and 512."""
+
+
 @dataclass(frozen=True)
 class Network:
     """The U-Net that all arms share."""
@@ -43,6 +47,11 @@ class Network:
     def __post_init__(self) -> None:
         require_at_least(self, 1, "width")
         require_at_least(self, 2, "depth")
+        if self.depth > MOST_LEVELS or self.width << (self.depth - 1) > MOST_CHANNELS:
+            raise ValueError(
+                f"width {self.width} and depth {self.depth} make more than {MOST_LEVELS} levels or "
+                f"{MOST_CHANNELS} channels in the last"
+            )
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,14 @@ def make_plan(study: Study) -> Plan:
     of the pre-trainings makes no sense for it.
     """
     store = SliceStore.open(study.store)
+    if store.size >> (study.network.depth - 1) < 2:
+        raise StudyError(
+            f"slices of {store.size} × {store.size} pixels cannot be halved "
+            f"{study.network.depth - 1} times",
+            where="network.depth",
+            expected=f"at most {store.size.bit_length() - 1} levels for {store.path}",
+            remedy="lower network.depth, or prepare larger slices",
+        )
     unique: dict[str, PlannedRun] = {}
     for run in _Planner(study, store).runs():
         first = unique.setdefault(run.run_id, run)

@@ -5,6 +5,7 @@ was expected and, for an unknown key, the nearest known one.
 """
 
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -46,7 +47,7 @@ def _scheme(value: Any) -> Scheme:
     """The scheme of the kind that the mapping names. Raises ValueError, ValidationError."""
     if isinstance(value, Scheme):
         return value
-    if not isinstance(value, dict) or value.get("kind") not in SCHEMES:
+    if not isinstance(value, dict) or str(value.get("kind")) not in SCHEMES:
         raise ValueError(f"a scheme says its kind, one of: {', '.join(SCHEMES)}")
     settings = {name: inner for name, inner in value.items() if name != "kind"}
     return TypeAdapter(SCHEMES[value["kind"]]).validate_python(settings)
@@ -207,6 +208,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     document = _read_yaml(path)
     for override in overrides:
         _override(document, override)
+    _require_plain(document, path)
     return parse_study(document, where=str(path))
 
 
@@ -237,7 +239,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         document = yaml.safe_load(path.read_text())
         if not isinstance(document, dict):
             raise ValueError(f"it holds {type(document).__name__}, not a mapping")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise StudyError(
             f"the study file cannot be read: {error}",
             where=path,
@@ -268,7 +270,28 @@ def _override(document: dict[str, Any], override: str) -> None:
                 remedy="see experiments/paper.yaml for the keys of a study",
             )
         document = inner
-    document[last] = yaml.safe_load(text)
+    try:
+        document[last] = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise StudyError(
+            f"the value cannot be read: {error}",
+            where=f"--set {override}",
+            expected="a value as in YAML",
+            remedy="put it into quotes if it has brackets, colons or hashes of its own",
+        ) from error
+
+
+def _require_plain(document: dict[str, Any], path: Path) -> None:
+    """Refuse what YAML can hold and no setting can be: nan, infinity, a value within itself."""
+    try:
+        json.dumps(document, allow_nan=False, default=str)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StudyError(
+            f"the study file holds a value that no setting can have: {error}",
+            where=path,
+            expected="finite numbers, text, lists and mappings with text as keys",
+            remedy="look for .nan, .inf, and for anchors (&name) that contain themselves (*name)",
+        ) from error
 
 
 def _explain(mistake: ErrorDetails, document: Any) -> str:

@@ -22,6 +22,7 @@ FIXES = {
     r"\b403\b|PERMISSION_DENIED": "ask the server's owner for the right to write",
     r"refused|timed out|unreachable|resolve|No route": "see that MLflow runs there and that this "
     "machine may reach it (address, firewall, proxy)",
+    r"No module named": "install the database's driver (psycopg2-binary, pymysql) beside fewscan",
     r"database is locked": "another program holds the database: end it (`fewscan ui` may stay)",
     r"out-of-date|alembic|revision": "the database is of another MLflow version: use that one, or "
     "`mlflow db upgrade`, or delete it",
@@ -39,7 +40,14 @@ def explained(uri: str) -> Iterator[None]:
         raise TrackingError(
             error.found, where=error.where, expected=error.expected, remedy=error.remedy
         ) from error
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ValueError) as error:
+    except (
+        MlflowException,
+        SQLAlchemyError,
+        sqlite3.Error,
+        OSError,
+        ValueError,
+        ImportError,
+    ) as error:
         text = without_password(str(error))
         raise TrackingError(
             f"MLflow cannot be reached or refuses: {text}",

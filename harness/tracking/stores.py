@@ -9,6 +9,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.tracking._tracking_service.utils import _tracking_store_registry
 
 from fewscan.harness.plan import Plan
 from fewscan.harness.tracking.mlflow_errors import without_password
@@ -28,6 +29,8 @@ DEFAULTS = {
     "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
 }
 """Unless set otherwise: a server that hangs holds up an update for 20 s, not for 20 minutes."""
+ARTIFACTS = "mlartifacts"
+"""The folder beside a SQLite file; the name of `StudyFolder.mlflow_artifacts`."""
 SQLITE = "sqlite:///"
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 
@@ -45,7 +48,45 @@ def make_client(uri: str) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     if uri.startswith(SQLITE):
         create_database(_sqlite_file(uri))
+        follow_artifacts(_sqlite_file(uri))
     return MlflowClient(uri)
+
+
+def forget_connections(uri: str) -> None:
+    """After an error: MLflow keeps what it opened, and a broken connection never works again."""
+    _tracking_store_registry._get_store_with_resolved_uri.cache_clear()
+    engine = SqlAlchemyStore._engine_map.pop(uri, None)
+    if engine is not None:
+        engine.dispose()
+
+
+ARTIFACT_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Where MLflow's database has absolute addresses of files."""
+
+
+def follow_artifacts(database: Path) -> None:
+    """Have a database that was moved, or copied, with its artifacts point to where they are now."""
+    here = database.with_name(ARTIFACTS).as_uri()
+    with closing(sqlite3.connect(database)) as connection, connection:
+        places = connection.execute("SELECT DISTINCT artifact_location FROM experiments")
+        for (old,) in places.fetchall():
+            if old and old != here and old.startswith("file:") and old.endswith(f"/{ARTIFACTS}"):
+                for table, column in ARTIFACT_COLUMNS:
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE substr({column}, 1, ?) = ?",
+                        (here, len(old) + 1, len(old) + 1, f"{old}/"),
+                    )
+                connection.execute(
+                    "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?",
+                    (here, old),
+                )
 
 
 def study_experiment(client: MlflowClient, plan: Plan, uri: str) -> Experiment:
@@ -110,5 +151,6 @@ def create_database(path: Path) -> None:
     for leftover in path.parent.glob(f".{path.name}.*{TEMPORARY_SUFFIX}*"):
         leftover.unlink()
     with replacing(path) as temporary:
+        temporary.touch()  # MLflow would try for 100 s to make a file where it may not
         store = SqlAlchemyStore(f"{SQLITE}{temporary}", path.parent.as_uri())
         store.engine.dispose()

@@ -33,6 +33,7 @@ from fewscan.harness.tracking.mlflow_study import MlflowStudy, reported_run, stu
 from fewscan.harness.tracking.registry import register_best
 from fewscan.harness.tracking.saved_views import report_page, saved_views
 from fewscan.harness.tracking.stores import (
+    forget_connections,
     make_client,
     study_experiment,
     tracked_experiment,
@@ -163,6 +164,7 @@ class Tracker:
                 yield self._study
         except BaseException:
             self._study = None
+            forget_connections(self.uri)
             raise
 
 

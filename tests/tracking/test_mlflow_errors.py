@@ -1,6 +1,8 @@
 """An MLflow that is late, hangs, refuses, is damaged, or is none."""
 
+import resource
 import shutil
+import signal
 import socket
 import sqlite3
 import threading
@@ -143,3 +145,36 @@ def test_an_experiment_in_the_bin_is_not_revived_silently(plan: Plan) -> None:
     client.delete_experiment(client.get_experiment_by_name(plan.study.name).experiment_id)
     with pytest.raises(TrackingError, match="mlflow experiments restore"):
         Tracker(plan).update()
+
+
+def test_a_database_is_written_again_once_there_is_room(plan: Plan) -> None:
+    """The disk is full for a while; the process that saw it goes on, and needs no other."""
+    four_states(plan)
+    tracker = Tracker(plan)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = plan.folder.mlflow_database.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+    try:
+        for _ in range(2):
+            with pytest.raises(TrackingError):
+                tracker.update()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    tracker.update()
+    assert {run.run_id for run in plan.runs[:4]} <= shown(plan).keys()
+
+
+def test_a_database_without_its_driver_is_said(plan: Plan) -> None:
+    four_states(plan)
+    with pytest.raises(TrackingError, match="install the database's driver"):
+        Tracker(plan, "postgresql://nobody@127.0.0.1:1/nothing").update()
+
+
+def test_a_place_that_cannot_be_written_is_said_at_once(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    begun = time.monotonic()
+    for place in ("/proc/mlflow.db", f"{tmp_path}/file/mlflow.db"):
+        with pytest.raises(TrackingError):
+            Tracker(plan, f"sqlite:///{place}").update()
+    assert time.monotonic() - begun < 20
