@@ -1,13 +1,13 @@
 """Which weights a training starts from and which it keeps: seen at the stages themselves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import toy_schemes
 import torch
+import toy_schemes
 from torch import Tensor, nn
 
 from fewscan.experiments import finetune as finetune_module

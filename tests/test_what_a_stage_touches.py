@@ -175,6 +175,14 @@ def test_finetuning_learns_from_the_scans_whose_labels_were_drawn(
     assert {scan for scan, _ in touched.labels} <= {*drawn, *store.split.validation}
 
 
+def test_labels_are_drawn_from_the_training_part(store: SliceStore) -> None:
+    """Whatever the seed, and all of it if all are asked for."""
+    train = store.split.train
+    for seed in range(20):
+        assert {*store.labelled_subset(len(train) // 2, seed)} < {*train}
+        assert {*store.labelled_subset(len(train), seed)} == {*train}
+
+
 def test_a_limit_of_validation_slices_limits_validation_alone(
     store: SliceStore, touched: Touched, done: Callable[..., RunFolder]
 ) -> None:
