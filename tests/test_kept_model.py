@@ -118,6 +118,19 @@ def test_it_is_kept_over_a_kill(
     assert Result.read(folder).best_step == BEST_STEP
 
 
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_a_finished_run_is_left_as_it_is(
+    kind: str, store: SliceStore, validated: list[Weights], tmp_path: Path
+) -> None:
+    """Rerunning is resuming: there is nothing to go on with, so nothing is trained or written."""
+    folder = folder_of(spec_of(kind, store), store, tmp_path)
+    run_stage(folder, Devices())
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir() if path.is_file()}
+    run_stage(folder, Devices())
+    assert {p.name: p.read_bytes() for p in folder.path.iterdir() if p.is_file()} == before
+    assert len(validated) == len(VALIDATION_LOSSES)
+
+
 @pytest.fixture
 def toys() -> Iterator[None]:
     with toy_schemes.registered():

@@ -151,12 +151,16 @@ def _changed(source: str, choice: Choice) -> str | None:
 
 
 def _left_out(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where annotations and decorators stand: a change there breaks the import."""
+    """Where a change tells nothing: annotations; assert and strict, which find our own bugs."""
     nodes: list[Any] = []
     for node in ast.walk(ast.parse(source)):
-        for name in ("annotation", "returns"):
-            nodes.append(getattr(node, name, None))
-        nodes += getattr(node, "decorator_list", [])
+        match node:
+            case ast.Assert() | ast.keyword(arg="strict"):
+                nodes.append(node)
+            case ast.AnnAssign(annotation=annotation) | ast.arg(annotation=annotation):
+                nodes.append(annotation)
+            case ast.FunctionDef(returns=returns):
+                nodes.append(returns)
     return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in nodes if n]
 
 

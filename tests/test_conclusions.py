@@ -1,0 +1,147 @@
+"""From finished cells to a conclusion: bounds, signs, corrections, the side of a tail."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_scores import cell
+
+from fewscan.experiments.catalogue import METRICS, Metric
+from fewscan.experiments.spec import Score
+from fewscan.harness.arms import Arm
+from fewscan.harness.plan import make_plan
+from fewscan.harness.report import evidence as evidence_module
+from fewscan.harness.report.bootstrap import Estimate, estimate
+from fewscan.harness.report.cells import Cell
+from fewscan.harness.report.comparison import compare
+from fewscan.harness.report.evidence import Evidence, gather, within
+from fewscan.harness.report.findings import findings
+from fewscan.harness.report.labels_saved import labels_saved
+from fewscan.harness.report.results import Cells, Quantity
+from fewscan.harness.report.studies import Studies, one_study
+from fewscan.harness.study import Study
+
+SCRATCH, DENOISE = Arm("fine-tuning"), Arm("fine-tuning", "denoise")
+DICE = Quantity("binary", METRICS["dice"], "dice", "Dice", ("dice",), leads=True)
+
+
+def flat(score: float, seeds: int = 3) -> Cell:
+    """A cell in which every seed gives every patient the same score."""
+    return cell(np.full((seeds, 20), score))
+
+
+def test_all_arms_are_scored_on_the_test_split_by_one_evaluation(
+    tiny_study: Callable[..., Study],
+) -> None:
+    """The baselines too, and each target by the same metrics."""
+    plan = make_plan(tiny_study())
+    specs = [(run.place, run.spec) for run in plan.scores if isinstance(run.spec, Score)]
+    assert len(specs) == 9
+    assert {spec.split for _, spec in specs} == {"test"}
+    assert {spec.evaluation for _, spec in specs} == {plan.study.evaluation}
+    for target in ("binary", "multiclass"):
+        assert len({spec.metrics for place, spec in specs if place.target == target}) == 1
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_long_tail_of_the_interval_is_that_of_the_scores(turned: bool) -> None:
+    """One seed, or one patient, that is far above the others: the truth may lie far above."""
+    scores_SP = np.full((12, 12), 0.2)
+    scores_SP[0] = 0.9
+    found = estimate(cell(scores_SP.T if turned else scores_SP))
+    low, high = found.interval or (None, None)
+    assert found.value is not None
+    assert low is not None
+    assert high is not None
+    assert high - found.value > 1.3 * (found.value - low)
+
+
+def test_an_interval_has_no_value_that_the_number_cannot_take() -> None:
+    assert within(Estimate(0.9, (0.7, 1.2)), 0, 1) == Estimate(0.9, (0.7, 1))
+    assert within(Estimate(0.1, (-0.3, 0.2)), 0, 1) == Estimate(0.1, (0, 0.2))
+    assert within(Estimate(0.1, (None, 0.2)), 0, 1) == Estimate(0.1, (None, 0.2))
+    assert within(Estimate(None, None), 0, 1) == Estimate(None, None)
+
+
+def gathered(
+    cells: Cells, metric: Metric, studies: Studies, monkeypatch: pytest.MonkeyPatch
+) -> Evidence:
+    """The evidence of one quantity, from cells that are given."""
+    quantity = replace(DICE, metric=metric)
+    monkeypatch.setattr(evidence_module, "quantities", lambda *_: [quantity])
+    monkeypatch.setattr(evidence_module, "collect_cells", lambda *_: cells)
+    (found,) = gather(studies, [])
+    return found
+
+
+@pytest.fixture
+def studies(tiny_study: Callable[..., Study]) -> Studies:
+    return one_study(make_plan(tiny_study()))
+
+
+def test_means_and_differences_stay_in_the_range_of_their_metric(
+    studies: Studies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seeds far apart have intervals that reach far beyond it."""
+    lucky, unlucky = (np.repeat([[a], [b]], 20, axis=1) for a, b in ((0.1, 1.0), (0.9, 0.0)))
+    cells: Cells = {SCRATCH: {1: cell(unlucky)}, DENOISE: {1: cell(lucky)}}
+    wide = estimate(cell(lucky)).interval or (0, 0)
+    assert wide[0] < 0
+    assert wide[1] > 1
+    found = gathered(cells, DICE.metric, studies, monkeypatch)
+    assert found.estimates[DENOISE][1].interval == (0, 1)
+    assert found.comparisons[DENOISE][1].difference.interval == (-1, 1)
+    tenfold = replace(DICE.metric, most=10.0)
+    found = gathered(cells, tenfold, studies, monkeypatch)
+    assert found.estimates[DENOISE][1].interval == (0, pytest.approx(min(wide[1], 10)))
+    assert found.comparisons[DENOISE][1].difference.interval == (-10, 10)
+
+
+SCRATCH_FALLS = {1: flat(0.8), 2: flat(0.7), 8: flat(0.5), 16: flat(0.4)}
+
+
+def test_of_a_metric_whose_smaller_values_are_better_the_curve_falls() -> None:
+    found = labels_saved({1: flat(0.6)}, SCRATCH_FALLS, higher_is_better=False)[1]
+    assert found.score == pytest.approx(0.6)
+    assert found.needed.value == pytest.approx(4)
+    assert found.needed.interval == pytest.approx((4, 4))
+    turned = {count: flat(1 - value) for count, value in ((1, 0.8), (2, 0.7), (8, 0.5), (16, 0.4))}
+    mirrored = labels_saved({1: flat(0.4)}, turned)[1]
+    assert (found.needed.value, found.saved.value, found.ratio.value) == pytest.approx(
+        (mirrored.needed.value, mirrored.saved.value, mirrored.ratio.value)
+    )
+
+
+def test_the_catalogue_says_which_way_is_better(
+    studies: Studies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells: Cells = {SCRATCH: dict(SCRATCH_FALLS), DENOISE: {1: flat(0.6)}}
+    lower = replace(DICE.metric, higher_is_better=False)
+    needed = gathered(cells, lower, studies, monkeypatch).saved[DENOISE][1].needed.value
+    assert needed == pytest.approx(4)
+    needed = gathered(cells, DICE.metric, studies, monkeypatch).saved[DENOISE][1].needed.value
+    assert needed == 1, "scratch begins above it"
+
+
+@pytest.mark.parametrize(("corrected", "kind"), [(0.04, "helps"), (0.06, "open")])
+def test_the_corrected_p_value_decides_what_is_claimed(corrected: float, kind: str) -> None:
+    scratch, other = {8: flat(0.3)}, {8: flat(0.4)}
+    found = compare(other, scratch)[8]
+    found = replace(found, p_bootstrap=0.02, p_bootstrap_holm=corrected)
+    evidence = Evidence(
+        quantity=DICE,
+        planned={arm: {8: 3} for arm in (SCRATCH, DENOISE)},
+        references={DENOISE: SCRATCH},
+        reference="scratch",
+        cells={SCRATCH: {8: scratch[8]}, DENOISE: {8: other[8]}},
+        comparisons={DENOISE: {8: found}},
+        saved={DENOISE: labels_saved(other, scratch)},
+    )
+    (conclusion,) = findings(evidence)
+    assert conclusion.kind == kind
+
+
+def test_scores_that_do_not_fit_say_how_many_were_expected() -> None:
+    with pytest.raises(ValueError, match=r"2 subsets.*shape \(2, 2\) for 2 seeds and 3 patients"):
+        Cell("scratch", (0, 1), ("A", "B", "C"), ((), ()), np.zeros((2, 2)))
