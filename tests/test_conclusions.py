@@ -13,7 +13,7 @@ from fewscan.harness.arms import Arm
 from fewscan.harness.plan import make_plan
 from fewscan.harness.report import evidence as evidence_module
 from fewscan.harness.report.bootstrap import Estimate, estimate
-from fewscan.harness.report.cells import Cell
+from fewscan.harness.report.cells import Cell, difference
 from fewscan.harness.report.comparison import compare
 from fewscan.harness.report.evidence import Evidence, gather, within
 from fewscan.harness.report.findings import findings
@@ -21,6 +21,7 @@ from fewscan.harness.report.labels_saved import labels_saved
 from fewscan.harness.report.results import Cells, Quantity
 from fewscan.harness.report.studies import Studies, one_study
 from fewscan.harness.study import Study
+from fewscan.storage.errors import StudyError
 
 SCRATCH, DENOISE = Arm("fine-tuning"), Arm("fine-tuning", "denoise")
 DICE = Quantity("binary", METRICS["dice"], "dice", "Dice", ("dice",), leads=True)
@@ -113,6 +114,13 @@ def test_of_a_metric_whose_smaller_values_are_better_the_curve_falls() -> None:
     )
 
 
+def test_the_score_that_is_asked_for_is_the_mean_of_the_cell() -> None:
+    scores_SP = np.random.default_rng(0).random((3, 20))
+    found = labels_saved({1: cell(scores_SP)}, {1: cell(scores_SP), 4: flat(0.9)})[1]
+    assert found.score == pytest.approx(scores_SP.mean())
+    assert (found.needed.value, found.saved.value, found.ratio.value) == pytest.approx((1, 0, 1))
+
+
 def test_the_catalogue_says_which_way_is_better(
     studies: Studies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,3 +153,13 @@ def test_the_corrected_p_value_decides_what_is_claimed(corrected: float, kind: s
 def test_scores_that_do_not_fit_say_how_many_were_expected() -> None:
     with pytest.raises(ValueError, match=r"2 subsets.*shape \(2, 2\) for 2 seeds and 3 patients"):
         Cell("scratch", (0, 1), ("A", "B", "C"), ((), ()), np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="a seed or a patient comes twice"):
+        Cell("scratch", (1, 1), ("A",), ((), ()), np.zeros((2, 1)))
+
+
+def test_more_than_three_names_are_not_all_listed() -> None:
+    second = cell([[0.5]], seeds=(7,))
+    for count, listed in ((3, "0, 1, 2"), (4, "0, 1, 2, …")):
+        first = cell(np.zeros((count, 1)))
+        with pytest.raises(StudyError, match=f"no seed in common: {listed} against 7"):
+            difference(first, second)
