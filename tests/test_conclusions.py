@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fake_scores import cell
+from scipy import stats
 
 from fewscan.experiments.catalogue import METRICS, Metric
 from fewscan.experiments.spec import Score
 from fewscan.harness.arms import Arm
 from fewscan.harness.plan import make_plan
 from fewscan.harness.report import evidence as evidence_module
-from fewscan.harness.report.bootstrap import Estimate, estimate
+from fewscan.harness.report.bootstrap import Estimate, draw_resamples, estimate, p_value
 from fewscan.harness.report.cells import Cell, difference
 from fewscan.harness.report.comparison import compare
 from fewscan.harness.report.evidence import Evidence, gather, within
@@ -56,6 +57,17 @@ def test_the_long_tail_of_the_interval_is_that_of_the_scores(turned: bool) -> No
     assert low is not None
     assert high is not None
     assert high - found.value > 1.3 * (found.value - low)
+
+
+def test_how_seeds_and_patients_are_widened_is_drawn_apart() -> None:
+    """Else a resample that is wide in one were wide in the other."""
+    by_seed_SP = np.repeat([[0.1], [0.4], [0.9]], 3, axis=1)
+    resampling = draw_resamples((0, 1, 2), ("P000", "P001", "P002"), 10_000, 0)
+    by_seed_B, by_patient_B = (
+        np.abs(resampling.means_B(cell(scores_SP)) - scores_SP.mean())
+        for scores_SP in (by_seed_SP, by_seed_SP.T)
+    )
+    assert abs(stats.spearmanr(by_seed_B, by_patient_B).statistic) < 0.05
 
 
 def test_an_interval_has_no_value_that_the_number_cannot_take() -> None:
@@ -119,6 +131,20 @@ def test_the_score_that_is_asked_for_is_the_mean_of_the_cell() -> None:
     found = labels_saved({1: cell(scores_SP)}, {1: cell(scores_SP), 4: flat(0.9)})[1]
     assert found.score == pytest.approx(scores_SP.mean())
     assert (found.needed.value, found.saved.value, found.ratio.value) == pytest.approx((1, 0, 1))
+
+
+@pytest.mark.parametrize(("seeds", "patients"), [(2, 20), (20, 2)])
+def test_two_seeds_or_two_patients_are_enough_for_an_interval(seeds: int, patients: int) -> None:
+    few = {count: cell(np.full((seeds, patients), count / 10)) for count in (1, 2, 4)}
+    found = labels_saved({1: few[2]}, {1: few[1], 4: few[4]})[1]
+    assert found.needed.interval == pytest.approx((4 ** (1 / 3), 4 ** (1 / 3)))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_p_value_takes_both_sides_alike(sign: int) -> None:
+    draws_B = sign * np.array([-0.5] * 10 + [0.5] * 89)
+    assert p_value(draws_B) == pytest.approx(2 * 11 / 100)
+    assert p_value(sign * np.full(99, 0.5)) == pytest.approx(2 / 100)
 
 
 def test_the_catalogue_says_which_way_is_better(

@@ -1,7 +1,7 @@
 """The split is the published rule, label subsets are nested, and no patient is divided."""
 
 import random
-from itertools import groupby
+from itertools import groupby, permutations
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fewscan.storage.errors import StudyError
 from fewscan.storage.splits import (
     PUBLISHED_SHA256,
+    Split,
     ids_sha256,
     is_published,
     label_subset,
@@ -129,6 +130,18 @@ def test_no_patient_is_divided(counts: list[int], shuffler: random.Random) -> No
     assert min(len(split.train), len(split.validation), len(split.test)) >= 1
     assert abs(len(split.train) - 0.75 * len(ids)) <= max(counts)
     assert not split.published
+
+
+@pytest.mark.parametrize("parts", list(permutations(("train", "validation", "test"), 2)))
+def test_a_patient_in_any_two_parts_is_refused(parts: tuple[str, str]) -> None:
+    lists = {part: [f"{part}-0"] for part in ("train", "validation", "test")}
+    for part in parts:
+        lists[part].append(f"{part}-1")
+    split = Split.from_json(lists)
+    patient_of = {f"{part}-1": "P" for part in parts}
+    with pytest.raises(StudyError, match="patient P is in two parts") as caught:
+        split.require_whole_patients(patient_of)
+    assert all(f"{part}-1 in {part}" in caught.value.found for part in parts)
 
 
 def test_the_rule_for_patients() -> None:
