@@ -79,6 +79,7 @@ def test_a_network_that_broke_does_not_look_healthy():
 def test_foreground_is_the_channel_sum_above_a_hundredth():
     images_NCHW = torch.tensor([0.004, 0.006, 0.0, 0.5]).view(1, 1, 1, 4).repeat(1, 2, 1, 1)
     assert foreground(images_NCHW).flatten().tolist() == [False, True, False, True]
+    assert not foreground(torch.full((1, 1, 1, 1), 0.01)).any(), "not at a hundredth"
 
 
 @settings(deadline=None, max_examples=20)

@@ -18,7 +18,7 @@ from fewscan.harness.report.cells import Cell, difference
 from fewscan.harness.report.comparison import compare
 from fewscan.harness.report.evidence import Evidence, gather, within
 from fewscan.harness.report.findings import findings
-from fewscan.harness.report.labels_saved import labels_saved
+from fewscan.harness.report.labels_saved import first_crossing, labels_saved
 from fewscan.harness.report.results import Cells, Quantity
 from fewscan.harness.report.studies import Studies, one_study
 from fewscan.harness.study import Study
@@ -131,6 +131,13 @@ def test_the_score_that_is_asked_for_is_the_mean_of_the_cell() -> None:
     found = labels_saved({1: cell(scores_SP)}, {1: cell(scores_SP), 4: flat(0.9)})[1]
     assert found.score == pytest.approx(scores_SP.mean())
     assert (found.needed.value, found.saved.value, found.ratio.value) == pytest.approx((1, 0, 1))
+
+
+def test_where_rounding_alone_reaches_a_score_no_more_labels_are_needed_than_there() -> None:
+    """A curve that stops 9.5e-13 below it has reached it, at its last count and not beyond."""
+    curve_BK = np.array([[0.5 - 10.5e-13, 0.5 - 9.5e-13]])
+    needed_B = first_crossing(np.array([0.5]), curve_BK, np.array([1, 2]))
+    assert needed_B[0] == pytest.approx(2)
 
 
 @pytest.mark.parametrize(("seeds", "patients"), [(2, 20), (20, 2)])
