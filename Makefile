@@ -40,7 +40,7 @@ test: lint
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks
 
-# In a copy, build/mutants: an interrupted run leaves the sources as they are. MUTANTS=all takes a day.
+# In a copy, build/mutants: an interrupted run leaves the sources as they are. MUTANTS=all takes hours.
 MUTANTS ?= 60
 mutants: $(VENV)/installed
 	$(BIN)/python tests/mutants --count $(MUTANTS) $(MODULES)

@@ -200,6 +200,17 @@ def test_a_limit_of_validation_slices_limits_validation_alone(
     assert touched.validated < slices_of(store.split.validation)
 
 
+def test_validation_goes_through_all_slices_in_order_32_at_a_time(store: SliceStore) -> None:
+    """The number is part of the protocol: what a scheme draws is drawn batch by batch."""
+    train = store.split.train
+    data = SliceData.load(store, train, Devices(), torch.float32)
+    batches = list(data.validation_batches(Devices()))
+    assert [number for number, _, _ in batches] == [0, 1, 2, 3]
+    assert [len(indices) for _, indices, _ in batches] == [32, 32, 32, 18 * 6 - 96]
+    images_NCHW = torch.cat([batch.images_NCHW for _, _, batch in batches])
+    assert np.array_equal(images_NCHW.numpy(), store.read(train).images_NCHW)
+
+
 @pytest.mark.parametrize("supervised", [True, False])
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_a_score_chooses_on_validation_before_it_reads_the_test_part(
