@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench mutants lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole study on synthetic scans, on this machine"
 	@echo "make test    lint, types, tests, and the tests on a real Slurm (root, Debian)"
 	@echo "make bench   the fast paths against the published way, about ten minutes"
+	@echo "make mutants whether the tests notice what is changed in the source, about half an hour"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite the sources"
 
@@ -38,6 +39,11 @@ test: lint
 # Run it alone on the machine. Writes benchmarks/results/ and the table in benchmarks/README.md.
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks
+
+# In a copy, build/mutants: an interrupted run leaves the sources as they are. MUTANTS=all takes hours.
+MUTANTS ?= 60
+mutants: $(VENV)/installed
+	$(BIN)/python tests/mutants --count $(MUTANTS) $(MODULES)
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

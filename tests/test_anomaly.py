@@ -79,6 +79,7 @@ def test_a_network_that_broke_does_not_look_healthy():
 def test_foreground_is_the_channel_sum_above_a_hundredth():
     images_NCHW = torch.tensor([0.004, 0.006, 0.0, 0.5]).view(1, 1, 1, 4).repeat(1, 2, 1, 1)
     assert foreground(images_NCHW).flatten().tolist() == [False, True, False, True]
+    assert not foreground(torch.full((1, 1, 1, 1), 0.01)).any(), "not at a hundredth"
 
 
 @settings(deadline=None, max_examples=20)
@@ -144,7 +145,8 @@ def test_holes_count_as_part_of_a_component():
     mask_ZHW[1:4, 1:4, 1:4] = True
     mask_ZHW[2, 2, 2] = False
     assert remove_small_components(mask_ZHW, max_voxels=26).sum() == 26
-    assert not remove_small_components(mask_ZHW, max_voxels=27).any()
+    for max_voxels in (27, 28, 100):
+        assert not remove_small_components(mask_ZHW, max_voxels).any()
 
 
 def test_an_empty_mask_stays_empty():

@@ -126,6 +126,24 @@ def test_several_scans_of_a_patient_count_as_one_patient() -> None:
     assert found["class_dice/a"] == pytest.approx((0.3 + 0.9) / 2)
 
 
+def test_numbers_of_patients_have_means_too_and_pooled_ones_have_none_here() -> None:
+    rows = rows_of([[0.2, 0.9, NAN], [0.4, NAN, NAN]], "PQ")
+    rows[1]["ap"] = 0.9
+    found = means(rows, "multiclass", CLASSES, Evaluation())
+    assert found["patient_ap"] == pytest.approx(0.7)
+    assert not [key for key in found if key.startswith("pooled")]
+
+
+def test_a_binary_run_has_no_mean_over_classes() -> None:
+    row: Row = {"patient": "P", "ap": 0.5, "dice_at_validation_threshold": 0.4, "nsd_lesion": 0.3}
+    found = means([row], "binary", CLASSES, Evaluation())
+    assert found == {
+        "patient_ap": 0.5,
+        "patient_dice_at_validation_threshold": 0.4,
+        "patient_nsd_lesion": 0.3,
+    }
+
+
 def test_what_may_be_infinite_has_no_mean() -> None:
     rows = rows_of([[0.2, 0.9, NAN]], "P")
     rows[0] |= {f"hd95_mm_{k}": math.inf for k in CLASSES}

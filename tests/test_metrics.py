@@ -120,6 +120,13 @@ def test_best_threshold_is_the_first_on_ties():
     assert threshold == 0.1
 
 
+def test_the_thresholds_are_the_thousand_published_ones():
+    """0, 0.001 … 0.999: a score of 1 is above them all, however much higher a lesion scores."""
+    assert [str(threshold) for threshold in THRESHOLDS] == [str(n / 1000) for n in range(1000)]
+    dice, threshold = counted(np.array([1, 2], np.float32), np.array([False, True])).best_dice()
+    assert (dice, threshold) == (2 / 3, 0)
+
+
 def test_minus_zero_counts_as_zero():
     pixel_scores = counted(np.array([-0.0, 0.0], np.float32), np.array([True, False]))
     assert pixel_scores.counts_2V[:, 0].tolist() == [1, 1]

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from fewscan.storage.errors import ScanError
 from fewscan.storage.geometry import Frame
 from fewscan.storage.intensity import bright_quantile, counted_quantile
-from fewscan.storage.preprocess import Resize, filled_window, preprocess, resized_labels
+from fewscan.storage.preprocess import (
+    Resize,
+    filled_window,
+    kept_slices,
+    preprocess,
+    resized_labels,
+)
 from fewscan.storage.scans import Scan
 
 
@@ -108,6 +114,27 @@ def test_labels_are_optional_and_empty_slices_at_the_ends_go() -> None:
     assert result.labels_NHW is None
     assert result.first == 1
     assert len(result.images_NCHW) == channels[0].shape[2] - 2
+
+
+def slices_that_sum_to(*sums_Z: float) -> np.ndarray:
+    """A channel of 2×3 voxels a slice, in one of which is all that there is."""
+    channel_HWZ = np.zeros((2, 3, len(sums_Z)), np.float32)
+    channel_HWZ[1, 2] = sums_Z
+    return channel_HWZ
+
+
+def test_a_slice_counts_if_its_normalised_voxels_sum_to_more_than_a_half() -> None:
+    """Exactly a half is not enough; what is too little between two that count is kept."""
+    sums_Z = (0.0, 0.5, 0.51, 0.0, 0.5, 0.75, 0.5, 0.25)
+    assert kept_slices([slices_that_sum_to(*sums_Z)], [1.0]) == range(2, 6)
+    assert kept_slices([slices_that_sum_to(*(80 * s for s in sums_Z))], [80.0]) == range(2, 6)
+
+
+def test_what_counts_is_the_mean_over_channels_each_in_its_own_unit() -> None:
+    one = slices_that_sum_to(0.9, 0.9, 0.2, 4.0)
+    other = slices_that_sum_to(10.0, 20.0, 180.0, 0.0)
+    assert kept_slices([one, other], [1.0, 100.0]) == range(1, 4)
+    assert kept_slices([one[..., :2], other[..., :2]], [1.0, 100.0]) == range(1, 2)
 
 
 @settings(deadline=None, max_examples=200)

@@ -1,7 +1,7 @@
 """The split is the published rule, label subsets are nested, and no patient is divided."""
 
 import random
-from itertools import groupby
+from itertools import groupby, permutations
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fewscan.storage.errors import StudyError
 from fewscan.storage.splits import (
     PUBLISHED_SHA256,
+    Split,
     ids_sha256,
     is_published,
     label_subset,
@@ -131,6 +132,18 @@ def test_no_patient_is_divided(counts: list[int], shuffler: random.Random) -> No
     assert not split.published
 
 
+@pytest.mark.parametrize("parts", list(permutations(("train", "validation", "test"), 2)))
+def test_a_patient_in_any_two_parts_is_refused(parts: tuple[str, str]) -> None:
+    lists = {part: [f"{part}-0"] for part in ("train", "validation", "test")}
+    for part in parts:
+        lists[part].append(f"{part}-1")
+    split = Split.from_json(lists)
+    patient_of = {f"{part}-1": "P" for part in parts}
+    with pytest.raises(StudyError, match="patient P is in two parts") as caught:
+        split.require_whole_patients(patient_of)
+    assert all(f"{part}-1 in {part}" in caught.value.found for part in parts)
+
+
 def test_the_rule_for_patients() -> None:
     """Ten of three scans: training wants 22 and gets 21, and with validation 23 and gets 24."""
     patient_of = scans_of_patients([3] * 10)
@@ -146,9 +159,10 @@ def test_too_few_patients_for_three_parts() -> None:
     with pytest.raises(StudyError, match="40 subjects of 2 patients cannot be split") as caught:
         published_split(patient_of, patient_of)
     assert caught.value.remedy == "prepare scans of more patients into the store"
-    lopsided = scans_of_patients([40, 1, 1])
-    split = published_split(lopsided, lopsided)
-    assert min(map(len, split.to_json().values())) >= 1
+    for large in range(3):  # first, in the middle or last in the shuffled order
+        lopsided = scans_of_patients([40 if p == large else 1 for p in range(3)])
+        split = published_split(lopsided, lopsided)
+        assert sorted(map(len, split.to_json().values())) == [1, 1, 40]
 
 
 @settings(deadline=None, max_examples=50)

@@ -11,7 +11,7 @@ NOTES = {
     "CHANGELOG.md": "what changed, and what was found on the way",
     "CONTRIBUTING.md": "the invariants and habits of the house",
     "LICENSE": "MIT",
-    "Makefile": "demo, test, bench, lint, format",
+    "Makefile": "demo, test, bench, mutants, lint, format",
     "README.md": "what a newcomer needs",
     "benchmarks/README.md": "the table of ratios, and how to add one",
     "constraints.txt": "the versions that the tests run on",
