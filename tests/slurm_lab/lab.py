@@ -43,6 +43,8 @@ CPUS = 4
 MEMORY_MB = 8000
 GRACE_S = 10
 UP_S = 60
+TAKER = "taker"
+"""Name of the jobs that take nodes."""
 
 SLURM_CONF = f"""
 ClusterName=lab
@@ -254,7 +256,15 @@ def slurm(*command: str) -> str:
 def take(node: str, seconds: int) -> str:
     """A job of the high partition takes `node` whole for some seconds; its id."""
     options = ["--parsable", "--partition=high", f"--nodelist={node}", "--exclusive"]
-    return slurm("sbatch", *options, "--output=/dev/null", "--wrap", f"sleep {seconds}").strip()
+    options += ["--output=/dev/null", f"--job-name={TAKER}"]
+    return slurm("sbatch", *options, "--wrap", f"sleep {seconds}").strip()
+
+
+def resume_nodes() -> None:
+    """What an administrator does: a node that Slurm drained (a killed slurmstepd) takes jobs."""
+    drained = slurm("sinfo", "--noheader", "--Node", "--states=drain", "--format=%N").split()
+    for node in sorted(set(drained)):
+        slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
 def states() -> dict[str, str]:
@@ -295,6 +305,7 @@ def cancel_everything() -> None:
 def await_idle() -> None:
     """Wait until no job is left and every node is up."""
     _await("an idle cluster", lambda: not slurm("squeue", "--noheader"))
+    resume_nodes()
     _await("the three nodes", lambda: _sinfo().count("idle") == len(NODES))
 
 

@@ -1,0 +1,533 @@
+"""Disturbs studies on the lab at random, and counts what it costs.
+
+    python -m tests.slurm_lab.monkey --disturbances 100 --seed 1
+
+Studies run one after the other until there have been so many disturbances (`disturbances.KINDS`, or
+those of `--kinds`). After each its results are compared with an undisturbed one's to the last byte,
+MLflow's runs are counted, and so is what is left on the nodes. Exits with 1 unless nothing was
+different, lost, failed, double or left behind, and nobody had to do anything.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sqlite3
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+sys.path.extend([str(Path(__file__).parent), str(Path(__file__).parents[1])])  # as pytest does
+
+import lab
+from disturbances import KINDS, Kind, NotNow
+from fake_scans import write_subjects
+from lab_study import LabStudy, design, results, run_alone
+from tiny import tiny_values
+
+from fewscan.slurm.folder import Folder
+from fewscan.storage.prepare import prepare
+from fewscan.storage.runs import RunFolder
+
+PACE_S = 0.4
+"""Of a step while a study is disturbed: its 200 make a run of 80 s, and a study of minutes."""
+LOOK_EVERY_S = 0.5
+FRESH_S = 10.0
+"""A run that was heard of so lately is under way."""
+STUCK_S = 300.0
+"""After so long without going on, a person is called."""
+LOST_S = 60.0
+"""A study that has no head for so long, or no job at all, is lost."""
+ENDS_WITHIN_S = 600.0
+LEAVES_WITHIN_S = 60.0
+"""From a study's end to that of its last process."""
+LARGEST_LOSS_S = 60.0
+OVERLAP = 0.25
+"""The share of disturbances that meet a study which has not recovered from the one before."""
+SETTINGS = {"early_deaths": 20}
+"""Three heads lost within minutes are taken for a broken set-up; here they are not."""
+
+
+@dataclass
+class Record:
+    """One disturbance and what came of it; times in seconds."""
+
+    kind: str
+    target: str
+    study: str
+    state: str
+    """Of the study just before."""
+    at_unix: float
+    recovered_s: float | None = None
+    """From its end until every run that was under way has gone on beyond where it stood."""
+    lost_s: float = 0.0
+    """Work of all runs that was done again."""
+    faults: list[str] = field(default_factory=list)
+    """What was not as it should be."""
+
+
+@dataclass
+class Seen:
+    """What is known of one run."""
+
+    step: int = 0
+    """Of the last heartbeat."""
+    peak: int = 0
+    """The largest of this attempt."""
+    changed: float = -FRESH_S
+    """When the heartbeat was another one than before, on our own clock."""
+    committed: int = -1
+    """The step of the last event that counts."""
+    starts: int = 0
+    finished: bool = False
+
+
+class Watch:
+    """Looks at a study's folders, in a thread, whatever happens to the cluster."""
+
+    def __init__(self, study: LabStudy) -> None:
+        self._study = study
+        self.seen = {folder: Seen() for folder in study.runs()}
+        self._beats: dict[RunFolder, Any] = {}
+        self._sizes: dict[RunFolder, int] = {}
+        self._open: list[tuple[Record, dict[RunFolder, int]]] = []
+        self._ends: dict[int, float] = {}
+        self._current: Record | None = None
+        self.failed: dict[str, str] = {}
+        """Errors of runs, by the run's name."""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look_on)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def begun(self, record: Record) -> None:
+        """From now on what happens is its doing; noted is where each run under way stands."""
+        now = time.monotonic()
+        under_way = {
+            run: seen.committed
+            for run, seen in self.seen.items()
+            if not seen.finished and now - seen.changed < FRESH_S
+        }
+        self._current = record
+        self._open.append((record, under_way))
+
+    def ended(self, record: Record) -> None:
+        """The disturbance is over; recovering begins."""
+        self._ends[id(record)] = time.monotonic()
+
+    def all_finished(self) -> bool:
+        return all(seen.finished for seen in self.seen.values())
+
+    def words(self) -> str:
+        """Where the study stands."""
+        now = time.monotonic()
+        done = sum(seen.finished for seen in self.seen.values())
+        live = sum(not s.finished and now - s.changed < FRESH_S for s in self.seen.values())
+        return f"{done}/{len(self.seen)} done, {live} under way"
+
+    def _look_on(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            for run, seen in self.seen.items():
+                if not seen.finished:
+                    with suppress(OSError, ValueError, KeyError):
+                        self._look(run, seen)
+            self._settle()
+
+    def _look(self, run: RunFolder, seen: Seen) -> None:
+        beat = run.read_progress()
+        if beat and beat != self._beats.get(run):
+            self._beats[run] = beat
+            seen.step, seen.changed = beat["step"], time.monotonic()
+            seen.peak = max(seen.peak, seen.step)
+        size = run.events.stat().st_size if run.events.exists() else 0
+        if size != self._sizes.get(run, 0):
+            self._sizes[run] = size
+            self._read_events(run, seen)
+        if run.error.exists():
+            name = run.read_spec()["name"]
+            if name not in self.failed:
+                self.failed[name] = run.read_error()["message"]
+                self._blame(f"{name} failed: {self.failed[name]}")
+        seen.finished = run.result.exists()
+
+    def _read_events(self, run: RunFolder, seen: Seen) -> None:
+        events = run.committed_events()
+        starts = [event for event in events if event.kind == "started"]
+        if len(starts) > seen.starts:
+            seen.starts = len(starts)
+            lost = max(0, seen.peak - starts[-1].step)
+            seen.peak = starts[-1].step
+            if self._current is not None:
+                self._current.lost_s += lost * PACE_S
+        if events:
+            seen.committed = events[-1].step
+
+    def _settle(self) -> None:
+        """Close the records of those whose runs have all gone on."""
+        for record, under_way in list(self._open):
+            if id(record) in self._ends and self._has_gone_on(under_way):
+                record.recovered_s = round(time.monotonic() - self._ends[id(record)], 1)
+                self._open.remove((record, under_way))
+
+    def _has_gone_on(self, under_way: dict[RunFolder, int]) -> bool:
+        if not under_way:
+            now = time.monotonic()
+            return any(now - s.changed < FRESH_S for s in self.seen.values()) or self.all_finished()
+        return all(
+            self.seen[run].finished or self.seen[run].committed > step
+            for run, step in under_way.items()
+        )
+
+    def _blame(self, fault: str) -> None:
+        if self._current is not None:
+            self._current.faults.append(fault)
+
+
+class Monkey:
+    """Makes studies, disturbs them, and keeps the records.
+
+    `make_study` makes the next one, in a new folder on the small disk. What could help to find a
+    fault is kept in `evidence`.
+    """
+
+    def __init__(
+        self,
+        make_study: Callable[[], LabStudy],
+        kinds: Sequence[Kind],
+        seed: int,
+        evidence: Path,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._make_study = make_study
+        self._kinds = kinds
+        self._draw = random.Random(seed)
+        self._evidence = evidence
+        self._evidence.mkdir(parents=True, exist_ok=True)
+        self._say = say
+        self._deck: list[Kind] = []
+        self.records: list[Record] = []
+        self.faults: list[str] = []
+        """Of whole studies: each names it, and what had happened to it."""
+        self.studies = 0
+
+    def run(self, count: int) -> None:
+        """Disturb `count` times."""
+        while len(self.records) < count:
+            study = self._make_study()
+            self.studies += 1
+            before = len(self.records), len(self.faults)
+            try:
+                with Watch(study) as watch:
+                    self._disturb_all(study, watch, count)
+                    self._see_to_the_end(study, watch)
+                self._compare(study)
+            except Exception:
+                self._fault(study, f"the monkey gave up: {traceback.format_exc()}")
+            self._count_leftovers(study)
+            mine = self.records[before[0] :]
+            with (self._evidence / "disturbances.jsonl").open("a") as file:
+                file.writelines(json.dumps(asdict(record)) + "\n" for record in mine)
+            if len(self.faults) > before[1] or any(record.faults for record in mine):
+                self._keep_evidence(study)
+            shutil.rmtree(study.cluster.parent, ignore_errors=True)
+
+    def _disturb_all(self, study: LabStudy, watch: Watch, count: int) -> None:
+        study.pace(PACE_S)
+        study.launch()
+        self._pause(30)
+        while len(self.records) < count and not watch.all_finished():
+            record = self._disturb(study, watch)
+            if record is None:
+                return
+            if self._draw.random() >= OVERLAP:
+                self._await_recovery(study, record, watch)
+            self._pause(10)
+
+    def _pause(self, at_most_s: float) -> None:
+        time.sleep(self._draw.uniform(0, at_most_s))
+        lab.resume_nodes()
+
+    def _disturb(self, study: LabStudy, watch: Watch) -> Record | None:
+        """The next kind that can happen; None if the study is over before any could."""
+        while not watch.all_finished():
+            if not self._deck:
+                self._deck = self._draw.sample(self._kinds, len(self._kinds))
+            kind = self._deck.pop()
+            record = Record(kind.name, "", study.cluster.parent.name, "", time.time())
+            try:
+                record.state = self._state(study, watch)
+                with kind.harm(study.cluster, self._draw) as record.target:
+                    watch.begun(record)
+                    self._say(f"{len(self.records) + 1}: {kind.name}: {record.target}")
+                    time.sleep(kind.lasts_s)
+            except NotNow:
+                self._deck.insert(0, kind)
+                time.sleep(LOOK_EVERY_S)
+                continue
+            watch.ended(record)
+            self.records.append(record)
+            return record
+        return None
+
+    def _state(self, study: LabStudy, watch: Watch) -> str:
+        try:
+            state = study.status().state
+        except Exception as error:
+            state = f"status fails with {type(error).__name__}"
+        return f"{state}, {watch.words()}"
+
+    def _await_recovery(self, study: LabStudy, record: Record, watch: Watch) -> None:
+        """Wait until the study goes on; help it if it does not do so by itself."""
+        trouble = self._await(study, lambda: record.recovered_s is not None)
+        self._say(f"  back after {record.recovered_s} s, {record.lost_s:.0f} s of work lost")
+        if trouble:
+            self._help(study, record, trouble)
+            if self._await(study, lambda: record.recovered_s is not None):
+                raise AssertionError(f"help was in vain: {trouble}")
+
+    def _await(self, study: LabStudy, ready: Callable[[], bool]) -> str:
+        """Wait; what keeps the study from it, or an empty text."""
+        began = time.monotonic()
+        lost_since = None
+        while not ready():
+            outcome = outcome_of(study)
+            if outcome and outcome != "done":
+                return f"the study is {outcome}"
+            waited_s = time.monotonic() - began
+            if waited_s > STUCK_S:
+                return f"no progress for {STUCK_S:.0f} s; {self._explain(study)}"
+            if waited_s > 20:
+                lost_since = (lost_since or time.monotonic()) if is_lost(study) else None
+                if lost_since and time.monotonic() - lost_since > LOST_S:
+                    return f"no head for {LOST_S:.0f} s; {self._explain(study)}"
+            time.sleep(LOOK_EVERY_S)
+        return ""
+
+    def _help(self, study: LabStudy, record: Record, trouble: str) -> None:
+        """What a person would do."""
+        record.faults.append(trouble)
+        self._say(f"  FAULT {trouble}")
+        self._keep_evidence(study)
+        if outcome_of(study) is None:
+            with suppress(Exception):
+                study.cancel()
+            lab.cancel_everything()
+        study.until(lambda s: not lab.states(), LOST_S)
+        study.launch()
+
+    def _explain(self, study: LabStudy) -> str:
+        try:
+            return " ".join(study.explain().split())[-1500:]
+        except Exception as error:
+            return f"and its status fails with {error!r}"
+
+    def _see_to_the_end(self, study: LabStudy, watch: Watch) -> None:
+        """Full speed, until the study has ended by itself."""
+        study.pace(0)
+        for _ in range(3):
+            trouble = self._await(study, lambda: outcome_of(study) == "done")
+            if not trouble:
+                return
+            mine = [r for r in self.records if r.study == study.cluster.parent.name]
+            self._help(study, mine[-1], f"at the end: {trouble}")
+        raise AssertionError("the study does not end")
+
+    def _compare(self, study: LabStudy) -> None:
+        found = results(study.plan)
+        for name, wanted in study.undisturbed.items():
+            if name not in found:
+                self._fault(study, f"lost: {name}")
+            elif found[name] != wanted:
+                self._fault(study, f"different: {name}")
+        for problem in wrong_in_mlflow(study):
+            self._fault(study, problem)
+
+    def _count_leftovers(self, study: LabStudy) -> None:
+        """What is there a minute after the end is left behind; it is removed for the next study."""
+        deadline = time.monotonic() + LEAVES_WITHIN_S
+        while (found := left_by(study)) and time.monotonic() < deadline:
+            time.sleep(1)
+        for each in found:
+            self._fault(study, f"left behind: {each}")
+        lab.cancel_everything()
+        for node in lab.NODES if found else ():
+            lab.kill_node(node)
+        for node in lab.NODES:
+            lab.start_node(node)
+        lab.await_idle()
+
+    def _fault(self, study: LabStudy, text: str) -> None:
+        name = study.cluster.parent.name
+        kinds = [f"{r.kind} ({r.target})" for r in self.records if r.study == name]
+        self.faults.append(f"{name}: {text}; it had: {', '.join(kinds)}")
+        self._say(f"  FAULT {text}")
+
+    def _keep_evidence(self, study: LabStudy) -> None:
+        folder = study.cluster.parent
+        kept = self._evidence / f"{folder.name}-{int(time.time())}"
+        leave_out = shutil.ignore_patterns("*.pt", "mlartifacts", "*.db*", "report")
+        with suppress(OSError, shutil.Error):
+            shutil.copytree(folder, kept, ignore=leave_out)
+            shutil.copy(lab.ROOT / "log" / "slurmctld.log", kept)
+        self._say(f"  evidence: {kept}")
+
+    def all_faults(self) -> list[str]:
+        """A line a fault: what misses the bar."""
+        lines = list(self.faults)
+        for number, record in enumerate(self.records, start=1):
+            about = f"{number}: {record.study}: {record.kind} ({record.target}) at [{record.state}]"
+            lines += [f"{about}: {fault}" for fault in record.faults]
+            if record.lost_s > LARGEST_LOSS_S:
+                lines.append(f"{about}: {record.lost_s:.0f} s of work lost")
+        return lines
+
+
+def outcome_of(study: LabStudy) -> str | None:
+    """done, failed, incomplete or cancelled; None as long as it is not over."""
+    try:
+        return str(json.loads(Folder(study.cluster).outcome_file.read_text())["state"])
+    except (OSError, ValueError):
+        return None
+
+
+def is_lost(study: LabStudy) -> bool:
+    """Whether there is no head; what cannot be known now is not so."""
+    try:
+        return study.status().state == "lost"
+    except Exception:
+        return False
+
+
+def wrong_in_mlflow(study: LabStudy) -> Iterator[str]:
+    """Runs that are not there once, or not finished, read from MLflow's own database."""
+    query = """
+        select coalesce(value, ''), status from runs
+        left join tags on tags.run_uuid = runs.run_uuid and tags.key = 'fewscan.run_id'
+        where lifecycle_stage = 'active'
+    """
+    database = study.plan.folder.mlflow_database
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        rows = connection.execute(query).fetchall()
+    wanted = [run.run_id for run in study.plan.runs]
+    for run_id in ["", *wanted]:  # the study's own run, and one for each spec
+        found = [status for other, status in rows if other == run_id]
+        if found != ["FINISHED"]:
+            yield f"MLflow has {found} for run {run_id or 'of the study'}"
+    if len(rows) != len(wanted) + 1:
+        yield f"MLflow has {len(rows)} runs, not {len(wanted) + 1}"
+
+
+def left_by(study: LabStudy) -> list[str]:
+    """On the nodes, in the queue, and in the study's folder."""
+    partial = [str(path) for path in study.cluster.parent.rglob("*.partial")]
+    queue = lab.slurm("squeue", "--noheader", "--format=%i %j %T").splitlines()
+    jobs = [f"job {line}" for line in queue if lab.TAKER not in line]
+    return [*lab.leftovers(), *jobs, *partial]
+
+
+def table(records: Sequence[Record]) -> str:
+    """In Markdown: a row a kind."""
+    lines = [
+        "| disturbance | n | went on by itself | back after, median (s) | longest (s) "
+        "| work lost, most (s) | faults |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in sorted({record.kind for record in records}):
+        lines.append(_row(name, [record for record in records if record.kind == name]))
+    return "\n".join([*lines, _row("all", records)])
+
+
+def _row(name: str, records: Sequence[Record]) -> str:
+    back = [record.recovered_s for record in records if record.recovered_s is not None]
+    alone = sum(record.recovered_s is not None and not record.faults for record in records)
+    numbers = [f"{statistics.median(back):.0f}", f"{max(back):.0f}"] if back else ["–", "–"]
+    lost_s = max((record.lost_s for record in records), default=0.0)
+    faults = sum(len(record.faults) for record in records)
+    cells = [name, str(len(records)), str(alone), *numbers, f"{lost_s:.0f}", str(faults)]
+    return f"| {' | '.join(cells)} |"
+
+
+def chosen(names: Sequence[str]) -> list[Kind]:
+    """These kinds, or all that this machine can do. Raises KeyError for an unknown name."""
+    kinds = [KINDS[name] for name in names or sorted(KINDS)]
+    return [kind for kind in kinds if kind.possible()]
+
+
+def studies_on_small_disk(
+    document: dict[str, Any], undisturbed: dict[str, bytes], name: str
+) -> Callable[[], LabStudy]:
+    """Makes one after the other."""
+    numbers = iter(range(1, 1000))
+
+    def make() -> LabStudy:
+        folder = lab.SMALL / f"{name}{next(numbers)}"
+        shutil.rmtree(folder, ignore_errors=True)
+        return LabStudy(document, folder, undisturbed, SETTINGS)
+
+    return make
+
+
+@contextmanager
+def prepared() -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+    """The lab is up; a study as plain values, and what it comes to if nobody disturbs it."""
+    lab.up()
+    os.environ["PATH"] = f"{lab.BIN}:{os.environ['PATH']}"
+    store = lab.SHARED / "monkey.zarr"
+    shutil.rmtree(store, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_subjects(Path(scratch) / "scans", 24)
+        prepare(Path(scratch) / "scans", store, size=16, workers=1)
+        document = design(tiny_values(store, Path(scratch)), store)
+        # In a process of its own, for jobs inherit our environment, and torch writes into it.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            alone = pool.submit(run_alone, document, Path(scratch) / "alone").result()
+    try:
+        yield document, alone
+    finally:
+        lab.down()
+
+
+def main() -> int:
+    about, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(description=about, epilog=rest)
+    parser.add_argument("--disturbances", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default="", help=f"of: {', '.join(sorted(KINDS))}")
+    parser.add_argument("--evidence", type=Path, default=Path("/var/tmp/fewscan_monkey"))
+    options = parser.parse_args()
+    reason = lab.why_impossible()
+    if reason:
+        parser.error(reason)
+    names = [name.strip() for name in options.kinds.split(",") if name.strip()]
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        parser.error(f"no kinds of that name: {', '.join(unknown)}; there are {sorted(KINDS)}")
+    with prepared() as (document, alone):
+        make = studies_on_small_disk(document, alone, f"seed{options.seed}-")
+        monkey = Monkey(make, chosen(names), options.seed, options.evidence)
+        monkey.run(options.disturbances)
+    faults = monkey.all_faults()
+    print(table(monkey.records), *faults, sep="\n")
+    print(f"{len(monkey.records)} disturbances of {monkey.studies} studies, {len(faults)} faults")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
