@@ -37,6 +37,7 @@ from lab_study import LabStudy, design, results, run_alone
 from tiny import tiny_values
 
 from fewscan.slurm.folder import Folder
+from fewscan.storage.errors import RunError
 from fewscan.storage.prepare import prepare
 from fewscan.storage.runs import RunFolder
 
@@ -69,7 +70,7 @@ class Record:
     state: str
     """Of the study just before."""
     at_unix: float
-    recovered_s: float | None = None
+    back_s: float | None = None
     """From its end until every run that was under way has gone on beyond where it stood."""
     lost_s: float = 0.0
     """Work of all runs that was done again."""
@@ -81,31 +82,42 @@ class Record:
 class Seen:
     """What is known of one run."""
 
-    step: int = 0
-    """Of the last heartbeat."""
-    peak: int = 0
-    """The largest of this attempt."""
+    beat: dict[str, Any] = field(default_factory=dict)
+    """The last heartbeat."""
     changed: float = -FRESH_S
-    """When the heartbeat was another one than before, on our own clock."""
+    """When that was another one than before, on our own clock."""
+    peak: int = 0
+    """The largest step of this attempt."""
+    events_bytes: int = 0
     committed: int = -1
     """The step of the last event that counts."""
     starts: int = 0
     finished: bool = False
+    error: str = ""
+
+    def is_under_way(self) -> bool:
+        return not self.finished and time.monotonic() - self.changed < FRESH_S
+
+
+@dataclass
+class Recovery:
+    """A disturbance that the study has not recovered from."""
+
+    record: Record
+    under_way: dict[RunFolder, int]
+    """Where each run stood that was under way when it began: the step of the last event."""
+    ended: float | None = None
+    """When it was undone, on our own clock."""
 
 
 class Watch:
-    """Looks at a study's folders, in a thread, whatever happens to the cluster."""
+    """Looks at a study's run folders, in a thread, whatever happens to the cluster."""
 
     def __init__(self, study: LabStudy) -> None:
-        self._study = study
-        self.seen = {folder: Seen() for folder in study.runs()}
-        self._beats: dict[RunFolder, Any] = {}
-        self._sizes: dict[RunFolder, int] = {}
-        self._open: list[tuple[Record, dict[RunFolder, int]]] = []
-        self._ends: dict[int, float] = {}
-        self._current: Record | None = None
-        self.failed: dict[str, str] = {}
-        """Errors of runs, by the run's name."""
+        self._names = {study.plan.folder_of(run): run.name for run in study.plan.runs}
+        self._seen = {folder: Seen() for folder in self._names}
+        self._recoveries: list[Recovery] = []
+        self._last: Record | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look_on)
 
@@ -117,87 +129,78 @@ class Watch:
         self._over.set()
         self._thread.join()
 
-    def begun(self, record: Record) -> None:
-        """From now on what happens is its doing; noted is where each run under way stands."""
-        now = time.monotonic()
-        under_way = {
-            run: seen.committed
-            for run, seen in self.seen.items()
-            if not seen.finished and now - seen.changed < FRESH_S
-        }
-        self._current = record
-        self._open.append((record, under_way))
-
-    def ended(self, record: Record) -> None:
-        """The disturbance is over; recovering begins."""
-        self._ends[id(record)] = time.monotonic()
+    def begun(self, record: Record) -> Recovery:
+        """From now on what happens is the doing of this one."""
+        under_way = {r: seen.committed for r, seen in self._seen.items() if seen.is_under_way()}
+        self._last = record
+        self._recoveries.append(Recovery(record, under_way))
+        return self._recoveries[-1]
 
     def all_finished(self) -> bool:
-        return all(seen.finished for seen in self.seen.values())
+        return all(seen.finished for seen in self._seen.values())
 
     def words(self) -> str:
         """Where the study stands."""
-        now = time.monotonic()
-        done = sum(seen.finished for seen in self.seen.values())
-        live = sum(not s.finished and now - s.changed < FRESH_S for s in self.seen.values())
-        return f"{done}/{len(self.seen)} done, {live} under way"
+        done = sum(seen.finished for seen in self._seen.values())
+        live = sum(seen.is_under_way() for seen in self._seen.values())
+        return f"{done}/{len(self._seen)} done, {live} under way"
 
     def _look_on(self) -> None:
         while not self._over.wait(LOOK_EVERY_S):
-            for run, seen in self.seen.items():
+            for run, seen in self._seen.items():
                 if not seen.finished:
-                    with suppress(OSError, ValueError, KeyError):
-                        self._look(run, seen)
-            self._settle()
+                    self._look(run, seen)
+            for recovery in list(self._recoveries):
+                if recovery.ended is not None and self._is_back(recovery):
+                    recovery.record.back_s = round(time.monotonic() - recovery.ended, 1)
+                    self._recoveries.remove(recovery)
 
     def _look(self, run: RunFolder, seen: Seen) -> None:
-        beat = run.read_progress()
-        if beat and beat != self._beats.get(run):
-            self._beats[run] = beat
-            seen.step, seen.changed = beat["step"], time.monotonic()
-            seen.peak = max(seen.peak, seen.step)
-        size = run.events.stat().st_size if run.events.exists() else 0
-        if size != self._sizes.get(run, 0):
-            self._sizes[run] = size
-            self._read_events(run, seen)
-        if run.error.exists():
-            name = run.read_spec()["name"]
-            if name not in self.failed:
-                self.failed[name] = run.read_error()["message"]
-                self._blame(f"{name} failed: {self.failed[name]}")
+        error = ""
+        with suppress(OSError, ValueError):  # files come and go meanwhile
+            try:
+                if run.error.exists():
+                    error = json.loads(run.error.read_text())["message"]
+                self._read_progress(run, seen)
+            except RunError as damaged:
+                error = str(damaged)
+        if error != seen.error and error:
+            self._blame(f"{self._names[run]}: {' '.join(error.split())}")
+        seen.error = error
         seen.finished = run.result.exists()
+
+    def _read_progress(self, run: RunFolder, seen: Seen) -> None:
+        beat = run.read_progress()
+        if beat and beat != seen.beat:
+            seen.beat, seen.changed = beat, time.monotonic()
+            seen.peak = max(seen.peak, beat["step"])
+        events_bytes = run.events.stat().st_size
+        if events_bytes != seen.events_bytes:
+            seen.events_bytes = events_bytes
+            self._read_events(run, seen)
 
     def _read_events(self, run: RunFolder, seen: Seen) -> None:
         events = run.committed_events()
-        starts = [event for event in events if event.kind == "started"]
+        starts = [event.step for event in events if event.kind == "started"]
+        if len(starts) > seen.starts and self._last is not None:
+            self._last.lost_s += max(0, seen.peak - starts[-1]) * PACE_S
         if len(starts) > seen.starts:
-            seen.starts = len(starts)
-            lost = max(0, seen.peak - starts[-1].step)
-            seen.peak = starts[-1].step
-            if self._current is not None:
-                self._current.lost_s += lost * PACE_S
+            seen.starts, seen.peak = len(starts), starts[-1]
         if events:
             seen.committed = events[-1].step
 
-    def _settle(self) -> None:
-        """Close the records of those whose runs have all gone on."""
-        for record, under_way in list(self._open):
-            if id(record) in self._ends and self._has_gone_on(under_way):
-                record.recovered_s = round(time.monotonic() - self._ends[id(record)], 1)
-                self._open.remove((record, under_way))
-
-    def _has_gone_on(self, under_way: dict[RunFolder, int]) -> bool:
-        if not under_way:
-            now = time.monotonic()
-            return any(now - s.changed < FRESH_S for s in self.seen.values()) or self.all_finished()
+    def _is_back(self, recovery: Recovery) -> bool:
+        """Whether each run has gone on; if none was under way, whether any is now."""
+        if not recovery.under_way:
+            return self.all_finished() or any(seen.is_under_way() for seen in self._seen.values())
+        seen = self._seen
         return all(
-            self.seen[run].finished or self.seen[run].committed > step
-            for run, step in under_way.items()
+            seen[r].finished or seen[r].committed > at for r, at in recovery.under_way.items()
         )
 
     def _blame(self, fault: str) -> None:
-        if self._current is not None:
-            self._current.faults.append(fault)
+        if self._last is not None:
+            self._last.faults.append(fault)
 
 
 class Monkey:
@@ -257,7 +260,7 @@ class Monkey:
             if record is None:
                 return
             if self._draw.random() >= OVERLAP:
-                self._await_recovery(study, record, watch)
+                self._await_recovery(study, record)
             self._pause(10)
 
     def _pause(self, at_most_s: float) -> None:
@@ -274,14 +277,14 @@ class Monkey:
             try:
                 record.state = self._state(study, watch)
                 with kind.harm(study.cluster, self._draw) as record.target:
-                    watch.begun(record)
+                    recovery = watch.begun(record)
                     self._say(f"{len(self.records) + 1}: {kind.name}: {record.target}")
                     time.sleep(kind.lasts_s)
             except NotNow:
                 self._deck.insert(0, kind)
                 time.sleep(LOOK_EVERY_S)
                 continue
-            watch.ended(record)
+            recovery.ended = time.monotonic()
             self.records.append(record)
             return record
         return None
@@ -293,13 +296,13 @@ class Monkey:
             state = f"status fails with {type(error).__name__}"
         return f"{state}, {watch.words()}"
 
-    def _await_recovery(self, study: LabStudy, record: Record, watch: Watch) -> None:
+    def _await_recovery(self, study: LabStudy, record: Record) -> None:
         """Wait until the study goes on; help it if it does not do so by itself."""
-        trouble = self._await(study, lambda: record.recovered_s is not None)
-        self._say(f"  back after {record.recovered_s} s, {record.lost_s:.0f} s of work lost")
+        trouble = self._await(study, lambda: record.back_s is not None)
+        self._say(f"  back after {record.back_s} s, {record.lost_s:.0f} s of work lost")
         if trouble:
             self._help(study, record, trouble)
-            if self._await(study, lambda: record.recovered_s is not None):
+            if self._await(study, lambda: record.back_s is not None):
                 raise AssertionError(f"help was in vain: {trouble}")
 
     def _await(self, study: LabStudy, ready: Callable[[], bool]) -> str:
@@ -455,8 +458,8 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _row(name: str, records: Sequence[Record]) -> str:
-    back = [record.recovered_s for record in records if record.recovered_s is not None]
-    alone = sum(record.recovered_s is not None and not record.faults for record in records)
+    back = [record.back_s for record in records if record.back_s is not None]
+    alone = sum(record.back_s is not None and not record.faults for record in records)
     numbers = [f"{statistics.median(back):.0f}", f"{max(back):.0f}"] if back else ["–", "–"]
     lost_s = max((record.lost_s for record in records), default=0.0)
     faults = sum(len(record.faults) for record in records)
