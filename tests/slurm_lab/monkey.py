@@ -261,7 +261,7 @@ class Monkey:
                 return
             if self._draw.random() >= OVERLAP:
                 self._await_recovery(study, record)
-            self._pause(10)
+            self._pause(5)
 
     def _pause(self, at_most_s: float) -> None:
         time.sleep(self._draw.uniform(0, at_most_s))
