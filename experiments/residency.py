@@ -188,10 +188,10 @@ def keep(selection: Selection, devices: Devices) -> tuple[Kept, str]:
 
 
 def _shared(selection: Selection, devices: Devices) -> tuple[SharedSlices | None, str]:
-    """The first folder of the node that has room, and what was found."""
+    """The first folder of the node that has room and is ours alone, and what was found."""
     for folder in devices.node_folders:
         shared = SharedSlices(selection.store, folder)
-        if shared.fits(selection.ids):
+        if shared.fits(selection.ids) and shared.is_ours():
             return shared, f"room in {folder}"
     folders = " and ".join(map(str, devices.node_folders))
     return None, f"too little room in {folders}" if folders else "no folder of this node is given"

@@ -18,6 +18,7 @@ from fewscan.storage.code_digest import code_digest, package_version
 from fewscan.storage.errors import ClusterError
 from fewscan.storage.runs import StudyFolder
 from fewscan.storage.system import node_folder
+from fewscan.storage.system.private import is_private, make_private_folder
 
 DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; ours say what a study's people ask
@@ -66,11 +67,13 @@ def local_ray(folder: StudyFolder) -> Iterator[Path]:
     """
     prepare_environment(folder.ray_token)
     digest = hashlib.sha256(str(folder.path).encode()).hexdigest()[:8]
-    prefix = f"fewscan-{os.getuid()}-{digest}-"
+    prefix = f"fewscan-{digest}-"
     for leftover in Path("/tmp").glob(f"{prefix}*"):
-        _remove(leftover)
-    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
-    options = {"include_dashboard": False, "_temp_dir": str(scratch)}
+        if is_private(leftover):
+            _remove(leftover)
+    scratch = make_private_folder(prefix, Path("/tmp"))
+    # Ray opens its folder to everybody; inside this one that lets nobody in.
+    options = {"include_dashboard": False, "_temp_dir": str(scratch / "ray")}
     try:
         with _connected(scratch, address="local", **options):
             yield scratch

@@ -2,10 +2,16 @@
 
 import os
 import shutil
+import signal
 from dataclasses import dataclass
 
+from fewscan.slurm.processes import TIME_NEARLY_OVER
 from fewscan.slurm.settings import Settings
 
+RESERVE_S = 5
+"""Kept of the time to SIGKILL, for ending processes and clearing up."""
+SIGNAL_RESERVE_S = 20
+"""Kept of the warning time before a time limit, which Slurm keeps less precisely."""
 OBJECT_STORE_LEAST, OBJECT_STORE_MOST = 80 << 20, 1 << 30
 MEMORY_UNKNOWN = 4 << 30
 
@@ -30,10 +36,24 @@ class Allocation:
     """Bytes of shared memory for Ray's objects."""
     ends_unix: float
     """When the scheduler will end the job, in seconds since 1970."""
+    grace_s: float
+    """From SIGTERM to SIGKILL, if the node is taken back."""
+    kill_wait_s: float
+    """From SIGTERM to SIGKILL, if the job is cancelled."""
 
     def closes_unix(self, settings: Settings) -> float:
         """From when on nothing new should start here, in seconds since 1970."""
         return self.ends_unix - settings.signal_delay_s - settings.closing_s
+
+    def seconds_to_stop(
+        self, settings: Settings, received: signal.Signals | None, cancelled: bool
+    ) -> float:
+        """From the stop signal (None: it is on its way) to when everything should have ended."""
+        if cancelled:
+            return max(1.0, self.kill_wait_s - RESERVE_S)
+        if received == TIME_NEARLY_OVER:
+            return max(1.0, settings.signal_delay_s - SIGNAL_RESERVE_S)
+        return max(1.0, self.grace_s - RESERVE_S)
 
 
 def usable_cpus() -> int:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewscan.slurm.folder import JOINED, Folder, Launch, read_json, tail
-from fewscan.slurm.head_recovery import submit_head
+from fewscan.slurm.folder import JOINED, Folder, HeadRecord, Launch, Outcome, read_object, tail
+from fewscan.slurm.head_recovery import newest_head, submit_head
 from fewscan.slurm.scheduler import ENDING, PENDING, RUNNING, ClusterJob, Scheduler
 from fewscan.slurm.schedulers import scheduler_for
 from fewscan.slurm.settings import Settings
 from fewscan.storage.errors import ClusterError
 from fewscan.storage.locks import exclusive
 
+AWAIT_S = 15.0
+"""For a file that cannot be read: its owner writes it anew within this time."""
 DISK_LEAST = 1 << 20
 """With less free space than this, small files cannot be written any more."""
 
@@ -53,7 +55,7 @@ class Status:
 
     state: str
     """none, pending, starting, running, done, incomplete (over, but some of the work failed),
-    failed (the driver or the jobs), cancelled, lost, or unknown."""
+    failed (the driver, the set-up or the jobs), cancelled, lost, or unknown."""
     detail: str
     """One sentence to `state`."""
     head: ClusterJob | None
@@ -82,7 +84,7 @@ def launch(driver: Sequence[str], folder: Path, settings: Settings) -> str:
     where.prepare()
     busy = ClusterError("somebody else is launching this just now", where=where.root)
     with exclusive(where.lock_file, busy, wait_s=10):
-        running = _running_head(where)
+        running = _running_head(where, settings)
         if running is not None:
             return running
         where.outcome_file.unlink(missing_ok=True)
@@ -94,11 +96,11 @@ def launch(driver: Sequence[str], folder: Path, settings: Settings) -> str:
 def cancel(folder: Path) -> list[str]:
     """End all jobs of the cluster and leave it resumable. The ids of those that were not over."""
     where = Folder(folder.resolve())
-    launched = where.launch()
+    launched = where.await_launch(AWAIT_S)
     if launched is None:
         raise ClusterError("nothing was launched here", where=where.root)
     if where.outcome() is None:
-        where.write_outcome("cancelled", "cancelled by hand")
+        where.write_outcome(Outcome("cancelled", "cancelled by hand"))
     scheduler = scheduler_for(where, launched.settings)
     found = [job.id for job in scheduler.look() if job.state != ENDING]
     scheduler.cancel(found)
@@ -108,12 +110,12 @@ def cancel(folder: Path) -> list[str]:
 def status(folder: Path) -> Status:
     """What is known now, on any node. Without the scheduler's answer, what the head last heard."""
     where = Folder(folder.resolve())
-    launched = where.launch()
+    launched = where.await_launch(AWAIT_S)
     if launched is None:
         nothing = "nothing was launched here"
         return Status("none", nothing, None, 0, None, None, None, (), ())
     scheduler = scheduler_for(where, launched.settings)
-    elastic = read_json(where.elastic_file) or {}
+    elastic = read_object(where.elastic_file)
     failures = []
     seen_unix: float | None = time.time()
     try:
@@ -122,7 +124,7 @@ def status(folder: Path) -> Status:
         found = [ClusterJob(**job) for job in elastic.get("jobs", ())]
         seen_unix = elastic.get("seen_unix")
         failures.append(Failure(str(error), None))
-    head = next((job for job in found if job.id == where.head_job()), None)
+    head = newest_head([job for job in found if job.role == "head"], where.head_job())
     state, detail = _state(where, head, asked=not failures)
     failures += _failures(where, scheduler, state)
     rendezvous = where.rendezvous()
@@ -139,33 +141,38 @@ def status(folder: Path) -> Status:
     )
 
 
-def _running_head(folder: Folder) -> str | None:
+def _running_head(folder: Folder, settings: Settings) -> str | None:
     launched = folder.launch()
-    if launched is None or folder.outcome() is not None:
+    if folder.outcome() is not None or not folder.launch_file.exists():
         return None
-    head = folder.head_job()
-    alive = {job.id for job in scheduler_for(folder, launched.settings).look() if not job.over}
-    return head if head in alive else None
+    asked = settings if launched is None else launched.settings
+    jobs = [job for job in scheduler_for(folder, asked).look() if job.role == "head"]
+    head = newest_head(jobs, folder.head_job())
+    return None if head is None or head.over else head.id
 
 
 def _state(folder: Folder, head: ClusterJob | None, asked: bool) -> tuple[str, str]:
     outcome = folder.outcome()
+    known, here = folder.head_job(), folder.rendezvous()
     if outcome is not None:
-        return outcome["state"], outcome["detail"]
+        return outcome.state, outcome.detail
     if head is None and not asked:
-        record = read_json(folder.head_job_file) or {"job": "?", "submitted_unix": time.time()}
-        since_s = time.time() - record["submitted_unix"]
-        said = f"head job {record['job']} was submitted {since_s / 60:.0f} min ago"
+        since = "" if known is None else f" {(time.time() - known.submitted_unix) / 60:.0f} min ago"
+        said = f"head job {_id(known)} was submitted{since}"
         return "unknown", f"{said}; Slurm does not answer here, and the head has not said more"
+    if head is None and known is not None and (here is None or here.job != known.job):
+        return "failed", f"head job {known.job} ended before it could start; its log may say why"
     if head is None:
-        job = folder.head_job()
-        return "lost", f"head job {job} ended without a word; its log may say why"
+        return "lost", f"head job {_id(known)} ended without a word; its log may say why"
     if head.state == PENDING:
         return "pending", f"head job {head.id} waits: {head.reason}"
-    here = folder.rendezvous()
     if here is not None and here.open and here.job == head.id:
         return "running", f"head job {head.id} on {head.node}, generation {here.generation}"
     return "starting", f"head job {head.id} is {head.state} on {head.node}"
+
+
+def _id(head: HeadRecord | None) -> str:
+    return "?" if head is None else head.job
 
 
 def _commands_per_min(elastic: dict[str, Any]) -> float | None:
@@ -179,14 +186,13 @@ def _failures(folder: Folder, scheduler: Scheduler, state: str) -> list[Failure]
     found = []
     outcome = folder.outcome()
     if outcome is not None and state in ("failed", "incomplete"):
-        log = Path(outcome["log"])
-        found.append(Failure(outcome["detail"], log))
-    elif state == "lost":
-        log = scheduler.log_of(folder.head_job() or "")
+        found.append(Failure(outcome.detail, Path(outcome.log) if outcome.log else None))
+    elif state in ("lost", "failed"):
+        log = scheduler.log_of(_id(folder.head_job()))
         full = shutil.disk_usage(folder.root).free < DISK_LEAST
         words = f"the disk is full: {folder.root}" if full else "its last words:"
         found.append(Failure(f"{words}\n{tail(log, 10)}", log))
-    last: dict[str, Any] | None = (read_json(folder.elastic_file) or {}).get("error")
+    last: dict[str, Any] | None = read_object(folder.elastic_file).get("error")
     if last is not None:
         log_path = Path(last["log"]) if last["log"] else None
         words = tail(log_path, 10) if log_path else ""
@@ -196,7 +202,8 @@ def _failures(folder: Folder, scheduler: Scheduler, state: str) -> list[Failure]
 
 
 def _worker(folder: Folder, job: ClusterJob) -> WorkerStatus:
-    report = read_json(folder.worker_file(job.id)) or {}
-    joined = report.get("phase") in JOINED and job.state == RUNNING
-    left_s = report["ends_unix"] - time.time() if joined else None
-    return WorkerStatus(job.id, job.state, job.reason, job.node, report.get("phase", ""), left_s)
+    report = folder.report(job.id)
+    phase = "" if report is None else report.phase
+    joined = report is not None and phase in JOINED and job.state == RUNNING
+    left_s = report.ends_unix - time.time() if report is not None and joined else None
+    return WorkerStatus(job.id, job.state, job.reason, job.node, phase, left_s)

@@ -12,25 +12,28 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fewscan.slurm import network, shared_disk_check
-from fewscan.slurm.folder import Folder, read_json
+from fewscan.slurm.folder import Folder, read_json, tail
 from fewscan.slurm.processes import module_command
 from fewscan.slurm.scheduler import Check, Scheduler
 from fewscan.slurm.schedulers import scheduler_for
 from fewscan.slurm.settings import Settings
 from fewscan.storage.atomic import write_json
 from fewscan.storage.errors import FewscanError
+from fewscan.storage.system.private import make_private_folder
 
 SLOW_RENAME_S = 0.5
 SKEW_S = 5.0
 SHARED_MEMORY_LEAST = 256 << 20
 NODE_WAIT_S = 120.0
 NCCL_WAIT_S = 90
+WRITABLE = "choose a folder on the shared disk that you can write"
 SLOW_ANSWER_S = 10.0
 """There and back; a preempted node has about 25 s in which to be noticed."""
 
@@ -38,14 +41,35 @@ SLOW_ANSWER_S = 10.0
 def checks(folder: Path, settings: Settings | None = None) -> list[Check]:
     """Everything that can be told from here; with `settings`, from a node as well.
 
-    Raises `ClusterError` if the settings name a scheduler that does not exist.
+    `folder` need not exist yet, and is left as it was. Raises `ClusterError` if the settings name a
+    scheduler that does not exist.
     """
-    where = Folder(folder.resolve())
-    scheduler = scheduler_for(where, settings or Settings())
-    found = _here(folder, scheduler, None)
-    if settings is not None:
-        found += _from_a_node(where, scheduler, settings)
-    return found
+    try:
+        with _workplace(folder.resolve()) as workplace:
+            where = Folder(workplace)
+            scheduler = scheduler_for(where, settings or Settings())
+            found = _here(workplace, scheduler, None)
+            if settings is not None:
+                found += _from_a_node(where, scheduler, settings)
+            return found
+    except OSError as error:
+        scheduler = scheduler_for(Folder(folder), settings or Settings())
+        return [Check("shared disk", False, str(error), WRITABLE), *scheduler.checks()]
+
+
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """A folder of our own in `folder`; afterwards it is gone, and what had to be made for it."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    workplace = make_private_folder(".doctor-", folder)
+    try:
+        yield workplace
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+        with suppress(OSError):  # somebody else has begun to use it
+            for each in missing:
+                each.rmdir()
 
 
 def _here(folder: Path, scheduler: Scheduler, told_address: str | None) -> list[Check]:
@@ -58,9 +82,7 @@ def _guarded(name: str, check: Callable[[Path], Check], folder: Path) -> Check:
     try:
         return check(folder)
     except (OSError, FewscanError) as error:
-        return Check(
-            name, False, str(error), "choose a folder on the shared disk that you can write"
-        )
+        return Check(name, False, str(error), WRITABLE)
 
 
 def _disk(folder: Path) -> Check:
@@ -167,9 +189,18 @@ def node_report(root: str, scheduler_name: str) -> None:
     asked = json.loads((folder / "doctor_ask.json").read_text())
     scheduler = scheduler_for(Folder(folder), Settings(scheduler=scheduler_name))
     found = _here(folder, scheduler, scheduler.allocation("worker").address)
-    report = {"token": asked, "unix": seen_unix, "node": socket.gethostname()}
+    found.append(_launch_directory(Path(asked["cwd"])))
+    report = {"token": asked["unix"], "unix": seen_unix, "node": socket.gethostname()}
     write_json(folder / "doctor_node.json", {**report, "checks": [vars(check) for check in found]})
     shared_disk_check.answer(folder)
+
+
+def _launch_directory(cwd: Path) -> Check:
+    """The driver runs where it was launched, on the node of the head."""
+    if cwd.is_dir():
+        return Check("launch directory", True, str(cwd))
+    remedy = "give the commands in a directory on the shared disk"
+    return Check("launch directory", False, f"{cwd} is not on this node", remedy)
 
 
 def _from_a_node(where: Folder, scheduler: Scheduler, settings: Settings) -> list[Check]:
@@ -178,10 +209,7 @@ def _from_a_node(where: Folder, scheduler: Scheduler, settings: Settings) -> lis
     answer = folder / "doctor_node.json"
     try:
         where.prepare()
-        answer.unlink(missing_ok=True)
-        shared_disk_check.tidy(folder)
-        token = time.time()
-        write_json(folder / "doctor_ask.json", token)
+        write_json(folder / "doctor_ask.json", {"unix": time.time(), "cwd": str(Path.cwd())})
         command = module_command("doctor", str(folder), settings.scheduler)
         job = scheduler.submit("worker", command)
     except FewscanError as error:
@@ -189,13 +217,10 @@ def _from_a_node(where: Folder, scheduler: Scheduler, settings: Settings) -> lis
     report = _await(answer, NODE_WAIT_S)
     if report is None:
         scheduler.cancel([job])
-        log = scheduler.log_of(job)
-        said = f"job {job} gave no answer within {NODE_WAIT_S:.0f} s"
-        return [Check("a job", False, said, f"the queue may be long; else see {log}")]
+        words = tail(scheduler.log_of(job), 5) or "it has not begun: the queue may be long"
+        said = f"job {job} gave no answer within {NODE_WAIT_S:.0f} s; its log: {words}"
+        return [Check("a job", False, said, "fix what the log says, or try again later")]
     between = _between(shared_disk_check.ask(folder), report["node"])
-    shared_disk_check.tidy(folder)
-    (folder / "doctor_ask.json").unlink()
-    answer.unlink()
     checked = [Check(f"{report['node']}: {c.pop('name')}", **c) for c in report["checks"]]
     return [_clock(report), between, *checked]
 

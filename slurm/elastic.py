@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewscan.slurm.folder import JOINED, Folder, Launch, read_json, tail
+from fewscan.slurm.folder import JOINED, Folder, Launch, WorkerReport, read_object, say, tail
 from fewscan.slurm.processes import module_command
 from fewscan.slurm.scheduler import PENDING, ClusterJob
 from fewscan.slurm.schedulers import scheduler_for
@@ -63,17 +63,17 @@ def next_actions(
     return QueueActions(max(0, -surplus), release, start)
 
 
-def has_joined(report: dict[str, Any] | None) -> bool:
+def has_joined(report: WorkerReport | None) -> bool:
     """Whether a worker is in the cluster, by its own report."""
-    return report is not None and report["phase"] in JOINED
+    return report is not None and report.phase in JOINED
 
 
-def died_young(report: dict[str, Any] | None) -> bool:
+def died_young(report: WorkerReport | None) -> bool:
     """Whether a worker job that is gone ended without a word, soon after its start or not begun."""
     if report is None:
         return True
-    young = time.time() - report["since_unix"] < YOUNG_S
-    return young and report["phase"] in ("waiting", "joined")
+    young = time.time() - report.since_unix < YOUNG_S
+    return young and report.phase in ("waiting", "joined")
 
 
 class Elastic:
@@ -84,7 +84,7 @@ class Elastic:
         self.settings = launch.settings
         self.scheduler = scheduler_for(folder, launch.settings)
         self.activity_file = activity_file
-        before = read_json(folder.elastic_file) or {}
+        before = read_object(folder.elastic_file)
         self.known: set[str] = set(before.get("known", ()))
         self.released: set[str] = set(before.get("released", ()))
         self.joined: set[str] = set()
@@ -94,6 +94,7 @@ class Elastic:
         self.since_unix = time.time()
         self.seen: list[ClusterJob] = []
         self.wanted: int | None = None
+        self.demand: int | None = None
         self.error: dict[str, Any] | None = None
 
     def tick(self) -> None:
@@ -113,17 +114,18 @@ class Elastic:
     def _account_for(self, ids: set[str]) -> None:
         """Find out what became of the jobs that have vanished."""
         for job in sorted(self.known - ids):
-            report = read_json(self.folder.worker_file(job))
-            died = job not in self.released and died_young(report)
+            report = self.folder.report(job)
+            unreadable = report is None and self.folder.worker_file(job).exists()
+            died = job not in self.released and not unreadable and died_young(report)
             self.early_deaths = self.early_deaths + 1 if died else 0
             if died:
-                where = f" on {report['node']}" if report else ""
+                where = f" on {report.node}" if report else ""
                 said = f"worker job {job} ended{where} before it could work"
                 self._note(said, self.scheduler.log_of(job))
             self.folder.worker_file(job).unlink(missing_ok=True)
         self.known = ids
         self.released &= ids
-        joined = {job for job in ids if has_joined(read_json(self.folder.worker_file(job)))}
+        joined = {job for job in ids if has_joined(self.folder.report(job))}
         if joined - self.joined:
             self.early_deaths = 0
         self.joined = joined
@@ -145,8 +147,9 @@ class Elastic:
             )
 
     def _carry_out(self, present: Sequence[ClusterJob]) -> None:
-        demand = read_json(self.folder.demand_file)
-        self.wanted = wanted_workers(self.settings, None if demand is None else demand["workers"])
+        said = self.folder.demand()
+        self.demand = self.demand if said is None else said  # it cannot always be read
+        self.wanted = wanted_workers(self.settings, self.demand)
         todo = next_actions(self.wanted, present, self._idle_s(), self.settings.idle_s)
         patient = time.monotonic() < self.patience_until
         for _ in range(0 if patient else todo.submit):
@@ -177,7 +180,7 @@ class Elastic:
         return True
 
     def _idle_s(self) -> dict[str, float]:
-        activity: dict[str, Any] = read_json(self.activity_file) or {}
+        activity = read_object(self.activity_file)
         return {job: node["idle_s"] for job, node in activity.items() if node["status"] == "IDLE"}
 
     def _note(self, text: str, log: Path | None = None) -> None:
@@ -186,7 +189,7 @@ class Elastic:
             "log": None if log is None else str(log),
             "unix": time.time(),
         }
-        print(text, flush=True)
+        say(text)
 
     def _save(self, present: int) -> None:
         state = {

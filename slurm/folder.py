@@ -2,23 +2,33 @@
 
 Whatever the jobs tell each other goes through here, in JSON files that are replaced atomically. A
 killed job leaves the last whole state behind; a job that is run again starts from it.
+
+A file may be empty, old or unreadable for a while (a file server that went down, a full disk). For
+whoever reads it that means "not known yet", never an end; whoever owns it looks after it and writes
+it anew (`Keeper`).
 """
 
-import errno
+import contextlib
 import hashlib
 import json
 import os
 import secrets
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fewscan.slurm.settings import Settings
 from fewscan.storage.atomic import replacing, write_json
-from fewscan.storage.errors import disk_full_explained, not_writable_explained
+from fewscan.storage.errors import FewscanError, disk_full_explained, not_writable_explained
 
 JOINED = ("joined", "closing")
 """Phases of a worker that is in the cluster."""
+TOKEN_BYTES = 32
+KEEP_EVERY_S = 3.0
+"""Between two looks of an owner at its files."""
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,25 @@ class Launch:
     settings: Settings
     """How the jobs look."""
 
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "settings": self.settings.as_json()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Launch":
+        settings = Settings(**value["settings"])
+        return cls(value["id"], tuple(value["driver"]), value["cwd"], settings)
+
+
+@dataclass(frozen=True)
+class HeadRecord:
+    """The job of the head that was submitted last."""
+
+    job: str
+    """The scheduler's number of it."""
+    submitted_unix: float
+    early_deaths: int
+    """Heads in a row before it that died within minutes of their start."""
+
 
 @dataclass(frozen=True)
 class Rendezvous:
@@ -47,6 +76,41 @@ class Rendezvous:
     """The head's job."""
     open: bool
     """False once the head is leaving."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended."""
+
+    state: str
+    """done, incomplete (over, and some of the work failed), failed or cancelled."""
+    detail: str
+    """One sentence, and the last lines of the log."""
+    log: str | None = None
+    """Where to read more."""
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether what runs may still checkpoint."""
+        return self.state == "cancelled"
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """What a worker says of itself."""
+
+    job: str
+    node: str
+    """The scheduler's name of it."""
+    host: str
+    phase: str
+    """waiting, joined, closing, leaving, requeued or ended."""
+    generation: int | None
+    """Of the head that it has joined."""
+    ends_unix: float
+    """When the scheduler will end the job."""
+    since_unix: float
+    """Since when it is in this phase."""
 
 
 @dataclass(frozen=True)
@@ -123,51 +187,114 @@ class Folder:
         with not_writable_explained(self.root), disk_full_explained(self.root):
             for folder in (self.root, self.workers, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
-            if not self.token_file.exists():
-                _write_secret(self.token_file, secrets.token_hex(32))
+            if self.token() is None:
+                write_secret(self.token_file, secrets.token_hex(TOKEN_BYTES))
+
+    def token(self) -> str | None:
+        """None if there is none, or not a whole one."""
+        text = ""
+        with contextlib.suppress(OSError, ValueError):
+            text = self.token_file.read_text()
+        return text if len(text) == 2 * TOKEN_BYTES else None
 
     def write_launch(self, launch: Launch) -> None:
-        value = {**vars(launch), "settings": launch.settings.as_json()}
-        write_json(self.launch_file, value)
+        write_json(self.launch_file, launch.to_json())
 
     def launch(self) -> Launch | None:
-        value = read_json(self.launch_file)
-        if value is None:
-            return None
-        settings = Settings(**value["settings"])
-        return Launch(value["id"], tuple(value["driver"]), value["cwd"], settings)
+        return _read(self.launch_file, Launch.from_json)
+
+    def await_launch(self, wait_s: float) -> Launch | None:
+        """As `launch`, with patience for a file that is there, and not to be read just now."""
+        deadline = time.monotonic() + wait_s
+        while (found := self.launch()) is None and self.launch_file.exists():
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+        return found
+
+    def write_head_job(self, head: HeadRecord) -> None:
+        write_json(self.head_job_file, asdict(head))
+
+    def head_job(self) -> HeadRecord | None:
+        return _read(self.head_job_file, lambda value: HeadRecord(**value))
 
     def write_rendezvous(self, rendezvous: Rendezvous) -> None:
-        write_json(self.rendezvous_file, vars(rendezvous))
+        write_json(self.rendezvous_file, asdict(rendezvous))
 
     def rendezvous(self) -> Rendezvous | None:
-        value = read_json(self.rendezvous_file)
-        return None if value is None else Rendezvous(**value)
+        return _read(self.rendezvous_file, lambda value: Rendezvous(**value))
 
-    def write_outcome(self, state: str, detail: str, log: Path | None = None) -> None:
-        """`state` is done, incomplete (over, and some of the work failed), failed or cancelled."""
-        text = None if log is None else str(log)
-        write_json(self.outcome_file, {"state": state, "detail": detail, "log": text})
+    def write_outcome(self, outcome: Outcome) -> None:
+        write_json(self.outcome_file, asdict(outcome))
 
-    def outcome(self) -> dict[str, Any] | None:
-        value: dict[str, Any] | None = read_json(self.outcome_file)
-        return value
+    def outcome(self) -> Outcome | None:
+        return _read(self.outcome_file, lambda value: Outcome(**value))
 
-    def head_job(self) -> str | None:
-        value = read_json(self.head_job_file)
-        return None if value is None else str(value["job"])
+    def write_report(self, report: WorkerReport) -> None:
+        write_json(self.worker_file(report.job), asdict(report))
+
+    def report(self, job: str) -> WorkerReport | None:
+        return _read(self.worker_file(job), lambda value: WorkerReport(**value))
+
+    def demand(self) -> int | None:
+        """How many workers the driver could use."""
+        return _read(self.demand_file, lambda value: int(value["workers"]))
+
+
+class Keeper:
+    """Writes an owner's files anew when they cannot be read, and never over one that can.
+
+    A file may be missing for the moment in which it is replaced, so only one that was unreadable
+    twice is written. `files` are what reads each (None: it cannot be read) and what writes it.
+    """
+
+    def __init__(self, *files: tuple[Callable[[], object], Callable[[], object]]) -> None:
+        self._files = files
+        self._suspects: set[int] = set()
+        self._next_look = 0.0
+
+    def look(self) -> None:
+        """Cheap if called often. Does not raise for lack of room: there is a next time."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + KEEP_EVERY_S
+        for number, (read, write) in enumerate(self._files):
+            if read() is not None:
+                self._suspects.discard(number)
+            elif number not in self._suspects:
+                self._suspects.add(number)
+            else:
+                say(f"a file of the cluster's folder could not be read: {write.__name__} anew")
+                with contextlib.suppress(FewscanError, OSError):
+                    write()
 
 
 def read_json(path: Path) -> Any:
-    """The value in `path`, or None if there is no such file."""
+    """The value in `path`; None if there is no such file or it cannot be understood just now."""
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (OSError, ValueError, RecursionError):  # ESTALE of NFS among them
         return None
-    except OSError as error:
-        if error.errno != errno.ESTALE:
-            raise
-        return read_json(path)  # NFS: it was replaced between opening and reading
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; empty where `read_json` would give anything else."""
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
+
+
+def _read(path: Path, make: Callable[[Any], Record]) -> Record | None:
+    value = read_json(path)
+    try:
+        return None if value is None else make(value)
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
+
+
+def say(text: object) -> None:
+    """Print; a log on a full disk ends nobody."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def tail(path: Path, lines: int = 20) -> str:
@@ -181,7 +308,8 @@ def tail(path: Path, lines: int = 20) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
-def _write_secret(path: Path, text: str) -> None:
+def write_secret(path: Path, text: str) -> None:
+    """Put `text` into `path`, atomically, readable by its owner alone."""
     with replacing(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

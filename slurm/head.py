@@ -2,27 +2,45 @@
 
 Every start is a new generation. Nothing is kept in the process: when the head is taken away, the
 next one reads the folder and starts the driver again, which resumes by itself.
+
+Only two things end the study: the driver says that it is over, or the set-up is broken. Whatever
+passes (a full disk, a driver or a Ray that was killed) is waited for, and begun again.
 """
 
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 from fewscan.slurm import processes, ray_node
+from fewscan.slurm.allocation import Allocation
 from fewscan.slurm.elastic import Elastic
-from fewscan.slurm.folder import Folder, Launch, Rendezvous, tail
+from fewscan.slurm.folder import (
+    Folder,
+    HeadRecord,
+    Keeper,
+    Launch,
+    Outcome,
+    Rendezvous,
+    say,
+    tail,
+    write_secret,
+)
 from fewscan.slurm.job_script import with_users_path
 from fewscan.slurm.ray_node import RayNode
 from fewscan.slurm.scheduler import PENDING
 from fewscan.slurm.schedulers import scheduler_for
 from fewscan.slurm.session import Session
-from fewscan.storage.errors import ClusterError, DiskFullError, FewscanError
+from fewscan.slurm.temporary_folder import job_folder
+from fewscan.storage.errors import ClusterError, DiskFullError, FewscanError, disk_full_explained
 
 TICK_S = 1.0
 INTERRUPT_S = 3
 """For a driver that ignores the stop file: from SIGINT to SIGKILL."""
-STABLE_S = 300
-"""A Ray head that lived so long was not broken from the start."""
+STABLE_S = 60
+"""A Ray head, or a driver, that lived so long was not broken from the start."""
+PAUSE_S = 10.0
+"""Before what was ended by something that passes is begun again."""
 
 
 class HeadJob:
@@ -34,6 +52,7 @@ class HeadJob:
         self.settings = launch.settings
         self.scheduler = scheduler_for(folder, launch.settings)
         self.share = self.scheduler.allocation("head")
+        self.token = folder.token()
 
     def run(self) -> None:
         """Serve generations until the driver has ended, the node goes, or it is hopeless."""
@@ -46,14 +65,17 @@ class HeadJob:
                 error: FewscanError = ClusterError("Ray's head processes ended by themselves")
             except FewscanError as raised:
                 error = raised
-            if processes.stop_signal(0):
+            processes.end_descendants()
+            say(error)
+            disk_is_full = isinstance(error, DiskFullError)
+            if processes.stop_signal(PAUSE_S if disk_is_full else 0):
                 self.scheduler.requeue(self.share.job)
                 return
+            if disk_is_full:
+                continue
             failures = 1 if time.monotonic() - began > STABLE_S else failures + 1
-            processes.end_descendants()
-            hopeless = isinstance(error, (HopelessError, DiskFullError))
-            if hopeless or failures >= self.settings.early_deaths:
-                self._finish("failed", str(error))
+            if isinstance(error, HopelessError) or failures >= self.settings.early_deaths:
+                self._finish(Outcome("failed", str(error), self._own_log()))
                 raise error
 
     def _generation(self) -> bool:
@@ -63,35 +85,36 @@ class HeadJob:
         try:
             watcher = ray_node.watch(self.folder, node)
             ray_node.await_joined(node, self.share.job)
-            here = self._announce(node)
-            driver = self._start_driver(node)
-            return self._serve(node, watcher, driver, here)
+            return self._serve(node, watcher, self._announce(node))
         finally:
             ray_node.stop(node)
 
-    def _serve(
-        self,
-        node: RayNode,
-        watcher: subprocess.Popen[bytes],
-        driver: subprocess.Popen[bytes],
-        here: Rendezvous,
-    ) -> bool:
+    def _serve(self, node: RayNode, watcher: subprocess.Popen[bytes], here: Rendezvous) -> bool:
         elastic = Elastic(self.folder, self.launch, node.activity_file)
+        driver = Driver(self.folder, self.launch, self.share, node)
+        keeper = self._keeper(here)
         next_look = time.monotonic()
         while node.alive():
             received = processes.stop_signal(TICK_S)
-            if received:
+            outcome = self.folder.outcome()
+            if received or (outcome is not None and outcome.is_cancelled):
                 self._leave(node, driver, here, received)
                 return True
-            if self.folder.outcome() is not None:
+            if outcome is not None:
                 return True
-            if driver.poll() is not None and self._ended(driver, node):
-                return True
-            if watcher.poll() is not None:
-                watcher = ray_node.watch(self.folder, node)
-            if time.monotonic() >= next_look:
-                self._tick(elastic)
-                next_look = time.monotonic() + self.settings.poll_s
+            try:
+                ended = driver.look()
+                if ended is not None:
+                    self._finish(ended)
+                    return True
+                if watcher.poll() is not None:
+                    watcher = ray_node.watch(self.folder, node)
+                keeper.look()
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + self.settings.poll_s
+                    self._tick(elastic)
+            except DiskFullError as error:
+                say(error)
         return False
 
     def _tick(self, elastic: Elastic) -> None:
@@ -107,83 +130,166 @@ class HeadJob:
         self.folder.write_rendezvous(here)
         return here
 
-    def _start_driver(self, node: RayNode) -> subprocess.Popen[bytes]:
-        session = Session(
-            folder=self.folder.root,
-            demand_file=self.folder.demand_file,
-            stop_file=node.stop_file,
-            closes_unix=self.share.closes_unix(self.settings),
-            temporary_folder=node.temporary,
+    def _keeper(self, here: Rendezvous) -> Keeper:
+        """Of the files that say who the head is, and where."""
+        folder, began_unix = self.folder, time.time()
+
+        def write_launch() -> None:
+            folder.write_launch(self.launch)
+
+        def write_head_job() -> None:
+            folder.write_head_job(HeadRecord(self.share.job, began_unix, 0))
+
+        def write_rendezvous() -> None:
+            folder.write_rendezvous(here)
+
+        def own_token() -> str | None:
+            return self.token if folder.token() == self.token else None
+
+        def write_token() -> None:
+            write_secret(folder.token_file, self.token or "")
+
+        return Keeper(
+            (folder.launch, write_launch),
+            (folder.head_job, write_head_job),
+            (folder.rendezvous, write_rendezvous),
+            (own_token, write_token),
         )
-        environment = {
-            **with_users_path(ray_node.ray_environment(self.folder)),
-            "TMPDIR": str(node.temporary),
-            "RAY_ADDRESS": node.address,
-            **session.variables(),
-        }
-        command, log = self.launch.driver, self.folder.driver_log
-        return processes.start(command, log, environment, cwd=self.launch.cwd)
-
-    def _ended(self, driver: subprocess.Popen[bytes], node: RayNode) -> bool:
-        """The driver's own end is the end of everything; one that lost its Ray head is not."""
-        if self._is_over(driver):
-            return True
-        processes.await_end(node.process, INTERRUPT_S)
-        if node.alive():
-            last = tail(self.folder.driver_log, 10)
-            self._finish("failed", f"the driver ended with exit code {driver.returncode}:\n{last}")
-            return True
-        return False
-
-    def _is_over(self, driver: subprocess.Popen[bytes]) -> bool:
-        """Whether the driver says that there is nothing left to do, well or not."""
-        if driver.returncode == 0:
-            self._finish("done", "the driver ended with exit code 0")
-        elif driver.returncode == Session.INCOMPLETE:
-            last = tail(self.folder.driver_log, 10)
-            said = "the driver has done what it could; some of its work failed"
-            self._finish("incomplete", f"{said}:\n{last}")
-        return driver.returncode in (0, Session.INCOMPLETE)
 
     def _leave(
-        self,
-        node: RayNode,
-        driver: subprocess.Popen[bytes],
-        here: Rendezvous,
-        received: signal.Signals,
+        self, node: RayNode, driver: "Driver", here: Rendezvous, received: signal.Signals | None
     ) -> None:
         """The node is wanted back: tasks and driver may checkpoint, then the job may run again."""
-        self.folder.write_rendezvous(
-            Rendezvous(here.generation, here.address, here.job, open=False)
-        )
+        try:
+            self.folder.write_rendezvous(
+                Rendezvous(here.generation, here.address, here.job, open=False)
+            )
+        except DiskFullError as error:
+            say(error)
         node.stop_file.touch()
-        grace_s, delay_s = self.settings.grace_s, self.settings.signal_delay_s
-        allowed_s = processes.seconds_to_stop(grace_s, delay_s, received)
-        processes.await_end(driver, max(1.0, allowed_s - INTERRUPT_S))
-        if driver.poll() is None:
-            driver.send_signal(signal.SIGINT)
-            processes.await_end(driver, INTERRUPT_S)
-        self._is_over(driver)
+        cancelled = self.folder.outcome() is not None
+        outcome = driver.stop(self.share.seconds_to_stop(self.settings, received, cancelled))
+        if outcome is not None and self.folder.outcome() is None:
+            self._finish(outcome)
         ray_node.stop(node)
         if self.folder.outcome() is None:
             self.scheduler.requeue(self.share.job)
 
-    def _finish(self, state: str, detail: str) -> None:
+    def _own_log(self) -> str:
+        return str(self.scheduler.log_of(self.share.job))
+
+    def _finish(self, outcome: Outcome) -> None:
         """Write down how it ended. Running workers read it and end; without it they are ended."""
-        of_driver = "driver" in detail
-        log = self.folder.driver_log if of_driver else self.scheduler.log_of(self.share.job)
-        print(f"{state}: {detail}", flush=True)
+        say(f"{outcome.state}: {outcome.detail}")
         written = True
         try:
-            self.folder.write_outcome(state, detail, log)
+            self.folder.write_outcome(outcome)
         except DiskFullError as error:
             written = False
-            print(error, flush=True)
+            say(error)
         try:
             workers = [job for job in self.scheduler.look() if job.role == "worker"]
             self.scheduler.cancel(j.id for j in workers if j.state == PENDING or not written)
         except ClusterError as error:
-            print(error, flush=True)
+            say(error)
+
+
+class Driver:
+    """The program that the cluster is there for: started beside the head, and again if killed."""
+
+    def __init__(self, folder: Folder, launch: Launch, share: Allocation, node: RayNode) -> None:
+        self._folder = folder
+        self._launch = launch
+        self._share = share
+        self._node = node
+        self._log = folder.driver_log
+        self._deaths = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._began = self._start_at = time.monotonic()
+
+    def look(self) -> Outcome | None:
+        """Start it when it is time; what its end means for the study, None while that goes on.
+
+        One that was killed, or stopped by something that passes, is started again after a pause; so
+        is one that lost its Ray, by the next generation.
+        """
+        if self._process is None:
+            if time.monotonic() >= self._start_at:
+                self._process = self._start()
+            return None
+        code = self._process.poll()
+        if code is None:
+            return None
+        outcome = self._over()
+        if outcome is not None:
+            return outcome
+        processes.await_end(self._node.process, INTERRUPT_S)
+        if not self._node.alive():
+            return None
+        passes = code == Session.TRY_AGAIN
+        lived = time.monotonic() - self._began > STABLE_S
+        self._deaths = 0 if passes else 1 if lived else self._deaths + 1
+        if (code >= 0 and not passes) or self._deaths >= self._launch.settings.early_deaths:
+            return Outcome(
+                "failed", f"the driver ended with {_words(code)}:\n{self._last()}", str(self._log)
+            )
+        say(f"the driver ended with {_words(code)}; it is started again in {PAUSE_S:.0f} s")
+        self._process, self._start_at = None, time.monotonic() + PAUSE_S
+        return None
+
+    def stop(self, wait_s: float) -> Outcome | None:
+        """Wait for it to stop by itself, then make it; how the study ended, if it has."""
+        if self._process is None:
+            return None
+        processes.await_end(self._process, max(1.0, wait_s - INTERRUPT_S))
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            processes.await_end(self._process, INTERRUPT_S)
+        return self._over()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        folder, launch, node = self._folder, self._launch, self._node
+        session = Session(
+            folder=folder.root,
+            demand_file=folder.demand_file,
+            stop_file=node.stop_file,
+            closes_unix=self._share.closes_unix(launch.settings),
+            temporary_folder=job_folder(),
+        )
+        environment = {
+            **with_users_path(ray_node.ray_environment(folder)),
+            "TMPDIR": str(node.temporary),
+            "RAY_ADDRESS": node.address,
+            **session.variables(),
+        }
+        self._began = time.monotonic()
+        where = launch.cwd
+        if not Path(where).is_dir():
+            raise HopelessError(
+                "the directory of the launch is not on the head's node",
+                where=f"{where} on {self._share.node}",
+                expected="a directory on the shared disk",
+                remedy="give the sweep command in a directory that all nodes have",
+            )
+        with disk_full_explained(self._log):
+            return processes.start(launch.driver, self._log, environment, cwd=where)
+
+    def _over(self) -> Outcome | None:
+        """What the driver says if there is nothing left to do, well or not."""
+        assert self._process is not None
+        if self._process.returncode == 0:
+            return Outcome("done", "the driver ended with exit code 0", str(self._log))
+        if self._process.returncode == Session.INCOMPLETE:
+            said = "the driver has done what it could; some of its work failed"
+            return Outcome("incomplete", f"{said}:\n{self._last()}", str(self._log))
+        return None
+
+    def _last(self) -> str:
+        return tail(self._log, 10)
+
+
+def _words(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
 
 class HopelessError(ClusterError):

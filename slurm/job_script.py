@@ -9,22 +9,28 @@ from collections.abc import Mapping, Sequence
 from fewscan.slurm.session import PREFIX, STARTED, TEMPORARY
 
 SAFE_PATH = "PYTHONSAFEPATH"
+DISK = f"{PREFIX}DISK"
 USERS_SAFE_PATH = f"{PREFIX}{SAFE_PATH}"
 """Keeps the user's own value of it."""
-SOCKET_PATH_LIMIT = 45
-"""A longer temporary folder would push Ray's socket paths over the kernel's 107 bytes."""
+DISK_PATH_LIMIT = 20
+"""With a longer path of the disk Ray's socket paths would be over the kernel's 107 bytes."""
 
 
 def lines_before(disk: str, name: str, setup: Sequence[str]) -> list[str]:
     """What comes before the command. A line of `setup` that fails ends the job, and is named.
 
-    The job's own folder will be `name` on the node's own `disk`; both may hold shell variables. The
-    shell chooses it, for the shell outlives a supervisor that is killed.
+    The job's own folder will be on the node's own `disk`, its name beginning with `name`; both may
+    hold shell variables. The shell makes it, for the shell outlives a supervisor that is killed:
+    with a name that nobody can guess, closed to all others. What an earlier run of the job, on a
+    node that died, has left is removed.
     """
     report = 'echo "setup line failed: $BASH_COMMAND" >&2'
     return [
-        f'export {TEMPORARY}="{disk}/{name}"',
-        f'[ ${{#{TEMPORARY}}} -le {SOCKET_PATH_LIMIT} ] || {TEMPORARY}="/tmp/{name}"',
+        f'{DISK}="{disk}"',
+        f"[ ${{#{DISK}}} -le {DISK_PATH_LIMIT} ] || {DISK}=/tmp",
+        f'find "${DISK}" /dev/shm -maxdepth 1 -name "{name}-*" -user "$(id -u)" '
+        "-exec rm -rf {} + 2>/dev/null",
+        f'export {TEMPORARY}="$(mktemp -d "${DISK}/{name}-XXXXXX")"',
         f'export {STARTED}="$(date +%s)"',
         f"trap '{report}' ERR",
         "set -e",

@@ -22,8 +22,6 @@ TAKEN_BACK = signal.SIGTERM
 TIME_NEARLY_OVER = signal.SIGUSR2
 """The job comes to its time limit: `signal_delay_s` are left."""
 STOP_SIGNALS = frozenset({TAKEN_BACK, TIME_NEARLY_OVER})
-SIGNAL_RESERVE_S = 20
-"""Kept of the warning time before a time limit, for ending processes and for delays of signals."""
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -47,13 +45,6 @@ def stop_signal(wait_s: float) -> signal.Signals | None:
 def stop_waits() -> bool:
     """Whether a stop signal has arrived that `stop_signal` has not yet returned."""
     return bool(signal.sigpending() & STOP_SIGNALS)
-
-
-def seconds_to_stop(grace_s: float, signal_delay_s: float, received: signal.Signals) -> float:
-    """Seconds between the stop signal and the moment when everything should have ended."""
-    if received == TAKEN_BACK:
-        return max(1.0, grace_s - 5)
-    return max(1.0, signal_delay_s - SIGNAL_RESERVE_S)
 
 
 def module_command(name: str, *arguments: str) -> list[str]:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from fewscan.slurm import network, processes
 from fewscan.slurm.allocation import Allocation
-from fewscan.slurm.folder import Folder, Rendezvous, read_json, tail
+from fewscan.slurm.folder import Folder, Rendezvous, read_object, tail
 from fewscan.slurm.session import Session
-from fewscan.slurm.temporary_folder import make_temporary_folder
+from fewscan.slurm.temporary_folder import job_folder, make_node_folder
 from fewscan.storage.errors import ClusterError
 
 START_TRIES = 3
@@ -43,7 +43,7 @@ class RayNode:
     address: str
     """`ip:port` of the control store it belongs to."""
     temporary: Path
-    """Its folder on the node's own disk."""
+    """Its folder on the node's own disk, in the job's own."""
 
     @property
     def stop_file(self) -> Path:
@@ -131,7 +131,7 @@ def watch(folder: Folder, node: RayNode) -> subprocess.Popen[bytes]:
 def await_joined(node: RayNode, job: str) -> None:
     """Wait until the watcher sees `job` in the cluster. Raises `ClusterError`."""
     deadline = time.monotonic() + START_S
-    while job not in (read_json(node.activity_file) or {}):
+    while job not in read_object(node.activity_file):
         if not node.alive() or time.monotonic() > deadline or processes.stop_waits():
             raise _no_start(node.temporary)
         time.sleep(0.1)
@@ -139,7 +139,7 @@ def await_joined(node: RayNode, job: str) -> None:
 
 def _start(folder: Folder, share: Allocation, command: CommandMaker) -> RayNode:
     for _ in range(START_TRIES):  # a port may have been taken between looking and using it
-        temporary = make_temporary_folder()
+        temporary = make_node_folder()
         arguments, address = command(temporary)
         environment = _task_environment(folder, share, temporary)
         line = [*_ray(), "start", "--block", *arguments]
@@ -206,7 +206,7 @@ def _task_environment(folder: Folder, share: Allocation, temporary: Path) -> dic
         folder=folder.root,
         job=share.job,
         stop_file=temporary / "stop",
-        temporary_folder=temporary,
+        temporary_folder=job_folder(),
     )
     return {
         **ray_environment(folder),

@@ -61,8 +61,9 @@ class Scheduler(Protocol):
       (`job_script.outside_of_jobs`), between the lines of `job_script`, which give it a private
       folder and clear up;
     - adds what it prints to `log_of(job)`, which lies in the folder's `logs`;
-    - gets SIGTERM, with all its processes, when its node is taken back, and SIGKILL not before
-      `grace_s`; and SIGUSR2 `signal_delay_s` before its time limit;
+    - gets SIGTERM, with all its processes, when its node is taken back, and SIGKILL not before the
+      allocation's `grace_s` (`kill_wait_s` if it is cancelled); and SIGUSR2 `signal_delay_s` before
+      its time limit;
     - is run again, with the same id and command, if its node is taken back or dies.
     """
 

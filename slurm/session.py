@@ -4,6 +4,7 @@ The driver says how many workers it could use. A task learns that its node will 
 time to checkpoint. The names of the variables that carry this from job to program stand here alone.
 """
 
+import contextlib
 import math
 import os
 import time
@@ -14,6 +15,7 @@ from typing import ClassVar
 
 from fewscan.slurm.folder import read_json
 from fewscan.storage.atomic import write_json
+from fewscan.storage.errors import DiskFullError
 
 PREFIX = "ELASTIC_"
 """Start of the names of all variables that are ours."""
@@ -37,6 +39,8 @@ class Session:
 
     INCOMPLETE: ClassVar[int] = 10
     """Exit code of a driver that has done what it could, while some of its work failed for good."""
+    TRY_AGAIN: ClassVar[int] = 11
+    """Exit code of a driver that was stopped by something that passes, such as a full disk."""
 
     folder: Path | None = None
     """The cluster's folder; None elsewhere than on a cluster."""
@@ -91,7 +95,8 @@ class Session:
     def ask_for_workers(self, count: int) -> None:
         """Driver: so many workers would have something to do now. Cheap if nothing has changed."""
         if self.demand_file is not None and read_json(self.demand_file) != {"workers": count}:
-            write_json(self.demand_file, {"workers": count})
+            with contextlib.suppress(DiskFullError):  # it is asked for again soon
+                write_json(self.demand_file, {"workers": count})
 
     def stop_requested(self) -> bool:
         """Task or driver: this node, or the head's, is taken back. Checkpoint and return."""

@@ -67,8 +67,6 @@ class Settings:
     closing_s: int = 60
     """For so many seconds before its warning a worker takes nothing new, as it would not reach its
     first checkpoint. Long enough for a start-up and a checkpoint interval."""
-    grace_s: int = 25
-    """Seconds to use between Slurm's SIGTERM and its SIGKILL (GraceTime, or KillWait: 30)."""
     poll_s: float = 30.0
     """Seconds between two looks at the queue; each is one question for all jobs."""
     idle_s: float = 120.0
@@ -118,7 +116,7 @@ class Settings:
             )
 
     def _check_times(self) -> None:
-        for name in ("time_limit_min", "signal_delay_s", "grace_s"):
+        for name in ("time_limit_min", "signal_delay_s"):
             _at_least(self, name, 1)
         _at_least(self, "closing_s", 0)
         for name in ("poll_s", "idle_s", "wait_for_head_min"):

@@ -6,6 +6,7 @@ that shows half a file, or none, is caught in the act.
 """
 
 import hashlib
+import json
 import math
 import statistics
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewscan.slurm.folder import read_json
+from fewscan.slurm.folder import read_object
 from fewscan.storage.atomic import write_json
 
 ROUNDS = 30
@@ -48,7 +49,7 @@ def ask(folder: Path, rounds: int = ROUNDS) -> SharedDiskReport:
             reader.faults.append(f"file {number} did not arrive within {PATIENCE_S:.0f} s")
             break
         times.append(time.monotonic() - began)
-    answered: dict[str, Any] = read_json(reader.path) or {}
+    answered = read_object(reader.path)
     faults = (*reader.faults, *answered.get("faults", ()))
     return SharedDiskReport(len(times), statistics.median(times or [math.nan]), faults)
 
@@ -61,12 +62,6 @@ def answer(folder: Path, rounds: int = ROUNDS) -> None:
             break
         reply = _content(number) | {"faults": reader.faults}
         write_json(folder / "doctor_pong.json", reply)
-
-
-def tidy(folder: Path) -> None:
-    """Remove the two files."""
-    for name in ("doctor_ping.json", "doctor_pong.json"):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _content(number: int) -> dict[str, Any]:
@@ -94,13 +89,13 @@ class _Reader:
 
     def _look(self) -> None:
         try:
-            value = read_json(self.path)
-        except (ValueError, OSError) as error:
-            self._note(f"after file {self.number} half a file: {error}")
-            return
-        if value is None:
+            value = json.loads(self.path.read_bytes())
+        except FileNotFoundError:
             if self.number >= 0:
                 self._note(f"after file {self.number} no file")
+            return
+        except (ValueError, OSError) as error:
+            self._note(f"after file {self.number} half a file: {error}")
             return
         if hashlib.sha256(value["fill"].encode()).hexdigest() != value["sha256"]:
             self._note(f"file {value['number']} with another content")

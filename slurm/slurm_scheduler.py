@@ -5,6 +5,7 @@ never asked, for a cluster may have no accounting.
 """
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from fewscan.slurm import job_script
 from fewscan.slurm.allocation import Allocation, split_memory, usable_cpus
-from fewscan.slurm.folder import Folder
+from fewscan.slurm.folder import Folder, say
 from fewscan.slurm.processes import become_supervisor
 from fewscan.slurm.scheduler import PENDING, RUNNING, Check, ClusterJob, Role
 from fewscan.slurm.session import STARTED
@@ -33,6 +34,8 @@ REQUEUE_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 """Between attempts; shorter than any grace time."""
 ROLES: tuple[Role, ...] = ("head", "worker")
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING")
+KILL_WAIT_S = 30.0
+"""Slurm's own default."""
 HELD = "BeginTime"
 """Reason of a requeued job, which is held back for two minutes."""
 
@@ -79,7 +82,7 @@ class Slurm:
             except ClusterError as error:
                 if wait_s is None:
                     raise
-                print(error, flush=True)
+                say(error)
                 time.sleep(wait_s)
 
     def start_now(self, jobs: Sequence[str]) -> None:
@@ -94,7 +97,8 @@ class Slurm:
         """See `Scheduler`."""
         head = role == "head"
         limit_min = self._settings.head_limit_min if head else self._settings.time_limit_min
-        return read_allocation(os.environ, limit_min)
+        grace_s, kill_wait_s = read_grace(os.environ.get("SLURM_JOB_PARTITION"))
+        return read_allocation(os.environ, limit_min, grace_s, kill_wait_s)
 
     def checks(self) -> list[Check]:
         """See `Scheduler`."""
@@ -133,7 +137,27 @@ def run(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def read_allocation(env: Mapping[str, str], limit_min: int) -> Allocation:
+def read_grace(partition: str | None) -> tuple[float, float]:
+    """Seconds from SIGTERM to SIGKILL for a preempted job and for a cancelled one.
+
+    The partition's GraceTime and the cluster's KillWait; Slurm's default if it does not say.
+    """
+    asked = [["scontrol", "show", "config"]]
+    asked += [["scontrol", "show", "partition", partition]] if partition else []
+    try:
+        said = "\n".join(run(command) for command in asked)
+    except ClusterError as error:
+        say(error)
+        said = ""
+    kill_wait = re.search(r"^KillWait\s*=\s*(\d+)", said, re.MULTILINE)
+    grace = re.search(r"\bGraceTime=(\d+)", said)
+    kill_wait_s = float(kill_wait[1]) if kill_wait else KILL_WAIT_S
+    return (float(grace[1]) if grace else 0.0) or kill_wait_s, kill_wait_s
+
+
+def read_allocation(
+    env: Mapping[str, str], limit_min: int, grace_s: float, kill_wait_s: float
+) -> Allocation:
     """From the variables that Slurm sets in a job; `limit_min` is the job's time limit."""
     memory, object_store = split_memory(_memory(env))
     return Allocation(
@@ -145,6 +169,8 @@ def read_allocation(env: Mapping[str, str], limit_min: int) -> Allocation:
         memory=memory,
         object_store=object_store,
         ends_unix=_ends_unix(env, limit_min),
+        grace_s=grace_s,
+        kill_wait_s=kill_wait_s,
     )
 
 
@@ -207,7 +233,7 @@ def _parameters(folder: Folder, settings: Settings, role: Role) -> dict[str, Any
     memory_gb = settings.head_memory_gb if own_head else settings.memory_gb
     limit_min = settings.head_limit_min if role == "head" else settings.time_limit_min
     cpus = settings.head_cpus if own_head else settings.cpus
-    disk, name = "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}", f"{folder.key}-$SLURM_JOB_ID"
+    disk, name = "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}", f"{folder.key[:4]}-$SLURM_JOB_ID"
     wanted = {
         "job_name": _job_name(folder, settings, role),
         "partition": (settings.head_partition if own_head else None) or settings.partition,

@@ -13,14 +13,17 @@ from pathlib import Path
 from fewscan.slurm import processes
 from fewscan.slurm.folder import Folder
 from fewscan.slurm.head import HeadJob
-from fewscan.slurm.temporary_folder import remove_temporary_folder
+from fewscan.slurm.temporary_folder import remove_job_folder
 from fewscan.slurm.worker import Worker
+
+AWAIT_LAUNCH_S = 300.0
+"""For a file that is there but cannot be read; running workers write it anew."""
 
 
 def run_worker(root: str) -> None:
     """Be a worker of the cluster in `root`."""
     folder = Folder(Path(root))
-    launch = folder.launch()
+    launch = folder.await_launch(AWAIT_LAUNCH_S)
     if launch is not None and folder.outcome() is None:
         try:
             Worker(folder, launch).run()
@@ -31,7 +34,7 @@ def run_worker(root: str) -> None:
 def run_head(root: str, launch_id: str) -> None:
     """Be the head of the cluster in `root`, unless a later launch has made this one void."""
     folder = Folder(Path(root))
-    launch = folder.launch()
+    launch = folder.await_launch(AWAIT_LAUNCH_S)
     if launch is not None and launch.id == launch_id and folder.outcome() is None:
         try:
             HeadJob(folder, launch).run()
@@ -42,7 +45,7 @@ def run_head(root: str, launch_id: str) -> None:
 def leave_nothing() -> None:
     """No process and no file of the job stays on the node, however it ends."""
     processes.end_descendants()
-    remove_temporary_folder()
+    remove_job_folder()
 
 
 if __name__ == "__main__":

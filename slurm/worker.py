@@ -7,15 +7,15 @@ there will be one. It ends when there is nothing left to do.
 import signal
 import socket
 import time
+from dataclasses import replace
 
 from fewscan.slurm import processes, ray_node
-from fewscan.slurm.folder import Folder, Launch, Rendezvous
+from fewscan.slurm.folder import Folder, Keeper, Launch, Rendezvous, WorkerReport, say
 from fewscan.slurm.head_recovery import recover_head
 from fewscan.slurm.network import is_reachable
 from fewscan.slurm.ray_node import RayNode
 from fewscan.slurm.schedulers import scheduler_for
-from fewscan.storage.atomic import write_json
-from fewscan.storage.errors import ClusterError
+from fewscan.storage.errors import ClusterError, DiskFullError
 
 TICK_S = 2.0
 """Between two looks at the shared disk; signals are noticed at once."""
@@ -27,10 +27,21 @@ class Worker:
 
     def __init__(self, folder: Folder, launch: Launch) -> None:
         self.folder = folder
+        self.launch = launch
         self.settings = launch.settings
         self.scheduler = scheduler_for(folder, launch.settings)
         self.share = self.scheduler.allocation("worker")
         self.closes_unix = self.share.closes_unix(self.settings)
+        self.said = WorkerReport(
+            self.share.job,
+            self.share.node,
+            socket.gethostname(),
+            "waiting",
+            None,
+            self.share.ends_unix,
+            time.time(),
+        )
+        self.keeper = Keeper((self._report_kept, self._write_report), (folder.launch, self._launch))
 
     def run(self) -> None:
         """Serve heads until the node is taken back, or the work is done."""
@@ -38,6 +49,7 @@ class Worker:
         waiting_since = time.monotonic()
         failures = 0
         while not self._over():
+            self.keeper.look()
             head = self.folder.rendezvous()
             if head is None or not head.open or not is_reachable(head.address):
                 if self._wait_for_head(waiting_since):
@@ -45,7 +57,8 @@ class Worker:
                 continue
             try:
                 node = ray_node.start_worker(self.folder, self.share, head)
-            except ClusterError:
+            except (ClusterError, DiskFullError) as error:
+                say(error)
                 if processes.stop_signal(0):
                     self._go()
                     return
@@ -67,7 +80,7 @@ class Worker:
             self._report("ended")
             return True
         if waited_s > self.settings.poll_s:
-            recover_head(self.folder)
+            recover_head(self.folder, self.launch)
         if processes.stop_signal(TICK_S):
             self._go()
             return True
@@ -77,21 +90,24 @@ class Worker:
         """Stay in the cluster of `head`; True if the job is to end, False if the head is gone."""
         closed_since = None
         closing = False
-        while node.alive() and not self._over():
+        while node.alive():
             received = processes.stop_signal(TICK_S)
-            if received:
+            if received or self._over():
                 self._leave(node, received)
                 return True
+            self.keeper.look()
             if not closing and time.time() >= self.closes_unix:
                 closing = True
                 self._close(node, head)
             now = self.folder.rendezvous()
-            if now is None or now.generation != head.generation:
+            if now is None:  # not to be read just now; if the head is gone, Ray ends here
+                continue
+            if now.generation != head.generation:
                 break
             if not now.open:
                 node.stop_file.touch()
                 closed_since = closed_since or time.monotonic()
-                if time.monotonic() - closed_since > self.settings.grace_s:
+                if time.monotonic() - closed_since > self.share.grace_s:
                     break
         ray_node.stop(node)
         if closing:  # what was there has ended, and with it the node
@@ -108,15 +124,17 @@ class Worker:
         left_s = max(1.0, self.share.ends_unix - time.time())
         ray_node.drain(self.folder, node, self.share.job, left_s)
 
-    def _leave(self, node: RayNode, received: signal.Signals) -> None:
-        """The node is wanted back: tasks may checkpoint, Ray may move, then everything ends."""
-        grace_s, delay_s = self.settings.grace_s, self.settings.signal_delay_s
-        allowed_s = processes.seconds_to_stop(grace_s, delay_s, received)
+    def _leave(self, node: RayNode, received: signal.Signals | None) -> None:
+        """The node is wanted back, or the study is cancelled: tasks may checkpoint, Ray may move,
+        then everything ends. If the study has come to its end by itself, nothing is waited for."""
         self._report("leaving")
         node.stop_file.touch()
-        if self._over():
+        outcome = self.folder.outcome()
+        if outcome is not None and not outcome.is_cancelled:
             ray_node.stop(node)
             return
+        cancelled = outcome is not None
+        allowed_s = self.share.seconds_to_stop(self.settings, received, cancelled)
         ray_node.drain(self.folder, node, self.share.job, allowed_s)
         processes.await_end(node.process, allowed_s)
         ray_node.stop(node)
@@ -132,13 +150,19 @@ class Worker:
         return self.folder.outcome() is not None
 
     def _report(self, phase: str, generation: int | None = None) -> None:
-        report = {
-            "job": self.share.job,
-            "node": self.share.node,
-            "host": socket.gethostname(),
-            "phase": phase,
-            "generation": generation,
-            "ends_unix": self.share.ends_unix,
-            "since_unix": time.time(),
-        }
-        write_json(self.folder.worker_file(self.share.job), report)
+        now = time.time()
+        self.said = replace(self.said, phase=phase, generation=generation, since_unix=now)
+        try:
+            self._write_report()
+        except DiskFullError as error:  # the keeper tries again
+            say(error)
+
+    def _report_kept(self) -> WorkerReport | None:
+        kept = self.folder.report(self.share.job)
+        return kept if kept == self.said else None
+
+    def _write_report(self) -> None:
+        self.folder.write_report(self.said)
+
+    def _launch(self) -> None:
+        self.folder.write_launch(self.launch)

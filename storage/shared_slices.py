@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fewscan.storage.errors import RunError, disk_full_explained
+from fewscan.storage.errors import NotWritableError, RunError, disk_full_explained
 from fewscan.storage.locks import exclusive
 from fewscan.storage.slices import Slices, SliceStore
 from fewscan.storage.system import node_folder
@@ -38,6 +38,14 @@ class SharedSlices:
         """Whether there is room for those of the subjects that are not here yet."""
         missing = sum(self.nbytes(i) for i in ids if not self._file(i).exists())
         return missing == 0 or missing <= SHARE_OF_FREE * free_bytes(self.folder)
+
+    def is_ours(self) -> bool:
+        """Whether this process may use the folder: another user may have made one of its name."""
+        try:
+            node_folder.join(self.folder)
+        except (NotWritableError, OSError):
+            return False
+        return True
 
     def nbytes(self, subject: str) -> int:
         """Bytes of the slices of a subject."""

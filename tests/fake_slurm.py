@@ -129,6 +129,12 @@ def scontrol(folder: Path, arguments: list[str]) -> int:
             return 1
         _stop(folder, job, requeue=True)
         return 0
+    if arguments[:2] == ["show", "config"]:
+        print(f"Configuration data as of today\nKillWait                = {KILL_WAIT_S} sec")
+        return 0
+    if arguments[:2] == ["show", "partition"]:
+        print(f"PartitionName={arguments[2]}\n   GraceTime=0 Hidden=NO")
+        return 0
     assert arguments[0] == "update"
     for number in arguments[1].partition("=")[2].split(","):
         _save(folder, {**jobs(folder)[number], "reason": "Resources"})
@@ -203,7 +209,7 @@ def run_job(folder: Path, number: str) -> None:
     with open(output, "ab") as log:
         code = subprocess.run(
             ["bash", str(script)],
-            cwd=job["cwd"],
+            cwd=job["cwd"] if Path(job["cwd"]).is_dir() else "/tmp",  # as Slurm does
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -235,6 +241,7 @@ def _slurm_variables(job: dict[str, Any]) -> dict[str, str]:
         "SLURM_JOB_ID": job["id"],
         "SLURM_JOB_NAME": job["name"],
         "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_PARTITION": job["options"].get("partition", "main"),
         "SLURM_NTASKS": "1",
         "SLURM_PROCID": "0",
         "SLURM_JOB_NODELIST": "fake1",

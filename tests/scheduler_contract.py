@@ -23,7 +23,7 @@ from fewscan.slurm.scheduler import PENDING, RUNNING, ClusterJob, Scheduler
 from fewscan.slurm.settings import Settings
 
 MakeScheduler = Callable[[Folder, Settings], Scheduler]
-QUICK: dict[str, Any] = {"signal_delay_s": 30, "time_limit_min": 5, "grace_s": 10}
+QUICK: dict[str, Any] = {"signal_delay_s": 30, "time_limit_min": 5}
 LOOK = """
 import json, os, signal, sys, time
 from dataclasses import asdict

@@ -15,11 +15,11 @@ import pytest
 from fewscan.slurm import Settings, cancel, launch, slurm_scheduler, status
 from fewscan.slurm.doctor import checks
 from fewscan.slurm.elastic import Elastic
-from fewscan.slurm.folder import Folder, Launch
+from fewscan.slurm.folder import Folder, Launch, WorkerReport
 from fewscan.slurm.head_recovery import recover_head, submit_head
 from fewscan.storage.errors import ClusterError
 
-QUICK = {"poll_s": 1, "idle_s": 60, "signal_delay_s": 30, "time_limit_min": 5, "grace_s": 10}
+QUICK = {"poll_s": 1, "idle_s": 60, "signal_delay_s": 30, "time_limit_min": 5}
 TOY = Path(__file__).parent / "slurm_lab" / "toy_driver.py"
 
 
@@ -61,7 +61,7 @@ def test_a_preempted_worker_returns_and_nothing_is_left(slurm: Path, tmp_path: P
     until(lambda: {job["state"] for job in fake_slurm.jobs(slurm).values()} == {"COMPLETED"})
     asked = fake_slurm.commands_given(slurm)
     assert f"scontrol update JobId={worker} StartTime=now" in asked
-    assert not [*Path("/tmp").glob(f"{Folder(folder).key}-*"), *Path("/tmp").glob("toy-*")]
+    assert not [*node_folders(folder), *Path("/tmp").glob("toy-*")]
 
 
 def test_a_worker_whose_time_is_nearly_over_takes_nothing_new(slurm: Path, tmp_path: Path) -> None:
@@ -72,8 +72,7 @@ def test_a_worker_whose_time_is_nearly_over_takes_nothing_new(slurm: Path, tmp_p
     launch(driver, folder, settings)
     until(lambda: trace.exists())
     begun = [json.loads(line) for line in trace.open()]
-    closed = Path(f"/tmp/{Folder(folder).key}-{begun[0]['job']}/closed")
-    until(closed.exists)
+    until(lambda: [p for p in node_folders(folder) if list(p.glob("*/closed"))])
     before = len(trace.read_text().splitlines())
     until(lambda: worker_phase(folder) == "requeued")
     assert len(trace.read_text().splitlines()) <= before + 1  # it may have been on its way
@@ -84,15 +83,22 @@ def test_a_worker_whose_time_is_nearly_over_takes_nothing_new(slurm: Path, tmp_p
     assert sorted(line["trial"] for line in begun) == list(range(6)), "none was begun in vain"
 
 
+def node_folders(folder: Path) -> list[Path]:
+    """What the jobs have on their nodes."""
+    name = f"{Folder(folder).key[:4]}-*"
+    return [*Path("/tmp").glob(name), *Path("/dev/shm").glob(name)]
+
+
 def worker_phase(folder: Path) -> str | None:
-    reports = [json.loads(file.read_text()) for file in (folder / "workers").glob("[0-9]*.json")]
-    return reports[0]["phase"] if reports else None
+    where = Folder(folder)
+    reports = [where.report(file.stem) for file in where.workers.glob("[0-9]*.json")]
+    return reports[0].phase if reports and reports[0] else None
 
 
 def test_a_setup_line_that_fails_ends_in_one_job(slurm: Path, tmp_path: Path) -> None:
     settings = Settings(setup=["true", "no-such-module cuda"], **QUICK)
     launch(["true"], tmp_path / "study", settings)
-    until(lambda: status(tmp_path / "study").state == "lost")
+    until(lambda: status(tmp_path / "study").state == "failed")
     assert "setup line failed: no-such-module cuda" in status(tmp_path / "study").failures[0].text
     assert len(fake_slurm.jobs(slurm)) == 1
 
@@ -105,6 +111,55 @@ def test_a_driver_that_did_what_it_could_has_not_failed(slurm: Path, tmp_path: P
     assert now.state == "incomplete"
     assert "2 runs failed" in now.failures[0].text
     assert now.failures[0].log == tmp_path / "study" / "logs" / "driver.log"
+
+
+SPOILT = {"emptied": "", "halved": '{"a', "another": "[1]", "deleted": None}
+
+
+def test_files_that_cannot_be_read_are_waited_for_and_written_anew(
+    slurm: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "study", tmp_path / "study" / "out"
+    options = ["--units", "2", "--steps", "80", "--step-s", "0.2"]
+    launch([sys.executable, str(TOY), str(out), *options], folder, Settings(**QUICK))
+    until(lambda: worker_phase(folder) == "joined")
+    where, token = Folder(folder), Folder(folder).token()
+    owned = ["launch.json", "head_job.json", "head.json", "demand.json", "elastic.json", "token"]
+    files = [*(folder / name for name in owned), *where.workers.glob("[0-9]*.json")]
+    for file, text in zip(files, [*SPOILT.values()] * 2, strict=False):
+        if text is None:
+            file.unlink()
+        else:
+            file.write_text(text)
+    assert status(folder).state in ("running", "starting")  # and no traceback
+    readers = [where.launch, where.head_job, where.rendezvous, where.demand]
+    until(lambda: all(read() is not None for read in readers) and where.token() == token, 30)
+    until(lambda: worker_phase(folder) == "joined", 30)
+    until(lambda: status(folder).state not in ("starting", "running"))
+    assert (status(folder).state, status(folder).generation) == ("done", 1), status(folder)
+    assert steps_of(out) == sorted((unit, step) for unit in range(2) for step in range(1, 81))
+
+
+def steps_of(out: Path) -> list[tuple[int, int]]:
+    """Every step of every unit that was done, also those that were done again."""
+    lines = map(json.loads, (out / "trace.jsonl").read_text().splitlines())
+    return sorted((line["unit"], line["step"]) for line in lines)
+
+
+def test_what_is_cancelled_has_checkpointed_and_leaves_nothing(slurm: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "study", tmp_path / "study" / "out"
+    options = ["--units", "1", "--steps", "38", "--step-s", "0.2"]
+    command = [sys.executable, str(TOY), str(out), *options]
+    launch(command, folder, Settings(**QUICK))
+    until(lambda: (out / "trace.jsonl").exists() and len(steps_of(out)) > 6)
+    cancel(folder)
+    until(lambda: not alive(slurm), 40)
+    assert status(folder).state == "cancelled"
+    assert not node_folders(folder)
+    assert "Traceback" not in (folder / "logs" / "driver.log").read_text()
+    launch(command, folder, Settings(**QUICK))
+    until(lambda: status(folder).state not in ("pending", "starting", "running"))
+    assert steps_of(out) == [(0, step) for step in range(1, 39)], "a step was done twice"
 
 
 DRIVER = """
@@ -196,11 +251,13 @@ def alive(slurm: Path) -> list[str]:
 
 def test_a_lost_head_is_replaced_but_not_for_ever(slurm: Path, tmp_path: Path) -> None:
     folder = prepared(tmp_path)
-    submit_head(folder, folder.launch())
+    known = folder.launch()
+    assert known is not None
+    submit_head(folder, known)
     for _ in range(5):
         until(lambda: not alive(slurm))
         folder.recovery_file.unlink(missing_ok=True)
-        recover_head(folder)
+        recover_head(folder, known)
     assert len(fake_slurm.jobs(slurm)) == 3
     assert status(folder.root).state == "failed"
     assert "the 3th within minutes" in status(folder.root).detail
@@ -208,10 +265,10 @@ def test_a_lost_head_is_replaced_but_not_for_ever(slurm: Path, tmp_path: Path) -
 
 def test_many_workers_look_after_the_head_with_one_query(slurm: Path, tmp_path: Path) -> None:
     folder = prepared(tmp_path)
-    folder.write_launch(launch_record(Settings(**{**QUICK, "setup": ["false"], "poll_s": 600})))
-    submit_head(folder, folder.launch())
+    known = launch_record(Settings(**{**QUICK, "setup": ["false"], "poll_s": 600}))
+    submit_head(folder, known)
     for _ in range(5):
-        recover_head(folder)
+        recover_head(folder, known)
     asked = [line for line in fake_slurm.commands_given(slurm) if line.startswith("squeue")]
     assert len(asked) == 1
 
@@ -243,8 +300,8 @@ def test_a_bad_node_among_good_ones_is_met_with_patience(slurm: Path, tmp_path: 
     folder = prepared(tmp_path, 'case "$SLURM_JOB_ID" in 1) sleep 100;; *) false;; esac')
     elastic = Elastic(folder, folder.launch(), tmp_path / "nodes.json")
     elastic.tick()
-    report = {"phase": "joined", "since_unix": time.time(), "node": "fake1"}
-    folder.worker_file("1").write_text(json.dumps(report))
+    report = WorkerReport("1", "fake1", "fake1", "joined", 1, time.time() + 600, time.time())
+    folder.write_report(report)
     for _ in range(8):
         elastic.tick()
         until(lambda: len(alive(slurm)) == 1)
@@ -265,10 +322,17 @@ def test_the_doctor_names_what_is_wrong(
     assert not [check for check in told.values() if not check.ok]
     (slurm / "bin" / "scancel").unlink()
     monkeypatch.setenv("PATH", str(slurm / "bin"))  # this machine may have a real one
-    told = {check.name: check for check in checks(tmp_path / "nowhere")}
+    (tmp_path / "file").touch()
+    told = {check.name: check for check in checks(tmp_path / "file" / "study")}
     assert not told["scancel"].ok
     assert not told["shared disk"].ok
     assert all(check.ok or check.remedy for check in told.values())
+
+
+def test_the_doctor_comes_before_the_study_and_leaves_no_trace(slurm: Path, tmp_path: Path) -> None:
+    told = {check.name: check for check in checks(tmp_path / "not" / "yet", Settings(**QUICK))}
+    assert not [check for check in told.values() if not check.ok]
+    assert not (tmp_path / "not").exists()
 
 
 def test_the_doctor_tries_a_node_and_the_disk_between(slurm: Path, tmp_path: Path) -> None:
@@ -277,4 +341,4 @@ def test_the_doctor_tries_a_node_and_the_disk_between(slurm: Path, tmp_path: Pat
     assert {"clocks", "disk between nodes", f"{node}: NCCL", f"{node}: /dev/shm"} <= told.keys()
     assert not [check for check in told.values() if not check.ok]
     assert "none missing or torn" in told["disk between nodes"].found
-    assert not list(tmp_path.glob("doctor_*"))
+    assert "launch directory" in " ".join(told)

@@ -15,7 +15,7 @@ from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.status import read_status
 from fewscan.harness.study import Study
 from fewscan.slurm import Settings
-from fewscan.slurm.folder import Folder, Launch
+from fewscan.slurm.folder import Folder, HeadRecord, Launch
 from fewscan.storage.atomic import write_json
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import StudyFolder
@@ -126,7 +126,7 @@ def test_jobs_are_told_from_the_disk_where_slurm_has_no_commands(
     folder = Folder(plan.folder.cluster)
     folder.prepare()
     folder.write_launch(Launch("1", ("true",), "/", Settings()))
-    write_json(folder.head_job_file, {"job": "7", "submitted_unix": time.time() - 600})
+    folder.write_head_job(HeadRecord("7", time.time() - 600, 0))
     assert "head job 7 was submitted 10 min ago" in text_of(plan.folder)
     seen = {
         "jobs": [

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import fake_slurm
 import pytest
 from scheduler_contract import MakeScheduler, SchedulerContract
 
+from fewscan.slurm import slurm_scheduler
 from fewscan.slurm.allocation import Allocation
 from fewscan.slurm.folder import Folder
 from fewscan.slurm.schedulers import SCHEDULERS, scheduler_for
@@ -49,9 +51,44 @@ def test_without_commands_every_question_says_so(
 
 
 def given(**variables: str) -> Allocation:
-    return read_allocation(
-        {"SLURM_JOB_ID": "7", "ELASTIC_JOB_STARTED": "1000", **variables}, limit_min=60
-    )
+    env = {"SLURM_JOB_ID": "7", "ELASTIC_JOB_STARTED": "1000", **variables}
+    return read_allocation(env, 60, grace_s=120.0, kill_wait_s=30.0)
+
+
+SAID = {
+    "config": "Configuration data\nKeepAliveTime = 7 sec\nKillWait                = {} sec",
+    "partition": "PartitionName=main\n   DisableRootJobs=NO GraceTime={} Hidden=NO",
+}
+
+
+@pytest.mark.parametrize(
+    ("kill_wait", "grace", "found"), [(10, 0, (10.0, 10.0)), (30, 600, (600.0, 30.0))]
+)
+def test_the_time_to_sigkill_is_slurms_word(
+    monkeypatch: pytest.MonkeyPatch, kill_wait: int, grace: int, found: tuple[float, float]
+) -> None:
+    said = {
+        "config": SAID["config"].format(kill_wait),
+        "partition": SAID["partition"].format(grace),
+    }
+    monkeypatch.setattr(slurm_scheduler, "run", lambda command: said[command[2]])
+    assert slurm_scheduler.read_grace("main") == found
+
+
+def test_without_slurms_word_it_is_slurms_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(command: object) -> str:
+        raise ClusterError("no controller")
+
+    monkeypatch.setattr(slurm_scheduler, "run", refuse)
+    assert slurm_scheduler.read_grace("main") == (30.0, 30.0)
+
+
+def test_each_way_of_being_stopped_has_its_time() -> None:
+    share, settings = given(), Settings(signal_delay_s=90)
+    assert share.seconds_to_stop(settings, signal.SIGTERM, cancelled=False) == 115
+    assert share.seconds_to_stop(settings, signal.SIGUSR2, cancelled=False) == 70
+    assert share.seconds_to_stop(settings, signal.SIGTERM, cancelled=True) == 25
+    assert share.seconds_to_stop(settings, None, cancelled=True) == 25
 
 
 def test_cpus_are_those_of_the_job_within_those_of_the_process() -> None:

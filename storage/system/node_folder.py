@@ -3,7 +3,8 @@
 Whoever uses one holds a shared lock in it until its process ends; the kernel drops the lock also if
 the process is killed. So a folder without users is known, and the next process that joins one
 removes it. Whoever started the users removes it at once when they are done (`remove`). A file that
-is mapped lives on until it is unmapped, so removing a folder disturbs no reader.
+is mapped lives on until it is unmapped, so removing a folder disturbs no reader. Nobody but this
+user can enter one.
 """
 
 import fcntl
@@ -12,6 +13,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
+
+from fewscan.storage.system.private import is_private, require_private
 
 MEMORY = Path("/dev/shm")
 """Files in here are memory, on any Linux that has it."""
@@ -26,11 +29,15 @@ def candidates(on_disk: Path) -> tuple[Path, ...]:
 
 
 def join(folder: Path) -> None:
-    """Make `folder` if it is missing, and be a user of it until this process ends."""
+    """Make `folder` if it is missing, and be a user of it until this process ends.
+
+    Raises `NotWritableError` if another user has made it, or can enter it.
+    """
     _remove_abandoned(folder.parent)
     while not (folder in _held and _is_same_file(_held[folder], folder / _USERS)):
         with suppress(FileNotFoundError):  # removed by another process just now
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            require_private(folder)
             file = (folder / _USERS).open("a")
             fcntl.flock(file, fcntl.LOCK_SH)
             _held[folder] = file
@@ -52,7 +59,7 @@ def _remove_abandoned(parent: Path) -> None:
     """Remove the folders in `parent` that are ours and that no process uses."""
     for users in parent.glob(f"*/{_USERS}"):
         with suppress(OSError):  # held, somebody else's, or gone
-            if users.stat().st_uid == os.getuid():
+            if is_private(users.parent):
                 with users.open("a") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(users.parent, ignore_errors=True)

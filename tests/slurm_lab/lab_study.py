@@ -37,7 +37,6 @@ SLURM = {
     "max_workers": 3,
     "time_limit_min": 20,
     "signal_delay_s": 20,
-    "grace_s": lab.GRACE_S,
     "poll_s": 3,
     "idle_s": 5,
     "wait_for_head_min": 5,
