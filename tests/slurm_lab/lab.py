@@ -279,15 +279,6 @@ def restarts(job: str) -> int:
     return int(found[1]) if found else 0
 
 
-def kill_supervisor(node: str, job: str) -> None:
-    """SIGKILL the process that Slurm runs for `job`, and no other."""
-    mark = f"SLURM_JOB_ID={job}".encode()
-    for pid, line in processes_of(node).items():
-        ours = "fewscan.slurm.supervisor" in line
-        if ours and mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            os.kill(pid, signal.SIGKILL)
-
-
 def end_tree(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL a process that a test has started, and all below it."""
     below = {each.pid: "" for each in descendants(process.pid)}

@@ -31,7 +31,7 @@ from typing import Any
 sys.path.extend([str(Path(__file__).parent), str(Path(__file__).parents[1])])  # as pytest does
 
 import lab
-from disturbances import KINDS, Kind, NotNow
+from disturbances import KINDS, MARKS, Kind, NotNow, processes
 from fake_scans import write_subjects
 from lab_study import LabStudy, design, results, run_alone
 from tiny import tiny_values
@@ -39,13 +39,17 @@ from tiny import tiny_values
 from fewscan.slurm.folder import Folder
 from fewscan.storage.errors import RunError
 from fewscan.storage.prepare import prepare
-from fewscan.storage.runs import RunFolder
+from fewscan.storage.runs import HEARTBEAT_EVERY_S, RunFolder
 
 PACE_S = 0.4
 """Of a step while a study is disturbed: its 200 make a run of 80 s, and a study of minutes."""
 LOOK_EVERY_S = 0.5
 FRESH_S = 10.0
 """A run that was heard of so lately is under way."""
+UNSEEN_STEPS = 2 * HEARTBEAT_EVERY_S / PACE_S
+"""What runs have done since their last heartbeat, at most; and a heartbeat is late at times."""
+SETTLE_S = 5.0
+"""A killed process is missed after so long: before that nothing can be back."""
 STUCK_S = 300.0
 """After so long without going on, a person is called."""
 LOST_S = 60.0
@@ -71,7 +75,8 @@ class Record:
     """Of the study just before."""
     at_unix: float
     back_s: float | None = None
-    """From its end until every run that was under way has gone on beyond where it stood."""
+    """From its end until the driver lives and every run that was under way trains, and has a
+    checkpoint beyond where it stood; at least `SETTLE_S`."""
     lost_s: float = 0.0
     """Work of all runs that was done again."""
     faults: list[str] = field(default_factory=list)
@@ -95,8 +100,8 @@ class Seen:
     finished: bool = False
     error: str = ""
 
-    def is_under_way(self) -> bool:
-        return not self.finished and time.monotonic() - self.changed < FRESH_S
+    def is_under_way(self, within_s: float = FRESH_S) -> bool:
+        return not self.finished and time.monotonic() - self.changed < within_s
 
 
 @dataclass
@@ -104,8 +109,8 @@ class Recovery:
     """A disturbance that the study has not recovered from."""
 
     record: Record
-    under_way: dict[RunFolder, int]
-    """Where each run stood that was under way when it began: the step of the last event."""
+    under_way: dict[RunFolder, float]
+    """For each run that was under way when it began, a step that it cannot have come to before."""
     ended: float | None = None
     """When it was undone, on our own clock."""
 
@@ -131,7 +136,9 @@ class Watch:
 
     def begun(self, record: Record) -> Recovery:
         """From now on what happens is the doing of this one."""
-        under_way = {r: seen.committed for r, seen in self._seen.items() if seen.is_under_way()}
+        under_way = {
+            run: seen.peak + UNSEEN_STEPS for run, seen in self._seen.items() if seen.is_under_way()
+        }
         self._last = record
         self._recoveries.append(Recovery(record, under_way))
         return self._recoveries[-1]
@@ -190,13 +197,19 @@ class Watch:
             seen.committed = events[-1].step
 
     def _is_back(self, recovery: Recovery) -> bool:
-        """Whether each run has gone on; if none was under way, whether any is now."""
-        if not recovery.under_way:
-            return self.all_finished() or any(seen.is_under_way() for seen in self._seen.values())
-        seen = self._seen
-        return all(
-            seen[r].finished or seen[r].committed > at for r, at in recovery.under_way.items()
-        )
+        """If no run was under way, one has to be now."""
+        if self.all_finished():
+            return True
+        if recovery.ended is None or time.monotonic() - recovery.ended < SETTLE_S:
+            return False
+        if recovery.under_way:
+            on = all(self._has_gone_on(self._seen[r], at) for r, at in recovery.under_way.items())
+        else:
+            on = any(seen.is_under_way(SETTLE_S) for seen in self._seen.values())
+        return on and bool(processes(MARKS["driver"]))
+
+    def _has_gone_on(self, seen: Seen, beyond: float) -> bool:
+        return seen.finished or (seen.is_under_way(SETTLE_S) and seen.committed > beyond)
 
     def _blame(self, fault: str) -> None:
         if self._last is not None:
