@@ -6,6 +6,8 @@ Studies run one after the other until there have been so many disturbances (`dis
 those of `--kinds`). After each its results are compared with an undisturbed one's to the last byte,
 MLflow's runs are counted, and so is what is left on the nodes. Exits with 1 unless nothing was
 different, lost, failed, double or left behind, and nobody had to do anything.
+
+Ctrl-C ends it after the study under way. Runs that share an `--evidence` folder share their table.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import statistics
 import sys
@@ -20,7 +23,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -60,6 +63,7 @@ LEAVES_WITHIN_S = 60.0
 LARGEST_LOSS_S = 60.0
 OVERLAP = 0.25
 """The share of disturbances that meet a study which has not recovered from the one before."""
+RECORDS, FAULTS = "disturbances.jsonl", "faults.txt"
 SETTINGS = {"early_deaths": 20}
 """Three heads lost within minutes are taken for a broken set-up; here they are not."""
 
@@ -237,6 +241,7 @@ class Monkey:
         self._evidence = evidence
         self._evidence.mkdir(parents=True, exist_ok=True)
         self._say = say
+        self._count = 0
         self._deck: list[Kind] = []
         self.records: list[Record] = []
         self.faults: list[str] = []
@@ -244,31 +249,36 @@ class Monkey:
         self.studies = 0
 
     def run(self, count: int) -> None:
-        """Disturb `count` times."""
-        while len(self.records) < count:
+        """Disturb `count` times, or until `stop`; the last study is finished in any case."""
+        self._count = count
+        while len(self.records) < self._count:
             study = self._make_study()
             self.studies += 1
-            before = len(self.records), len(self.faults)
+            records, faults = len(self.records), set(self.all_faults())
             try:
                 with Watch(study) as watch:
-                    self._disturb_all(study, watch, count)
+                    self._disturb_all(study, watch)
                     self._see_to_the_end(study, watch)
                 self._compare(study)
             except Exception:
                 self._fault(study, f"the monkey gave up: {traceback.format_exc()}")
             self._count_leftovers(study)
-            mine = self.records[before[0] :]
-            with (self._evidence / "disturbances.jsonl").open("a") as file:
-                file.writelines(json.dumps(asdict(record)) + "\n" for record in mine)
-            if len(self.faults) > before[1] or any(record.faults for record in mine):
+            new = [fault for fault in self.all_faults() if fault not in faults]
+            if new:
                 self._keep_evidence(study)
+            append(self._evidence / FAULTS, new)
+            append(self._evidence / RECORDS, map(json.dumps, map(asdict, self.records[records:])))
             shutil.rmtree(study.cluster.parent, ignore_errors=True)
 
-    def _disturb_all(self, study: LabStudy, watch: Watch, count: int) -> None:
+    def stop(self, *_: object) -> None:
+        """No more disturbances; a signal handler."""
+        self._count = 0
+
+    def _disturb_all(self, study: LabStudy, watch: Watch) -> None:
         study.pace(PACE_S)
         study.launch()
         self._pause(30)
-        while len(self.records) < count and not watch.all_finished():
+        while len(self.records) < self._count and not watch.all_finished():
             record = self._disturb(study, watch)
             if record is None:
                 return
@@ -458,6 +468,11 @@ def left_by(study: LabStudy) -> list[str]:
     return [*lab.leftovers(), *jobs, *partial]
 
 
+def append(file: Path, lines: Iterable[str]) -> None:
+    with file.open("a") as opened:
+        opened.writelines(f"{line}\n" for line in lines)
+
+
 def table(records: Sequence[Record]) -> str:
     """In Markdown: a row a kind."""
     lines = [
@@ -538,9 +553,12 @@ def main() -> int:
     with prepared() as (document, alone):
         make = studies_on_small_disk(document, alone, f"seed{options.seed}-")
         monkey = Monkey(make, chosen(names), options.seed, options.evidence)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, monkey.stop)
         monkey.run(options.disturbances)
     faults = monkey.all_faults()
-    print(table(monkey.records), *faults, sep="\n")
+    lines = (options.evidence / RECORDS).read_text().splitlines()
+    print(table([Record(**json.loads(line)) for line in lines]), *faults, sep="\n")
     print(f"{len(monkey.records)} disturbances of {monkey.studies} studies, {len(faults)} faults")
     return 1 if faults else 0
 
