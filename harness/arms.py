@@ -62,3 +62,8 @@ class Place:
     labels: int | None
     """Labelled scans that it trained on; None: none."""
     seed: int
+
+    @property
+    def scans(self) -> str:
+        """In words: "1 scan", "4 scans"."""
+        return f"{self.labels} scan{'' if self.labels == 1 else 's'}"

@@ -15,29 +15,34 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from fewscan.slurm.session import Session
 from fewscan.storage.conventions import registry
-from fewscan.storage.errors import FewscanError
+from fewscan.storage.errors import (
+    DiskFullError,
+    FewscanError,
+    disk_full_explained,
+    not_writable_explained,
+)
+from fewscan.storage.system.forgiving import forgive_output
 
-console = Console(width=None if sys.stdout.isatty() else 120)
+console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 class Commands(click.Group):
-    """Shows our own errors without a traceback, and exits with 1."""
+    """Shows what a person can fix without a traceback, and exits with 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with not_writable_explained(Path.cwd()), disk_full_explained(Path.cwd()):
+                return super().invoke(ctx)
         except FewscanError as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(1)
+            passes = isinstance(error, DiskFullError) and Session.here().is_on_cluster
+            ctx.exit(Session.TRY_AGAIN if passes else 1)
 
 
-def example(*lines: str) -> str:
-    """The end of a command's help."""
-    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-study_argument = click.argument("study", type=click.Path(path_type=Path))
+PATH = click.Path(path_type=Path)
+study_argument = click.argument("study", type=PATH)
 set_option = click.option(
     "--set",
     "overrides",
@@ -50,7 +55,9 @@ runs_option = click.option(
 )
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(package_name="fewscan")
 def main() -> None:
     """How few labelled scans are enough, and does anomaly-detection pre-training lower the number?
@@ -58,20 +65,27 @@ def main() -> None:
     Scans → slices → pre-train → fine-tune → score → figure. Every command that works long may be
     killed and given again: it goes on.
     """
+    if Session.here().is_on_cluster:
+        forgive_output()
     logging.basicConfig(level=os.environ.get("FEWSCAN_LOG", "WARNING"))
 
 
-@main.command(epilog=example("fewscan phantom demo/scans --subjects 40"))
-@click.argument("out", type=click.Path(path_type=Path))
+def command(*examples: str, **how: Any) -> Callable[[Callable[..., None]], click.Command]:
+    """A command of `main` whose help ends with examples."""
+    lines = "\n".join(f"  {line}" for line in examples)
+    return main.command(epilog=f"\b\nExample:\n{lines}", **how)
+
+
+@command("fewscan phantom demo/scans --subjects 40")
+@click.argument("out", type=PATH)
 @click.option("--subjects", type=click.IntRange(1), required=True, help="How many scans.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bytes.")
+@click.option("--seed", type=int, default=0, help="Same seed, same bytes.")
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: the CPU cores.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["brats", "nnunet"]),
     default="brats",
-    show_default=True,
     help="nnunet: a raw data set of thick coronal slices, 2 channels, 2 classes.",
 )
 def phantom(out: Path, subjects: int, seed: int, workers: int | None, form: Any) -> None:
@@ -83,7 +97,8 @@ def phantom(out: Path, subjects: int, seed: int, workers: int | None, form: Any)
     console.print(f"{subjects} scans in {out}")
 
 
-@main.command(
+@command(
+    "fewscan prepare BraTS2021_Training_Data brats2021.zarr",
     help=f"""Turn NIfTI scans into a Zarr store of slices.
 
     SCANS is {registry.LAYOUTS}.
@@ -91,11 +106,10 @@ def phantom(out: Path, subjects: int, seed: int, workers: int | None, form: Any)
     A scan that cannot be used is listed with its reason and does not stop the others; fix it and
     give the command again. Exits with 1 if there is such a scan.
     """,
-    epilog=example("fewscan prepare BraTS2021_Training_Data brats2021.zarr"),
 )
-@click.argument("scans", type=click.Path(path_type=Path))
-@click.argument("store", type=click.Path(path_type=Path))
-@click.option("--size", type=click.IntRange(8), default=128, show_default=True, help="Pixels.")
+@click.argument("scans", type=PATH)
+@click.argument("store", type=PATH)
+@click.option("--size", type=click.IntRange(8), default=128, help="Pixels.")
 @click.option(
     "--axis",
     type=click.Choice(["0", "1", "2", "sagittal", "coronal", "axial"]),
@@ -111,7 +125,7 @@ def phantom(out: Path, subjects: int, seed: int, workers: int | None, form: Any)
 )
 @click.option(
     "--split",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="YAML or JSON with the lists train, validation and test. Default: the published rule.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: the CPU cores.")
@@ -138,21 +152,19 @@ def prepare(
     sys.exit(1 if report.skipped else 0)
 
 
-@main.command(epilog=example("fewscan check brats2021.zarr"))
-@click.argument("store", type=click.Path(path_type=Path))
+@command("fewscan check brats2021.zarr")
+@click.argument("store", type=PATH)
 def check(store: Path) -> None:
     """Verify every checksum of STORE and say what is in it."""
     from fewscan.storage.check import check as check_store
 
     with _bar("subjects") as step:
         report = check_store(store, step)
-    console.print(report.render(), highlight=False, soft_wrap=True)
+    console.print(report.render(), soft_wrap=True)
 
 
-@main.command(
-    "import-checkpoint", epilog=example("fewscan import-checkpoint dae.pt my.yaml --as dae")
-)
-@click.argument("file", type=click.Path(path_type=Path))
+@command("fewscan import-checkpoint dae.pt my.yaml --as dae", name="import-checkpoint")
+@click.argument("file", type=PATH)
 @study_argument
 @click.option("--as", "name", required=True, help="The name it gets in finetune.inits.")
 @set_option
@@ -165,7 +177,7 @@ def import_checkpoint(file: Path, study: Path, name: str, overrides: tuple[str, 
     console.print(f"{name} is run {run}; add {name!r} to finetune.inits to start from it")
 
 
-@main.command(epilog=example("fewscan plan experiments/paper.yaml --set store=brats2021.zarr"))
+@command("fewscan plan experiments/paper.yaml --set store=brats2021.zarr")
 @study_argument
 @set_option
 @runs_option
@@ -182,10 +194,10 @@ def plan(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
     if runs:
         click.echo("\n".join(run_lines(read_status(loaded))))
     else:
-        console.print(render_plan(loaded), highlight=False)
+        console.print(render_plan(loaded))
 
 
-@main.command(epilog=example("fewscan sweep experiments/demo.yaml"))
+@command("fewscan sweep experiments/demo.yaml")
 @study_argument
 @set_option
 @click.option(
@@ -193,7 +205,6 @@ def plan(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
     "where",
     type=click.Choice(["local", "slurm"]),
     default="local",
-    show_default=True,
     help="Here, or in Slurm jobs as the study's `slurm` section says; then it returns at once.",
 )
 def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
@@ -203,15 +214,15 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
     """
     from fewscan.harness.on_slurm import launch_sweep
     from fewscan.harness.plan import load_plan
+    from fewscan.harness.sweep import begin_again
     from fewscan.harness.sweep import sweep as run_sweep
-    from fewscan.slurm.session import Session
 
     loaded = load_plan(study, overrides)
     if where == "slurm":
         job = launch_sweep(loaded)
         console.print(f"Slurm job {job} is the head; `fewscan status STUDY` tells how it goes")
         return
-    status = run_sweep(loaded, console)
+    status = run_sweep(loaded, console, on_ray_lost=begin_again)
     for run in status.failed():
         message = loaded.folder_of(run).read_error()["message"]
         click.echo(f"failed: {run.run_id} {run.name}: {message}", err=True)
@@ -219,17 +230,15 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
         click.echo(f"blocked by a failed parent: {run.run_id} {run.name}", err=True)
     if status.count()["finished"]:
         from fewscan.harness.report.studies import one_study
-        from fewscan.harness.report.write import render_report
 
-        console.print(render_report(one_study(loaded)), highlight=False)
-        _say_where(loaded, loaded.folder.report)
+        _show_report(one_study(loaded))
     if not status.is_finished:
         click.echo("not finished: give the same command to go on", err=True)
         is_driver = Session.here().is_on_cluster
         sys.exit(Session.INCOMPLETE if is_driver and status.is_over else 1)
 
 
-@main.command(epilog=example("fewscan status experiments/demo.yaml"))
+@command("fewscan status experiments/demo.yaml")
 @study_argument
 @set_option
 @runs_option
@@ -239,26 +248,25 @@ def status(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
     From the shared disk, on any node; where Slurm's commands are missing, its jobs are shown as the
     head last saw them.
     """
-    from fewscan.harness.listing import run_lines
-    from fewscan.harness.pace import render_pace
+    from fewscan.harness.listing import render_estimate, render_status, run_lines
     from fewscan.harness.plan import load_plan
-    from fewscan.harness.status import read_status, render_status
+    from fewscan.harness.status import read_status
 
     loaded = load_plan(study, overrides)
     now = read_status(loaded)
     if runs:
         click.echo("\n".join(run_lines(now)))
         return
-    console.print(render_status(now), highlight=False)
+    console.print(render_status(now))
     if not now.is_finished:
-        console.print(render_pace(now), highlight=False, soft_wrap=True)
+        console.print(render_estimate(now), soft_wrap=True)
     if loaded.folder.cluster.exists():
         from fewscan.harness.on_slurm import render_cluster
 
-        console.print(render_cluster(loaded.folder), highlight=False)
+        console.print(render_cluster(loaded.folder))
 
 
-@main.command(epilog=example("fewscan cancel experiments/paper.yaml"))
+@command("fewscan cancel experiments/paper.yaml")
 @study_argument
 @set_option
 def cancel(study: Path, overrides: tuple[str, ...]) -> None:
@@ -271,8 +279,8 @@ def cancel(study: Path, overrides: tuple[str, ...]) -> None:
     console.print(f"{len(jobs)} Slurm jobs are cancelled; the runs so far are kept")
 
 
-@main.command(epilog=example("fewscan doctor experiments/paper.yaml"))
-@click.argument("study", type=click.Path(path_type=Path), required=False)
+@command("fewscan doctor experiments/paper.yaml")
+@click.argument("study", type=PATH, required=False)
 @set_option
 def doctor(study: Path | None, overrides: tuple[str, ...]) -> None:
     """Check what a sweep on Slurm needs here, and say how to fix what is missing.
@@ -293,11 +301,9 @@ def doctor(study: Path | None, overrides: tuple[str, ...]) -> None:
     sys.exit(0 if all(check.ok for check in found) else 1)
 
 
-@main.command(
-    epilog=example("fewscan report experiments/demo.yaml", "fewscan report first.yaml second.yaml")
-)
+@command("fewscan report experiments/demo.yaml", "fewscan report first.yaml second.yaml")
 @study_argument
-@click.argument("other", type=click.Path(path_type=Path), required=False)
+@click.argument("other", type=PATH, required=False)
 @set_option
 def report(study: Path, other: Path | None, overrides: tuple[str, ...]) -> None:
     """Say what can be concluded from what is finished: a page, figures, tables.
@@ -307,16 +313,15 @@ def report(study: Path, other: Path | None, overrides: tuple[str, ...]) -> None:
     """
     from fewscan.harness.plan import load_plan
     from fewscan.harness.report.studies import one_study, two_studies
-    from fewscan.harness.report.write import render_report, write_report
+    from fewscan.harness.report.write import write_report
 
     loaded = load_plan(study, overrides)
     studies = one_study(loaded) if other is None else two_studies(loaded, load_plan(other))
     write_report(studies)
-    console.print(render_report(studies), highlight=False)
-    _say_where(loaded, studies.report_folder)
+    _show_report(studies)
 
 
-@main.command(epilog=example("fewscan ui experiments/demo.yaml"))
+@command("fewscan ui experiments/demo.yaml")
 @study_argument
 @set_option
 @click.option("--port", type=click.IntRange(1, 65535), help="Default: a free one.")
@@ -328,7 +333,7 @@ def ui(study: Path, overrides: tuple[str, ...], port: int | None) -> None:
     serve_ui(load_plan(study, overrides), port=port)
 
 
-@main.command(epilog=example("fewscan sync experiments/paper.yaml --to http://mlflow.lab:5000"))
+@command("fewscan sync experiments/paper.yaml --to http://mlflow.lab:5000")
 @study_argument
 @set_option
 @click.option("--to", "uri", help="Default: where the sweep tracks to.")
@@ -351,7 +356,9 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
         console.print(f"the best {target} model  {model}", soft_wrap=True)
 
 
-@main.command(
+@command(
+    "fewscan predict demo/study/runs/0123456789ab demo/scans/BraTS2021_00003 lesion.nii.gz",
+    "fewscan predict models:/m-0123 imagesTs/case_07_*.nii.gz case_07.nii.gz --mirror",
     help=f"""Segment a new scan with the model of RUN; OUT is on the scan's own grid.
 
     RUN is the folder of a finished run (`fewscan plan STUDY` tells which is which) or an MLflow
@@ -359,18 +366,14 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
     other names are taken in the order of the model's channels. OUT has the label values of the
     scan's convention, or 1 for any lesion; of a pre-training it is the anomaly map.
     """,
-    epilog=example(
-        "fewscan predict demo/study/runs/0123456789ab demo/scans/BraTS2021_00003 lesion.nii.gz",
-        "fewscan predict models:/m-0123 imagesTs/case_07_*.nii.gz case_07.nii.gz --mirror",
-    ),
 )
 @click.argument("run")
-@click.argument("scan", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("scan", type=PATH, nargs=-1, required=True)
+@click.argument("out", type=PATH)
 @click.option(
     "--probabilities",
     "maps_out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Also write the probabilities (of each class, as one 4D file) or anomaly scores there.",
 )
 @click.option("--mirror", is_flag=True, help="Average over mirror images: four times the work.")
@@ -379,7 +382,7 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
     type=click.FloatRange(0, 65504),
     help="Of a model without classes. Default: the one that validation chose.",
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 def predict(
     run: str,
@@ -401,16 +404,19 @@ def predict(
     found = predict_scan(run, scan, mirror=mirror, threshold=threshold, device=device)
     write_prediction(found, out, maps_out)
     what = [f"{name} {volume:.1f} ml" for name, volume in found.volumes_ml.items()]
-    console.print(f"{out}: {', '.join(what) or 'anomaly map'}", highlight=False, soft_wrap=True)
+    console.print(f"{out}: {', '.join(what) or 'anomaly map'}", soft_wrap=True)
     if maps_out:
-        console.print(f"{maps_out}: {', '.join(found.map_names)}", highlight=False, soft_wrap=True)
+        console.print(f"{maps_out}: {', '.join(found.map_names)}", soft_wrap=True)
 
 
-def _say_where(plan: Any, report: Path) -> None:
-    folder = plan.folder
-    console.print(f"page    {report / 'report.html'}", soft_wrap=True)
-    console.print(f"figure  {report / 'figure.png'}, the tables beside it", soft_wrap=True)
-    where = os.environ.get("MLFLOW_TRACKING_URI") or folder.mlflow_database
+def _show_report(studies: Any) -> None:
+    from fewscan.harness.report.write import render_report
+
+    console.print(render_report(studies))
+    folder = studies.report_folder
+    console.print(f"page    {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"figure  {folder / 'figure.png'}, the tables beside it", soft_wrap=True)
+    where = os.environ.get("MLFLOW_TRACKING_URI") or studies.first.folder.mlflow_database
     console.print(f"MLflow  {where}, shown by `fewscan ui STUDY`", soft_wrap=True)
 
 

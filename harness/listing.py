@@ -1,19 +1,29 @@
-"""A plan for people: its runs one by one while they are few, else grouped."""
+"""A study for people in a terminal: what is to be run, where it stands, how long the rest takes."""
 
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
+from fewscan.experiments.spec import Target
+from fewscan.harness.arms import Arm
 from fewscan.harness.plan import VERBS, Plan, PlannedRun
-from fewscan.harness.status import StudyStatus, read_status, render_estimate, render_states, summary
+from fewscan.harness.status import SYMBOLS, StudyStatus, read_paces, read_status
+from fewscan.storage.runs import State
 
 LISTED_AT_MOST = 50
 """Runs that `fewscan plan` lists one by one without being asked to."""
+SYMBOLS_AT_MOST = 6
+"""Seeds of a cell that are shown one by one; of more, their number."""
+ERRORS_AT_MOST = 5
+"""Failed runs whose reason is shown in full."""
 
 
 def render_plan(plan: Plan) -> RenderableType:
-    """What is to be run, what of it is done, and the arithmetic of it all."""
+    """Its runs one by one while few, else grouped; what is done, and how long the rest takes."""
     status = read_status(plan)
     if len(plan.runs) <= LISTED_AT_MOST:
         body: list[RenderableType] = ["\n".join(run_lines(status))]
@@ -30,12 +40,10 @@ def run_lines(status: StudyStatus) -> Iterator[str]:
     for run in status.plan.runs:
         state, pflop = status.states[run.run_id], f"{run.flops / 1e15:.3g}"
         parents = ", ".join(run.parents) or "–"
-        reason = f": {_reason(status.plan, run)}" if state == "failed" else ""
-        yield f"{run.run_id}  {state:11}  {pflop:>8}  {parents:12}  {run.name}{reason}"
-
-
-def _reason(plan: Plan, run: PlannedRun) -> str:
-    return str(plan.folder_of(run).read_error()["message"]).partition("\n")[0]
+        line = f"{run.run_id}  {state:11}  {pflop:>8}  {parents:12}  {run.name}"
+        if state == "failed":
+            line += ": " + status.plan.folder_of(run).read_error()["message"].partition("\n")[0]
+        yield line
 
 
 def _groups(status: StudyStatus) -> Table:
@@ -76,3 +84,88 @@ def spans(numbers: Iterable[int]) -> str:
 
 def _span(part: Sequence[int]) -> str:
     return f"{part[0]}–{part[-1]}" if len(part) > 2 else ", ".join(map(str, part))
+
+
+def render_status(status: StudyStatus) -> RenderableType:
+    """Label count × arm for each target, its seeds in the cell; the other runs above."""
+    parts: list[RenderableType] = [_other_runs(status)]
+    parts += [_grid(status, target) for target in status.plan.study.finetune.targets]
+    parts.append("  ".join(f"{symbol} {state}" for state, symbol in SYMBOLS.items()))
+    parts.append(summary(status))
+    parts += _errors(status)
+    return Group(*parts)
+
+
+def _errors(status: StudyStatus) -> Iterator[str]:
+    """The first failed runs with their reasons; many usually share one."""
+    failed = status.failed()
+    for run in failed[:ERRORS_AT_MOST]:
+        folder = status.plan.folder_of(run)
+        message = escape(folder.read_error()["message"])
+        yield f"[red]failed[/] {run.run_id} {run.name}\n    {message}\n    {folder.error}"
+    if len(failed) > ERRORS_AT_MOST:
+        more = len(failed) - ERRORS_AT_MOST
+        yield f"[red]failed[/] {more} more: `fewscan status STUDY --runs` lists them"
+
+
+def _other_runs(status: StudyStatus) -> Table:
+    table = Table(box=None, show_header=False)
+    for run in status.plan.runs:
+        if run.place.labels is None:
+            percent = f"{status.fractions[run.run_id]:.0%}"
+            table.add_row(SYMBOLS[status.states[run.run_id]], run.name, percent, run.run_id)
+    return table
+
+
+def _grid(status: StudyStatus, target: Target) -> Table:
+    cells: dict[tuple[Arm, int], list[State]] = {}
+    for run in status.plan.grid:
+        place = run.place
+        if place.target == target and place.labels is not None:
+            cells.setdefault((place.arm, place.labels), []).append(status.state_of_cell(run))
+    counts = sorted({count for _, count in cells})
+    table = Table(title=f"{target}: the seeds of each cell", title_justify="left")
+    table.add_column("labelled scans")
+    for count in counts:
+        table.add_column(str(count))
+    for arm in dict.fromkeys(arm for arm, _ in cells):
+        table.add_row(arm.key, *(render_states(cells.get((arm, count), [])) for count in counts))
+    return table
+
+
+def render_states(states: Sequence[State]) -> str:
+    """A symbol for each of a few runs; of many, how many are in each state: "480✓ 3▶ 1✗"."""
+    if len(states) <= SYMBOLS_AT_MOST:
+        return "".join(SYMBOLS[state] for state in states)
+    count = Counter(states)
+    return " ".join(f"{count[state]}{symbol}" for state, symbol in SYMBOLS.items() if count[state])
+
+
+def summary(status: StudyStatus) -> str:
+    count = status.count()
+    states = ", ".join(f"{count[state]} {state}" for state in SYMBOLS if count[state])
+    return f"{len(status.states)} runs: {states}; {status.done_fraction:.0%} of the work is done"
+
+
+def render_estimate(status: StudyStatus) -> str:
+    """One line: what is left, and how long it takes at the pace of now, else of finished runs."""
+    left = sum(run.flops * (1 - status.fractions[run.run_id]) for run in status.plan.runs)
+    text = f"{left / 1e15:.3g} PFLOP are left: "
+    paces = list(read_paces(status))
+    if paces:
+        steps, slices, flops = map(sum, zip(*paces, strict=True))
+        left_s = left / flops
+        hours, minutes = divmod(round(left_s / 60), 60)
+        duration = f"{hours} h {minutes} min" if hours else f"{minutes} min"
+        at = time.strftime("%a %H:%M", time.localtime(time.time() + left_s))
+        who = "1 run trains" if len(paces) == 1 else f"{len(paces)} runs train"
+        return text + (
+            f"{who} at {steps:.3g} steps/s, {slices:.3g} slices/s; at this pace all is done in "
+            f"{duration}, {at}"
+        )
+    finished = [run for run in status.plan.runs if status.states[run.run_id] == "finished"]
+    seconds = sum(status.plan.folder_of(run).last_attempt_s() for run in finished)
+    if not seconds:
+        return text + "how long that takes is unknown until a run trains"
+    hours_left = left / sum(run.flops for run in finished) * seconds / 3600
+    return text + f"{hours_left:.3g} device-hours, as fast as the finished runs were"

@@ -9,14 +9,14 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.plan import Plan
 from fewscan.harness.status import StudyStatus
 from fewscan.harness.study import Share, Study, dump_study
 from fewscan.slurm import Settings, Status, launch
 from fewscan.slurm import status as cluster_status
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import StudyError
-from fewscan.storage.runs import StudyFolder
+from fewscan.storage.runs import OVER, StudyFolder
 
 START_UP_S = 30
 """From the start of a run's process to its first step: imports, slices, a compiled step."""
@@ -51,20 +51,14 @@ def workers_wanted(status: StudyStatus) -> int:
     if settings is None:
         return 0
     done = {run_id for run_id, state in status.states.items() if state == "finished"}
-    ready = [
-        run
-        for run in status.plan.runs
-        if run.run_id not in done
-        and status.states[run.run_id] != "failed"
-        and all(parent in done or parent not in status.states for parent in run.parents)
-    ]
-    return math.ceil(sum(_part_of_worker(status.plan, run, settings) for run in ready))
-
-
-def _part_of_worker(plan: Plan, run: PlannedRun, settings: Settings) -> float:
-    """One over the number of such runs that fit on a worker, for each device of the run."""
-    share = plan.share_of(run)
-    return share.devices / max(1, devices_per_worker(plan.study, share, settings))
+    workers = 0.0
+    for run in status.plan.runs:
+        waits = any(parent in status.states and parent not in done for parent in run.parents)
+        if status.states[run.run_id] not in OVER and not waits:
+            share = status.plan.share_of(run)
+            fit = devices_per_worker(status.plan.study, share, settings)
+            workers += share.devices / max(1, fit)
+    return math.ceil(workers)
 
 
 def devices_per_worker(study: Study, share: Share, settings: Settings) -> int:
@@ -127,13 +121,11 @@ def render_cluster(folder: StudyFolder) -> RenderableType:
     table = Table(title=f"Slurm: {status.state} ({status.detail})", title_justify="left")
     for column in ("job", "role", "state", "reason", "node", "phase", "ends in"):
         table.add_column(column)
-    if status.head:
-        head = status.head
-        table.add_row(head.id, "head", head.state, _reason(head.reason), head.node, "", "")
-    for worker in status.workers:
-        left = "" if worker.seconds_left is None else f"{worker.seconds_left / 60:.0f} min"
-        reason = _reason(worker.reason)
-        table.add_row(worker.job, "worker", worker.state, reason, worker.node, worker.phase, left)
+    if head := status.head:
+        table.add_row(head.id, "head", head.state, _reason(head.reason), head.node)
+    for it in status.workers:
+        left = "" if it.seconds_left is None else f"{it.seconds_left / 60:.0f} min"
+        table.add_row(it.job, "worker", it.state, _reason(it.reason), it.node, it.phase, left)
     failures = [f"[red]{escape(f.text)}[/]\n    {f.log or ''}".rstrip() for f in status.failures]
     return Group(table, _about(status), *failures)
 

@@ -4,7 +4,7 @@ The plan is a function of the study file and the store; it runs nothing. Runs ar
 parents come before children.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -121,49 +121,52 @@ class _Planner:
     def __init__(self, study: Study, store: SliceStore) -> None:
         self.study = study
         self.store = store
-        self.folder = StudyFolder(study.folder)
-        self.imports = self.folder.read_imports()
-        self.pretrained: dict[str, str] = {}
+        self.imports = StudyFolder(study.folder).read_imports()
+        self.ids: dict[str, str | None] = {SCRATCH: None, **self.imports}
+        """What runs start from: name → run id. Pre-trainings are added as they are planned."""
 
     def runs(self) -> Iterator[PlannedRun]:
-        for name in self._pretrainings_in_order():
+        pretrain, finetune = self.study.pretrain, self.study.finetune
+        order = self._pretrainings_in_order()
+        for name in order:
             run = self._pretraining(name)
-            self.pretrained[name] = run.run_id
+            self.ids[name] = run.run_id
             yield run
         if "unsupervised" in self.study.baselines:
-            names = [n for n in self.pretrained if self.study.pretrain[n].scheme.has_anomaly_score]
-            names += [n for n in self.imports if n in self.study.finetune.inits]
+            names = [name for name in order if pretrain[name].scheme.has_anomaly_score]
+            names += [name for name in self.imports if name in finetune.inits]
             yield from (self._unsupervised(name) for name in names)
         yield from self._grid()
 
     def _pretrainings_in_order(self) -> list[str]:
-        """Depth first, parents before children; a name that is met again on the way is a cycle."""
+        """As in the file, but parents before children."""
         order: list[str] = []
-
-        def visit(name: str, path: tuple[str, ...]) -> None:
-            if name in path:
-                raise StudyError(
-                    f"pre-trainings start from each other: {' → '.join((*path, name))}",
-                    where=f"pretrain.{name}.init",
-                    expected="a chain that begins at scratch or at an imported checkpoint",
-                    remedy="change one init of the circle",
-                )
-            if name in self.study.pretrain and name not in order:
-                parent = self.study.pretrain[name].init
-                self._check_known(parent, where=f"pretrain.{name}.init")
-                visit(parent, (*path, name))
-                order.append(name)
-
         for name in self.study.pretrain:
-            if name == SCRATCH or name in self.imports:
+            if name in self.ids:
                 raise StudyError(
                     f"a pre-training is called {name!r}, which is taken",
                     where=f"pretrain.{name}",
                     expected="a name other than scratch and those of imported checkpoints",
                     remedy="rename it, here and in finetune.inits",
                 )
-            visit(name, ())
+            order += reversed(self._chain(name, order))
         return order
+
+    def _chain(self, name: str, order: Collection[str]) -> list[str]:
+        """A pre-training, what it starts from and so on, up to one that is in `order`."""
+        chain: list[str] = []
+        while name in self.study.pretrain and name not in order:
+            if name in chain:
+                raise StudyError(
+                    f"pre-trainings start from each other: {' → '.join((*chain, name))}",
+                    where=f"pretrain.{name}.init",
+                    expected="a chain that begins at scratch or at an imported checkpoint",
+                    remedy="change one init of the circle",
+                )
+            chain.append(name)
+            name = self.study.pretrain[name].init
+            self._check_known(name, where=f"pretrain.{chain[-1]}.init")
+        return chain
 
     def _check_known(self, init: str, where: str) -> None:
         known = [SCRATCH, *self.study.pretrain, *self.imports]
@@ -176,9 +179,6 @@ class _Planner:
                 "(`fewscan import-checkpoint`)",
             )
 
-    def _init_id(self, init: str) -> str | None:
-        return None if init == SCRATCH else self.pretrained.get(init) or self.imports[init]
-
     def _planned(self, spec: RunSpec, place: Place, name: str) -> PlannedRun:
         return PlannedRun(spec, place, name, run_flops(spec, self.study.network, self.store))
 
@@ -190,14 +190,14 @@ class _Planner:
             scheme=wish.scheme,
             training=wish.training,
             seed=wish.seed,
-            init=self._init_id(wish.init),
+            init=self.ids[wish.init],
         )
         init = None if wish.init == SCRATCH else wish.init
         place = Place(Arm("pre-training", init), None, None, wish.seed)
         return self._planned(spec, place, f"pre-train {name}")
 
     def _unsupervised(self, init: str) -> PlannedRun:
-        parent = self._init_id(init)
+        parent = self.ids[init]
         assert parent is not None
         place = Place(Arm("unsupervised", init), "binary", None, 0)
         return self._score(parent, place, f"unsupervised · {init}")
@@ -245,13 +245,12 @@ class _Planner:
             training=finetune.training,
             augmentation=finetune.augmentation,
             seed=seed,
-            init=self._init_id(init),
+            init=self.ids[init],
             transfer=transfer,
         )
         arm = Arm("fine-tuning", None if init == SCRATCH else init, transfer)
         place = Place(arm, target, label_count, seed)
-        scans = "scan" if label_count == 1 else "scans"
-        name = f"{target} · {arm.key} · {label_count} {scans} · seed {seed}"
+        name = f"{target} · {arm.key} · {place.scans} · seed {seed}"
         trained = self._planned(spec, place, f"{VERBS[spec.kind]} {name}")
         yield trained
         yield self._score(trained.run_id, place, f"{VERBS[Score.kind]} {name}")

@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewscan.experiments.catalogue import LESION
 from fewscan.experiments.devices import require_cuda
 from fewscan.harness.trained import Trained, load_trained
 from fewscan.storage.catalog import ScanFiles
-from fewscan.storage.errors import RunError, ScanError
+from fewscan.storage.errors import ScanError
 from fewscan.storage.find import find_scan
 from fewscan.storage.geometry import Frame, Turn, orientation
 from fewscan.storage.nifti import require_nifti_name, spacing_of, write_nifti_like
@@ -65,7 +64,7 @@ def predict(
     if device.startswith("cuda"):
         require_cuda()
     trained = load_trained(run)
-    threshold = _threshold(trained, threshold)
+    threshold = trained.threshold_or(threshold)
     paths = [scan] if isinstance(scan, (str, Path)) else scan
     files = find_scan(
         [Path(path) for path in paths], trained.slices.channels, trained.slices.classes
@@ -80,16 +79,15 @@ def predict(
     maps = predictor.in_batches(torch.from_numpy(slices.images_NCHW))
     volumes = _volumes(trained, slices, depth, maps, threshold)
     maps_XYZK, classes_XYZ = (turn.back(slices.frame.as_volume(volume)) for volume in volumes)
-    has_classes = predictor.has_classes
-    has_labels = has_classes or threshold is not None
-    values = np.array([0, *(files.label_values if has_classes else (1,))], np.uint8)
-    return ScanPrediction(
-        files,
-        values[classes_XYZ] if has_labels else None,
-        maps_XYZK,
-        _map_names(trained),
-        _volumes_ml(trained, classes_XYZ, original.affine) if has_labels else {},
-    )
+    if not predictor.has_classes and threshold is None:
+        return ScanPrediction(files, None, maps_XYZK, trained.map_names, {})
+    values = np.array([0, *(files.label_values if predictor.has_classes else (1,))], np.uint8)
+    voxel_ml = abs(float(np.linalg.det(original.affine[:3, :3]))) / 1000
+    volumes_ml: dict[str, float] = {
+        name: np.count_nonzero(classes_XYZ == k) * voxel_ml
+        for k, name in enumerate(trained.mask_names, start=1)
+    }
+    return ScanPrediction(files, values[classes_XYZ], maps_XYZK, trained.map_names, volumes_ml)
 
 
 def on_the_scan(maps_NKHW: Tensor, frame: Frame) -> Tensor:
@@ -136,24 +134,6 @@ def write_prediction(prediction: ScanPrediction, out: Path, maps_out: Path | Non
         write_nifti_like(maps_out, maps, template)
 
 
-def _threshold(trained: Trained, given: float | None) -> float | None:
-    """The one to use: None for classes, and for a pre-training if none is given."""
-    if trained.predictor.has_classes:
-        if given is not None:
-            found, expected = "a threshold for a model of classes", "no threshold"
-            raise RunError(found, where=trained.run_id, expected=expected)
-        return None
-    if given is None and trained.threshold is None and trained.wants_threshold:
-        raise RunError(
-            "the run has no threshold: it has not been scored, or its validation scans had no "
-            "lesion",
-            where=trained.run_id,
-            expected="a threshold that validation chose",
-            remedy="give one: --threshold 0.5",
-        )
-    return trained.threshold if given is None else given
-
-
 def _orientation(trained: Trained, scan: Scan) -> str:
     """The scan's own if some of the training had it, else the most frequent one there."""
     own = orientation(scan.affine)
@@ -176,7 +156,7 @@ def _volumes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maps (H, W, Z, K) float32 and classes (H, W, Z) uint8 of all slices, 0 where none is kept."""
     shape_HWZ = (*slices.frame.shape_HW, depth)
-    maps_HWZK = np.zeros((*shape_HWZ, len(_map_names(trained))), np.float32)
+    maps_HWZK = np.zeros((*shape_HWZ, len(trained.map_names)), np.float32)
     classes_HWZ = np.zeros(shape_HWZ, np.uint8)
     first = slices.first
     for batch in batches:
@@ -189,17 +169,3 @@ def _volumes(
         if labels_NHW is not None:
             classes_HWZ[:, :, kept] = labels_NHW.permute(1, 2, 0).numpy()
     return maps_HWZK, classes_HWZ
-
-
-def _map_names(trained: Trained) -> tuple[str, ...]:
-    if trained.predictor.has_classes:
-        return trained.slices.classes
-    return ("anomaly",) if trained.predictor.target is None else (LESION,)
-
-
-def _volumes_ml(trained: Trained, classes_XYZ: np.ndarray, affine: np.ndarray) -> dict[str, float]:
-    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-    names = trained.slices.classes if trained.predictor.has_classes else (LESION,)
-    return {
-        name: np.count_nonzero(classes_XYZ == k) * voxel_ml for k, name in enumerate(names, start=1)
-    }

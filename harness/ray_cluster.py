@@ -7,13 +7,16 @@ import contextlib
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fewscan.harness.repeated import repeated
+from fewscan.slurm import processes
+from fewscan.slurm.folder import ensure_token
+from fewscan.slurm.ray_start import leave_out_dashboard
 from fewscan.storage.code_digest import code_digest, package_version
 from fewscan.storage.errors import ClusterError
 from fewscan.storage.runs import StudyFolder
@@ -26,14 +29,19 @@ DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # compute nodes have no internet, and nobody was asked
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # all trials as JSON, again and again; nobody reads it
     "TUNE_MAX_PENDING_TRIALS_PG": "10000",  # else Tune starts the actors one after the other
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a page for each process that died; ours is a line
+    "RAY_worker_niceness": "0",  # Ray's 15 would leave the cores to the neighbours
 }
+LOOK_EVERY_S = 1.0
+DAEMONS = ("raylet", "gcs_server")
+"""Without them a driver waits for ever, and says nothing."""
 
 
 def prepare_environment(token: Path) -> None:
     """Make this process, and the Ray processes it starts, show the token in the file `token`.
 
-    Creates the file, readable by its owner alone, on first use: without it nobody may run code on
-    the study's Ray. Raises `ClusterError` if Ray has been imported without a token already.
+    Creates it, readable by its owner alone, if there is none: without it nobody may run code on the
+    study's Ray. Raises `ClusterError` if Ray has been imported without a token already.
     """
     if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
         raise ClusterError(
@@ -42,10 +50,7 @@ def prepare_environment(token: Path) -> None:
             expected="that nothing imports ray before the sweep does",
             remedy="sweep from a process of its own, or set RAY_AUTH_MODE=token for this one",
         )
-    if not token.exists():
-        descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
+    ensure_token(token)
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 
@@ -57,13 +62,14 @@ def set_defaults() -> None:
 
 
 @contextlib.contextmanager
-def local_ray(folder: StudyFolder) -> Iterator[Path]:
+def local_ray(folder: StudyFolder, on_lost: Callable[[str], object]) -> Iterator[Path]:
     """A Ray of our own on this machine, for the block; yields its scratch folder.
 
     Its address is its own (a bare `ray.init()` would join any cluster it finds), its folder is
     short (sockets allow 107 bytes), and only holders of the study's token may use it. The caller
     holds the study's lock, so folders that a killed sweep of this study has left are nobody's, and
-    are removed.
+    are removed. `on_lost` receives the name of a process of Ray's that has died, in another thread:
+    what the block waits for then will never come.
     """
     prepare_environment(folder.ray_token)
     digest = hashlib.sha256(str(folder.path).encode()).hexdigest()[:8]
@@ -75,10 +81,24 @@ def local_ray(folder: StudyFolder) -> Iterator[Path]:
     # Ray opens its folder to everybody; inside this one that lets nobody in.
     options = {"include_dashboard": False, "_temp_dir": str(scratch / "ray")}
     try:
-        with _connected(scratch, address="local", **options):
+        with _connected(scratch, address="local", **options), _guarded(on_lost):
             yield scratch
     finally:
         _remove(scratch)
+
+
+@contextlib.contextmanager
+def _guarded(on_lost: Callable[[str], object]) -> Iterator[None]:
+    children = processes.descendants(os.getpid())
+    daemons = {child: child.name() for child in children if child.name() in DAEMONS}
+
+    def look() -> None:
+        for process, name in daemons.items():
+            if not processes.is_alive(process):
+                on_lost(name)
+
+    with repeated(look, LOOK_EVERY_S):
+        yield
 
 
 @contextlib.contextmanager
@@ -100,6 +120,7 @@ def _connected(scratch: Path, **options: object) -> Iterator[None]:
     set_defaults()
     import ray
 
+    leave_out_dashboard()
     with _no_code_of_this_place(scratch):
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     try:

@@ -23,7 +23,7 @@ from fewscan.harness.plan import Plan
 from fewscan.harness.run_queue import RunQueue
 from fewscan.harness.trial import Stage, config_of, needs_of, placement, run_trial
 from fewscan.slurm.session import Session
-from fewscan.storage.errors import RunError
+from fewscan.storage.errors import DiskFullError, RunError, StudyError
 from fewscan.storage.runs import RunFolder
 
 INFRASTRUCTURE_RETRIES = 3
@@ -76,11 +76,14 @@ class ReadyRuns(Searcher):  # type: ignore[misc] # Ray's classes have no types
             return None if self._queue or self._offered else FINISHED
         if not self._has_room_for(run_id):
             return None
-        self._queue.take()
-        self._offered[trial_id] = run_id
         run = self._runs[run_id]
         folder = self._plan.folder_of(run)
-        self._plan.record(run).write(folder)
+        try:
+            self._plan.record(run).write(folder)
+        except DiskFullError:
+            return None  # Tune asks again
+        self._queue.take()
+        self._offered[trial_id] = run_id
         folder.error.unlink(missing_ok=True)  # of an earlier sweep: from now on it has not failed
         self._on_offer(run_id)
         return config_of(self._plan, run, self._use_gpu, self._scratch)
@@ -165,13 +168,18 @@ def run_all(
     scratch: Path,
     on_offer: Callable[[str], object] = lambda run_id: None,
     stage: Stage | None = None,
+    tell: Callable[[str], object] = print,
 ) -> None:
     """Run what is not finished on the Ray cluster that this process is connected to.
 
     `scratch` is a folder for what Tune and Train write; nobody reads it. `on_offer` receives the id
     of each run before it starts. `stage` executes a run, `run_stage` if it is None; a
-    benchmark gives one that computes nothing.
+    benchmark gives one that computes nothing. `tell` receives a line for each process that died.
+    Raises `StudyError` if a run asks for more than this machine has.
     """
+    use_gpu = wants_gpu(plan)
+    if not Session.here().is_on_cluster:  # there `on_slurm.require_fit` has seen to it
+        require_room(plan, use_gpu, ray.cluster_resources())
     # An idle actor, kept for the next trial, would hold the cores that ranks of Ray Train wait for;
     # and it would go on to start runs on a node whose time is nearly over.
     alone = all(plan.share_of(run).devices == 1 for run in plan.runs)
@@ -179,7 +187,7 @@ def run_all(
     tune.Tuner(
         tune.with_resources(partial(run_trial, stage=stage or run_stage), placement),
         tune_config=tune.TuneConfig(
-            search_alg=ReadyRuns(plan, wants_gpu(plan), scratch, cluster_resources(), on_offer),
+            search_alg=ReadyRuns(plan, use_gpu, scratch, cluster_resources(), on_offer),
             num_samples=-1,
             reuse_actors=may_keep_actors,
         ),
@@ -187,9 +195,47 @@ def run_all(
             name="tune",
             storage_path=str(scratch),
             verbose=0,
+            callbacks=[Deaths({run.run_id: run.name for run in plan.runs}, tell)],
             failure_config=tune.FailureConfig(max_failures=INFRASTRUCTURE_RETRIES),
         ),
     ).fit()
+
+
+class Deaths(tune.Callback):  # type: ignore[misc] # Ray's classes have no types
+    """Says which run's process died, and what becomes of the run."""
+
+    def __init__(self, names: Mapping[str, str], tell: Callable[[str], object]) -> None:
+        self._names = names
+        self._tell = tell
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[tune.experiment.Trial], trial: Any, **info: Any
+    ) -> None:
+        """See `tune.Callback`: it is started again."""
+        name = self._names[Path(trial.config["folder"]).name]
+        low = "low on memory" in str(trial.get_error())
+        why = "for lack of memory on the node" if low else "perhaps for lack of memory"
+        tries = f"try {trial.run_metadata.num_failures + 1} of {INFRASTRUCTURE_RETRIES + 1}"
+        self._tell(f"[yellow]↻[/] {name}: its process was killed, {why}; it goes on, {tries}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes down a copy to restore from, which nobody does."""
+        return {}
+
+
+def require_room(plan: Plan, use_gpu: bool, there: Mapping[str, float]) -> None:
+    """Raise `StudyError` if a run asks for more than there is: it would wait for ever."""
+    for run in plan.runs:
+        share = plan.share_of(run)
+        for name, amount in needs_of(share, use_gpu).items():
+            if share.devices * amount > there.get(name, 0.0) + ROUNDING:
+                raise StudyError(
+                    f"{run.name!r} asks for {share.devices * amount:g} {name}, and there are "
+                    f"{there.get(name, 0.0):g}: it would wait for ever",
+                    where=f"resources.{run.kind}",
+                    expected="no more than this machine has",
+                    remedy=f"lower cpus or devices in resources.{run.kind}",
+                )
 
 
 def wants_gpu(plan: Plan) -> bool:

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails
 
 from fewscan.experiments.catalogue import panels
 from fewscan.experiments.schemes import SCHEMES, Denoise
@@ -89,18 +99,14 @@ class Finetuning:
 class Share:
     """What one run of a stage gets. None of it changes what is computed."""
 
-    devices: int = 1
+    devices: PositiveInt = 1
     """Ranks; more than one trains by DDP, each on a whole device."""
-    gpu_share: float = 1.0
+    gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of a GPU, for a run on one device; several runs share a GPU if it is below 1."""
-    cpus: int = 1
+    cpus: PositiveInt = 1
     """CPU cores a rank: the threads of a CPU rank, the helpers of a GPU rank."""
 
     def __post_init__(self) -> None:
-        if min(self.devices, self.cpus) < 1:
-            raise ValueError("devices and cpus are whole numbers from 1")
-        if not 0 < self.gpu_share <= 1:
-            raise ValueError(f"gpu_share is {self.gpu_share}, expected above 0 and at most 1")
         if self.devices > 1 and self.gpu_share != 1:
             raise ValueError("several devices a run go with gpu_share 1: DDP needs whole GPUs")
 
@@ -120,22 +126,17 @@ class Resources:
     node, or its disk, one copy for all runs), stream (the store). auto: the first that has room."""
     checkpoint_every_s: float = 60.0
     """Seconds of work that a kill may cost."""
-    system_metrics_every_s: float | None = None
+    system_metrics_every_s: PositiveFloat | None = None
     """Seconds between two samples of cores, memory and GPU, for MLflow. None: none are taken."""
 
     def __post_init__(self) -> None:
-        if self.system_metrics_every_s is not None and self.system_metrics_every_s <= 0:
-            raise ValueError("system_metrics_every_s is above 0, or null for no samples")
         if self.score is not None and self.score.devices > 1:
             raise ValueError("a score runs on one device")
 
     def share_of(self, kind: str) -> Share:
         """What a run of this kind of spec gets."""
-        if kind == "pretrain":
-            return self.pretrain
-        if kind == "finetune":
-            return self.finetune
-        return self.score or replace(self.finetune, devices=1)
+        score = self.score or replace(self.finetune, devices=1)
+        return {"pretrain": self.pretrain, "finetune": self.finetune}.get(kind, score)
 
 
 @dataclass(frozen=True)
@@ -214,16 +215,14 @@ def parse_study(document: dict[str, Any], where: str) -> Study:
     try:
         study = _STUDY.validate_python(document)
     except ValidationError as error:
-        mistakes = [
-            _explain(e["type"], e["loc"], e["msg"], e["input"], document) for e in error.errors()
-        ]
+        mistakes = "\n".join(f"    {_explain(it, document)}" for it in error.errors())
         raise StudyError(
-            "the study file has mistakes:\n" + "\n".join(f"    {m}" for m in mistakes),
+            f"the study file has mistakes:\n{mistakes}",
             where=where,
             expected="the keys and values of experiments/paper.yaml, which says what each means",
             remedy="fix each line above; `fewscan plan STUDY` checks the file and runs nothing",
         ) from None
-    return _with_absolute_paths(study)
+    return replace(study, store=study.store.absolute(), folder=study.folder.absolute())
 
 
 def dump_study(study: Study) -> str:
@@ -236,20 +235,16 @@ def dump_study(study: Study) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if not isinstance(document, dict):
+            raise ValueError(f"it holds {type(document).__name__}, not a mapping")
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise StudyError(
             f"the study file cannot be read: {error}",
             where=path,
-            expected="a YAML file such as experiments/demo.yaml",
-            remedy="check the path and, if a line is named, its indentation",
+            expected="a YAML file with keys such as name, store, folder, finetune",
+            remedy="check the path and, if a line is named, its indentation; or start from a copy "
+            "of experiments/demo.yaml",
         ) from error
-    if not isinstance(document, dict):
-        raise StudyError(
-            f"the file holds {type(document).__name__}, not a mapping",
-            where=path,
-            expected="keys such as name, store, folder, finetune",
-            remedy="start from a copy of experiments/demo.yaml",
-        )
     return document
 
 
@@ -276,40 +271,31 @@ def _override(document: dict[str, Any], override: str) -> None:
     document[last] = yaml.safe_load(text)
 
 
-def _explain(
-    kind: str, location: tuple[int | str, ...], message: str, value: Any, document: Any
-) -> str:
-    name = ".".join(str(part) for part in location)
-    if kind == "unexpected_keyword_argument":
-        known = _known_keys(location[:-1], document)
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+def _explain(mistake: ErrorDetails, document: Any) -> str:
+    name = ".".join(map(str, mistake["loc"]))
+    if mistake["type"] == "unexpected_keyword_argument":
+        *parents, key = mistake["loc"]
+        known = _known_keys(parents, document)
+        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{name}: unknown key; {hint}"
-    if kind == "missing":
+    if mistake["type"] == "missing":
         return f"{name}: is missing"
-    return f"{name}: {message}, found {value!r}"
+    return f"{name}: {mistake['msg']}, found {mistake['input']!r}"
 
 
-def _known_keys(location: tuple[int | str, ...], document: Any) -> list[str]:
+def _known_keys(location: Sequence[int | str], document: Any) -> list[str]:
     """The keys that a study file may have at `location`; which of a scheme, says its kind."""
     here: Any = Study
     for part in location:
-        inner = [t for t in get_args(here) if is_dataclass(t)]
-        here = inner[0] if inner else get_type_hints(here).get(str(part))
-        document = _at(document, part)
+        document = document[part]
+        in_a_collection = _inner_class(here)
+        here = in_a_collection or get_type_hints(here)[str(part)]
         if part == "scheme":
-            here = SCHEMES.get(str(_at(document, "kind")), Denoise)
-    optional = [t for t in get_args(here) if is_dataclass(t)]
-    here = optional[0] if optional else here
-    return [f.name for f in fields(here)] if is_dataclass(here) else []
+            here = SCHEMES[document["kind"]]
+    return [f.name for f in fields(_inner_class(here) or here)]
 
 
-def _at(document: Any, part: int | str) -> Any:
-    try:
-        return document[part]
-    except (KeyError, IndexError, TypeError):
-        return None
-
-
-def _with_absolute_paths(study: Study) -> Study:
-    return replace(study, store=study.store.absolute(), folder=study.folder.absolute())
+def _inner_class(hint: Any) -> Any:
+    """The dataclass in a type such as `Settings | None` or `dict[str, Pretraining]`, if any."""
+    return next((inner for inner in get_args(hint) if is_dataclass(inner)), None)

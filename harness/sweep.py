@@ -3,7 +3,9 @@
 Rerunning is resuming: what is finished is skipped, what was interrupted goes on.
 """
 
-import threading
+import _thread
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +20,10 @@ from fewscan.experiments.results import Result
 from fewscan.harness.on_slurm import workers_wanted
 from fewscan.harness.plan import Plan
 from fewscan.harness.ray_cluster import cluster_ray, local_ray
+from fewscan.harness.repeated import repeated
 from fewscan.harness.status import SYMBOLS, StudyStatus, read_status
 from fewscan.harness.study import dump_study
+from fewscan.slurm import processes
 from fewscan.slurm.session import Session
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import FewscanError, StudyError, TrackingError
@@ -32,16 +36,31 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at the run folders, for MLflow and the progress bar."""
+BEGUN_AGAIN = "FEWSCAN_BEGUN_AGAIN"
+"""Variable: how often this sweep has lost its Ray."""
+BEGIN_AGAIN_AT_MOST = 5
 TRY_AGAIN_AFTER_S = 20.0
 """An MLflow that has failed is left alone for so long."""
 
 
-def sweep(plan: Plan, console: Console, stage: "Stage | None" = None) -> StudyStatus:
+def interrupt(process: str) -> None:
+    """As Ctrl-C would: for programs that call `sweep`."""
+    print(f"Ray's {process} has died", file=sys.stderr)
+    _thread.interrupt_main()
+
+
+def sweep(
+    plan: Plan,
+    console: Console,
+    stage: "Stage | None" = None,
+    on_ray_lost: Callable[[str], object] = interrupt,
+) -> StudyStatus:
     """Run everything that is not finished, track it, and write the report.
 
     On this machine, with a Ray of its own; or, as the driver of a cluster that Slurm's jobs make,
-    there. `stage` executes a run; None: `experiments.stages.run_stage`. Raises `StudyError` if
-    another sweep of this study is under way.
+    there. `stage` executes a run; None: `experiments.stages.run_stage`. `on_ray_lost` is called, in
+    another thread, if that Ray dies. Raises `StudyError` if another sweep of this study is under
+    way, or if a run asks for more than this machine has.
     """
     folder = plan.folder
     folder.prepare()
@@ -58,7 +77,7 @@ def sweep(plan: Plan, console: Console, stage: "Stage | None" = None) -> StudySt
             status = without_failures(read_status(plan))
             if not status.is_finished:
                 with watched(status, console, view) as on_offer:
-                    _run_on_ray(plan, on_offer, stage)
+                    _run_on_ray(plan, on_offer, stage, console.print, on_ray_lost)
             from fewscan.harness.report.studies import has_results, one_study
             from fewscan.harness.report.write import write_report
 
@@ -78,11 +97,42 @@ def without_failures(status: StudyStatus) -> StudyStatus:
     return status.looked_at_again(failed)
 
 
-def _run_on_ray(plan: Plan, on_offer: Callable[[str], None], stage: "Stage | None") -> None:
-    with cluster_ray() if Session.here().is_on_cluster else local_ray(plan.folder) as scratch:
+def _run_on_ray(
+    plan: Plan,
+    on_offer: Callable[[str], None],
+    stage: "Stage | None",
+    tell: Callable[[str], object],
+    on_lost: Callable[[str], object],
+) -> None:
+    on_cluster = Session.here().is_on_cluster
+    with cluster_ray() if on_cluster else local_ray(plan.folder, on_lost) as scratch:
         from fewscan.harness.schedule import run_all
 
-        run_all(plan, scratch, on_offer, stage)
+        run_all(plan, scratch, on_offer, stage, tell)
+
+
+def begin_again(process: str) -> None:
+    """Take this process's place with the command that it was given: the sweep goes on.
+
+    A Ray that dies at once, again and again, is left to the person at the terminal.
+    """
+    tries = int(os.environ.get(BEGUN_AGAIN, "0")) + 1
+    processes.end_descendants()
+    if tries > BEGIN_AGAIN_AT_MOST:
+        print(
+            f"\nRay's {process} has died {tries} times; all that is finished is kept. Look for "
+            "lack of memory (`dmesg`), then give the same command",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+    print(
+        f"\nRay's {process} has died; the sweep begins again where it was",
+        file=sys.stderr,
+        flush=True,
+    )
+    os.environ[BEGUN_AGAIN] = str(tries)
+    os.execv(sys.executable, sys.orig_argv)
 
 
 class MlflowUpdates:
@@ -145,9 +195,11 @@ class Watch:
         self.status = status
         self._offered: SimpleQueue[str] = SimpleQueue()
         self._changing = {run_id for run_id, state in status.states.items() if state == "running"}
+        self.has_begun = False
 
     def on_offer(self, run_id: str) -> None:
         """A run is about to start: from now on its folder changes, until it is over."""
+        self.has_begun = True
         self._offered.put(run_id)
 
     def look(self) -> StudyStatus:
@@ -180,7 +232,7 @@ def watched(
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
     )
-    task = bar.add_task(status.plan.study.name, total=1.0)
+    task = bar.add_task("starting Ray", total=1.0)
     watch = Watch(status)
 
     def look() -> None:
@@ -192,7 +244,8 @@ def watched(
             console.print(f"[yellow]cannot look at the runs:[/] {error}", highlight=False)
             return
         Session.here().ask_for_workers(workers_wanted(now))
-        bar.update(task, completed=now.done_fraction, description=describe(now))
+        words = describe(now) if watch.has_begun else "starting Ray"
+        bar.update(task, completed=now.done_fraction, description=words)
 
     def on_offer(run_id: str) -> None:
         watch.on_offer(run_id)
@@ -200,28 +253,10 @@ def watched(
 
     with bar:
         try:
-            with repeated(look), repeated(view.update):
+            with repeated(look, LOOK_EVERY_S), repeated(view.update, LOOK_EVERY_S):
                 yield on_offer
         finally:
             look()
-
-
-@contextmanager
-def repeated(action: Callable[[], None]) -> Iterator[None]:
-    """Do it every `LOOK_EVERY_S` seconds, in a thread that ends with the block."""
-    over = threading.Event()
-
-    def repeat() -> None:
-        while not over.wait(LOOK_EVERY_S):
-            action()
-
-    thread = threading.Thread(target=repeat, name=action.__name__, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def describe(status: StudyStatus) -> str:

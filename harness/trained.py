@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewscan.experiments.catalogue import LESION
 from fewscan.experiments.predictor import Predictor, load_predictor
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.spec import Finetune, Score, scheme_from_json
@@ -30,6 +31,36 @@ class Trained:
     """whether it was scored with one, or could be; a pre-training gives a map alone"""
     slices: SliceFormat
 
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        """what its labels 1, 2, … mean"""
+        return self.slices.classes if self.predictor.has_classes else (LESION,)
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """of its maps without the background's"""
+        return ("anomaly",) if self.predictor.target is None else self.mask_names
+
+    def threshold_or(self, given: float | None) -> float | None:
+        """The one to use, a given one first: None for classes, and for a map alone.
+
+        Raises `RunError` if one is given for classes, or missing.
+        """
+        if self.predictor.has_classes:
+            if given is not None:
+                found, expected = "a threshold for a model of classes", "no threshold"
+                raise RunError(found, where=self.run_id, expected=expected)
+            return None
+        if given is None and self.threshold is None and self.wants_threshold:
+            raise RunError(
+                "the run has no threshold: it has not been scored, or its validation scans had no "
+                "lesion",
+                where=self.run_id,
+                expected="a threshold that validation chose",
+                remedy="give one: --threshold 0.5",
+            )
+        return self.threshold if given is None else given
+
 
 def load_trained(run: str | Path) -> Trained:
     """The networks of a finished run: a score's, or one training's.
@@ -45,16 +76,19 @@ def load_trained(run: str | Path) -> Trained:
     folder = RunFolder(Path(run).absolute())
     _require_finished(folder)
     record = RunRecord.read(folder)
-    trained: tuple[str, ...] = (folder.run_id,)
-    score, wants_threshold = None, False
+    trained, score = [folder], None
     match record.spec:
         case Score(parents=parents):
-            trained, score, wants_threshold = parents, folder, True
-        case Finetune(target=target):
-            score, wants_threshold = _score_of(folder) if target == "binary" else None, True
-    predictor = load_predictor([folder.sibling(run_id) for run_id in trained])
-    threshold = None if score is None else Result.read(score).threshold
-    return Trained(predictor, record.run_id, threshold, wants_threshold, record.slices)
+            trained, score = [folder.sibling(run_id) for run_id in parents], folder
+        case Finetune(target="binary"):
+            score = _score_of(folder)
+    return Trained(
+        load_predictor(trained),
+        record.run_id,
+        threshold=Result.read(score).threshold if score else None,
+        wants_threshold=isinstance(record.spec, (Score, Finetune)),
+        slices=record.slices,
+    )
 
 
 def _score_of(folder: RunFolder) -> RunFolder | None:
@@ -81,29 +115,20 @@ def _require_finished(folder: RunFolder) -> None:
     state = folder.state()
     if state == "finished":
         return
-    runs = folder.path / "runs"
-    if runs.is_dir():
-        raise RunError(
-            "a study, not a run",
-            where=folder.path,
-            expected="the folder of one run, in its folder runs",
-            remedy=f"`fewscan plan STUDY` tells which run is which; for example {_example(runs)}",
-        )
-    if state == "missing":
-        raise RunError(
-            "no run" if folder.path.exists() else "no such folder",
-            where=folder.path,
-            expected="the folder of a finished run (STUDY/runs/ID), or an MLflow model's URI",
-            remedy="check the path; `fewscan plan STUDY` lists the ids of the runs",
-        )
+    if (runs := folder.path / "runs").is_dir():
+        finished = (p for p in sorted(runs.iterdir()) if RunFolder(p).state() == "finished")
+        found = "a study, not a run"
+        remedy = "`fewscan plan STUDY` tells which run is which; for example "
+        remedy += str(next(finished, runs / "ID"))
+    elif state == "missing":
+        found = "no run" if folder.path.exists() else "no such folder"
+        remedy = "check the path; `fewscan plan STUDY` lists the ids of the runs"
+    else:
+        found = f"the run is not finished: it is {state}"
+        remedy = "`fewscan sweep STUDY` goes on with it"
     raise RunError(
-        f"the run is not finished: it is {state}",
+        found,
         where=folder.path,
-        expected="a finished run",
-        remedy="`fewscan sweep STUDY` goes on with it",
+        expected="the folder of a finished run (STUDY/runs/ID), or an MLflow model's URI",
+        remedy=remedy,
     )
-
-
-def _example(runs: Path) -> Path:
-    finished = [p for p in sorted(runs.iterdir()) if RunFolder(p).state() == "finished"]
-    return finished[0] if finished else runs / "ID"

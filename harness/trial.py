@@ -4,6 +4,8 @@ A run on one device trains in Tune's actor itself; one on several devices asks R
 """
 
 import contextlib
+import math
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -19,13 +21,18 @@ from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.ray_cluster import require_same_code
 from fewscan.harness.study import Share
 from fewscan.slurm.session import Session
+from fewscan.storage.atomic import write_bytes
 from fewscan.storage.code_digest import code_digest
+from fewscan.storage.errors import DiskFullError
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.system import node_folder
 
 Stage = Callable[[RunFolder, Devices], None]
 """Runs what a folder's spec says; see `run_stage`."""
 
+ROOM_BYTES = 1 << 20
+ROOM_EVERY_S = 2.0
+ROOM_WAIT_S = 60.0
 HEAD = {"node:__internal_head__": 0.001}
 """A sliver of what Ray gives to the head node alone."""
 
@@ -78,12 +85,38 @@ def run_trial(config: dict[str, Any], stage: Stage = run_stage) -> dict[str, flo
             stage(folder, replace(_place(config), device=device))
     except Preempted:
         return {"finished": 0.0, "preempted": 1.0}
+    except DiskFullError as error:
+        if not await_room(folder.path, should_stop=Session.here().stop_requested):
+            folder.fail(error)
+            return {"finished": 0.0}
+        folder.error.unlink(missing_ok=True)
+        return {"finished": 0.0, "preempted": 1.0}
     except train.TrainingFailedError:
         raise
     except Exception as error:
         if not folder.error.exists():
             folder.fail(error)
     return {"finished": float(folder.result.exists())}
+
+
+def await_room(folder: Path, should_stop: Callable[[], bool]) -> bool:
+    """Wait until something can be written into a folder on a full disk; whether to go on.
+
+    On a cluster as long as it takes, for nobody is there to begin again; elsewhere a minute.
+    """
+    wait_s = math.inf if Session.here().is_on_cluster else ROOM_WAIT_S
+    deadline = time.monotonic() + wait_s
+    while not should_stop():
+        try:
+            write_bytes(folder / ".room", bytes(ROOM_BYTES))
+        except DiskFullError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(ROOM_EVERY_S)
+        else:
+            (folder / ".room").unlink(missing_ok=True)
+            return True
+    return True
 
 
 def _place(config: dict[str, Any]) -> Devices:

@@ -187,15 +187,11 @@ class Folder:
         with not_writable_explained(self.root), disk_full_explained(self.root):
             for folder in (self.root, self.workers, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
-            if self.token() is None:
-                write_secret(self.token_file, secrets.token_hex(TOKEN_BYTES))
+            ensure_token(self.token_file)
 
     def token(self) -> str | None:
         """None if there is none, or not a whole one."""
-        text = ""
-        with contextlib.suppress(OSError, ValueError):
-            text = self.token_file.read_text()
-        return text if len(text) == 2 * TOKEN_BYTES else None
+        return read_token(self.token_file)
 
     def write_launch(self, launch: Launch) -> None:
         write_json(self.launch_file, launch.to_json())
@@ -308,8 +304,22 @@ def tail(path: Path, lines: int = 20) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
-def write_secret(path: Path, text: str) -> None:
-    """Put `text` into `path`, atomically, readable by its owner alone."""
+def ensure_token(path: Path) -> None:
+    """Have a token in `path` that its owner alone can read, unless there is a whole one."""
+    if read_token(path) is None:
+        write_token(path, secrets.token_hex(TOKEN_BYTES))
+
+
+def read_token(path: Path) -> str | None:
+    """None if there is none, or not a whole one."""
+    text = ""
+    with contextlib.suppress(OSError, ValueError):
+        text = path.read_text()
+    return text if len(text) == 2 * TOKEN_BYTES else None
+
+
+def write_token(path: Path, text: str) -> None:
+    """Atomically, readable by its owner alone."""
     with replacing(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

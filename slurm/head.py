@@ -10,6 +10,7 @@ passes (a full disk, a driver or a Ray that was killed) is waited for, and begun
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from fewscan.slurm import processes, ray_node
@@ -24,7 +25,7 @@ from fewscan.slurm.folder import (
     Rendezvous,
     say,
     tail,
-    write_secret,
+    write_token,
 )
 from fewscan.slurm.job_script import with_users_path
 from fewscan.slurm.ray_node import RayNode
@@ -146,14 +147,14 @@ class HeadJob:
         def own_token() -> str | None:
             return self.token if folder.token() == self.token else None
 
-        def write_token() -> None:
-            write_secret(folder.token_file, self.token or "")
+        def write_own_token() -> None:
+            write_token(folder.token_file, self.token or "")
 
         return Keeper(
             (folder.launch, write_launch),
             (folder.head_job, write_head_job),
             (folder.rendezvous, write_rendezvous),
-            (own_token, write_token),
+            (own_token, write_own_token),
         )
 
     def _leave(
@@ -170,7 +171,8 @@ class HeadJob:
         cancelled = self.folder.outcome() is not None
         outcome = driver.stop(self.share.seconds_to_stop(self.settings, received, cancelled))
         if outcome is not None and self.folder.outcome() is None:
-            self._finish(outcome)
+            with suppress(DiskFullError):  # then the next head finds out again
+                self.folder.write_outcome(outcome)
         ray_node.stop(node)
         if self.folder.outcome() is None:
             self.scheduler.requeue(self.share.job)
@@ -179,17 +181,19 @@ class HeadJob:
         return str(self.scheduler.log_of(self.share.job))
 
     def _finish(self, outcome: Outcome) -> None:
-        """Write down how it ended. Running workers read it and end; without it they are ended."""
+        """Write down how it ended, as soon as there is room for it; running workers read it."""
         say(f"{outcome.state}: {outcome.detail}")
-        written = True
-        try:
-            self.folder.write_outcome(outcome)
-        except DiskFullError as error:
-            written = False
-            say(error)
+        while self.folder.outcome() is None:
+            try:
+                self.folder.write_outcome(outcome)
+            except DiskFullError as error:
+                say(error)
+                if processes.stop_signal(PAUSE_S):  # the next head finds out again
+                    self.scheduler.requeue(self.share.job)
+                    return
         try:
             workers = [job for job in self.scheduler.look() if job.role == "worker"]
-            self.scheduler.cancel(j.id for j in workers if j.state == PENDING or not written)
+            self.scheduler.cancel(job.id for job in workers if job.state == PENDING)
         except ClusterError as error:
             say(error)
 

@@ -98,10 +98,11 @@ def end_descendants(wait_s: float = 10.0) -> None:
 
 def descendants(root: int) -> list[psutil.Process]:
     """The processes below `root`; the dead that wait for their parent are not counted."""
-    return [each for each in psutil.Process(root).children(recursive=True) if _is_alive(each)]
+    return [each for each in psutil.Process(root).children(recursive=True) if is_alive(each)]
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it is there, and not only waiting for its parent to hear of its end."""
     try:
         return bool(process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD))
     except psutil.NoSuchProcess:

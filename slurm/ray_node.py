@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-import sysconfig
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -142,7 +140,7 @@ def _start(folder: Folder, share: Allocation, command: CommandMaker) -> RayNode:
         temporary = make_node_folder()
         arguments, address = command(temporary)
         environment = _task_environment(folder, share, temporary)
-        line = [*_ray(), "start", "--block", *arguments]
+        line = processes.module_command("ray_start", "--block", *arguments)
         process = processes.start(line, temporary / "ray.log", environment)
         if _settled(process, temporary):
             return RayNode(process, address, temporary)
@@ -213,8 +211,3 @@ def _task_environment(folder: Folder, share: Allocation, temporary: Path) -> dic
         "TMPDIR": str(temporary),  # what a killed task leaves behind goes with the job
         **session.variables(),
     }
-
-
-def _ray() -> list[str]:
-    """The `ray` command of this Python, which imports nothing from where it runs."""
-    return [sys.executable, "-P", str(Path(sysconfig.get_path("scripts")) / "ray")]

@@ -99,7 +99,7 @@ def not_writable_explained(folder: Path) -> Iterator[None]:
         raise NotWritableError(
             f"cannot write here ({error.strerror})",
             where=error.filename or folder,
-            expected="a folder on the shared disk that you may write to",
+            expected="a place that you may write to",
             remedy="choose another folder, or ask its owner for write permission",
         ) from error
 
@@ -114,7 +114,7 @@ def disk_full_explained(path: Path) -> Iterator[None]:
             raise
         raise DiskFullError(
             f"no space left on the disk ({error.strerror})",
-            where=path,
+            where=error.filename or path,
             expected="room to write; what was there before is untouched",
             remedy="free space or choose another folder, then run the same command again",
         ) from error

@@ -30,6 +30,7 @@ MLFLOW_ROOMS = (
     "models",
     "registry",
     "stores",
+    "ui",
     "tracker",
 )
 ONE_ROOM = {

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fewscan.harness.listing import render_estimate
 from fewscan.harness.on_slurm import launch_sweep, render_cluster, workers_wanted
-from fewscan.harness.pace import read_pace, render_pace
 from fewscan.harness.plan import Plan, make_plan
-from fewscan.harness.status import read_status
+from fewscan.harness.status import read_paces, read_status
 from fewscan.harness.study import Study
 from fewscan.slurm import Settings
 from fewscan.slurm.folder import Folder, HeadRecord, Launch
@@ -149,19 +149,23 @@ def test_jobs_are_told_from_the_disk_where_slurm_has_no_commands(
 
 def test_the_pace_is_that_of_the_runs_under_way(tiny_study: Callable[..., Study]) -> None:
     plan = make_plan(tiny_study())
-    assert render_pace(read_status(plan)) == "no run is training"
+    assert "unknown until a run trains" in render_estimate(read_status(plan))
     run = plan.runs[0]
     folder = plan.folder_of(run)
     plan.record(run).write(folder)
     folder.append_event("started", step=1)
     beat = {"step": 3, "steps": 4, "host": "n1", "time": time.time() + 4}
     folder.progress.write_text(json.dumps(beat))
-    pace = read_pace(read_status(plan))
-    assert (pace.runs, pace.steps_per_s) == (1, pytest.approx(0.5, rel=0.1))
+    (pace,) = read_paces(read_status(plan))
+    assert pace.steps_per_s == pytest.approx(0.5, rel=0.1)
     assert pace.slices_per_s == pytest.approx(4 * pace.steps_per_s)
     left = sum(r.flops for r in plan.runs) - run.flops * 3 / 4
     minutes = left / pace.flops_per_s / 60
-    assert f"all is done in {round(minutes)} min" in render_pace(read_status(plan))
+    assert f"all is done in {round(minutes)} min" in render_estimate(read_status(plan))
+    folder.append_event("finished", step=4, seconds=3600.0)
+    folder.result.write_text("{}")
+    hours = sum(other.flops for other in plan.runs[1:]) / run.flops
+    assert f": {hours:.3g} device-hours, as fast as" in render_estimate(read_status(plan))
 
 
 @pytest.mark.parametrize(("failed", "over"), [((0,), False), (range(18), True)])

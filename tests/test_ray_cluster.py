@@ -12,7 +12,7 @@ from fewscan.harness.ray_cluster import local_ray
 from fewscan.storage.runs import StudyFolder
 folder = StudyFolder(Path(sys.argv[1]))
 folder.prepare()
-with local_ray(folder):
+with local_ray(folder, print):
     import ray
     print("\\n".join(ray.get(ray.remote(lambda: sys.path).remote())))
 """

@@ -102,6 +102,22 @@ def test_published_figures_survive_a_dump() -> None:
     assert parse_study(yaml.safe_load(dump_study(study)), "dump") == study
 
 
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"finetune": {"devices": 0}}, r"resources.finetune.devices: .* greater than 0, found 0"),
+        ({"score": {"cpus": 0}}, r"resources.score.cpus: .* greater than 0"),
+        ({"finetune": {"gpu_share": 1.5}}, r"resources.finetune.gpu_share: .* equal to 1, found"),
+        ({"finetune": {"gpu_share": 0}}, r"resources.finetune.gpu_share: .* greater than 0"),
+        ({"system_metrics_every_s": 0}, r"resources.system_metrics_every_s: .* greater than 0"),
+        ({"score": {"device": 1}}, "resources.score.device: unknown key; did you mean 'devices'"),
+    ],
+)
+def test_what_a_run_gets_has_a_range(resources: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        parse_study(document() | {"resources": resources}, "my.yaml")
+
+
 def test_ddp_needs_whole_devices() -> None:
     wrong = document() | {"resources": {"finetune": {"devices": 2, "gpu_share": 0.5}}}
     with pytest.raises(StudyError, match="DDP needs whole GPUs"):

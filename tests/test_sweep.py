@@ -91,3 +91,14 @@ def test_cuda_asked_for_and_absent(tiny_document: dict[str, Any], tmp_path: Path
     assert "CUDA was asked for, and torch" in done.stderr
     assert "remedy: set resources.device to auto or cpu" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_no_machine_like_this_has_is_refused(
+    tiny_document: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_document["resources"]["finetune"] = {"cpus": 10_000}
+    path, _ = write_study(tiny_document, tmp_path)
+    done = fewscan("sweep", path)
+    assert done.returncode == 1
+    assert "asks for 10000 CPU, and there are" in done.stderr
+    assert "it would wait for ever" in done.stderr

@@ -6,8 +6,8 @@ Plain values, no MLflow in here: the same folders give the same values, on any m
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.schemes.denoise import Denoise
 from fewscan.experiments.spec import (
     PROTOCOL,
-    Finetune,
     Imported,
     Pretrain,
     Score,
@@ -81,13 +80,13 @@ class MlflowRun:
     """Losses by step, as far as a checkpoint covers them, oldest first."""
     usage: tuple[Point, ...]
     """What it took of its machine, oldest first; empty if that was not asked for."""
-    results: tuple[Point, ...]
+    results: tuple[Point, ...] = ()
     """The final numbers, at the label counts that they stand for."""
-    files: tuple[Path, ...]
+    files: tuple[Path, ...] = ()
     """What a finished run left for people to read."""
-    model: Path | None
+    model: Path | None = None
     """The weights that validation chose, once the run is finished."""
-    model_facts: dict[str, Any]
+    model_facts: dict[str, Any] = field(default_factory=dict)
     """What must be known to use the model on a new scan: logged with it, as its metadata. Empty
     without a model."""
 
@@ -107,30 +106,35 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> MlflowRun
     folder = plan.folder_of(run)
     events = folder.committed_events()
     begun_ms = _begun_ms(folder, events)
-    result = Result.read(folder) if state == "finished" else None
-    trained = _trained(run, folder) if result else None
-    error = _error(folder) if state == "failed" else {}
     last_ms = milliseconds(events[-1].time) if events else begun_ms
+    error = _error(folder) if state == "failed" else {}
     ended_ms = milliseconds(error["time"]) if error else last_ms
-    return MlflowRun(
+    tags = _identity(run, folder) | _attempts(events)
+    tags[BEGUN] = str(milliseconds(events[0].time) if events else begun_ms)
+    if error:
+        first_line = error["message"].partition("\n")[0]
+        tags[ERROR] = f"{error['kind']}: {first_line}"[:TAG_LENGTH]
+    view = MlflowRun(
         run_id=run.run_id,
         name=_name(run),
         status=status,
         begun_ms=begun_ms,
         ended_ms=None if status in LIVE else ended_ms,
         params=_params(run),
-        tags={
-            **_identity(run, folder),
-            **_attempts(events),
-            **_first_line(error),
-            BEGUN: str(milliseconds(events[0].time) if events else begun_ms),
-        },
+        tags=tags,
         learning=tuple(learning_curves(events)),
         usage=tuple(usage_curves(folder.usage_samples())),
-        results=tuple(_results(plan, run, result, events, last_ms)),
-        files=tuple(f for f in (folder.result, folder.cases) if result and f.exists()),
+    )
+    if state != "finished":
+        return view
+    result, trained = Result.read(folder), _trained(run, folder)
+    more = {SECONDS: events[-1].seconds if events else None, LABEL_COUNT: _label_count(run)}
+    return replace(
+        view,
+        results=tuple(final_numbers(result, more, _stands_for(plan, run), last_ms)),
+        files=tuple(file for file in (folder.result, folder.cases) if file.exists()),
         model=trained.model if trained else None,
-        model_facts=_model_facts(plan, run, trained, result) if trained and result else {},
+        model_facts=_model_facts(plan, run, trained, result) if trained else {},
     )
 
 
@@ -139,8 +143,7 @@ def _name(run: PlannedRun) -> str:
     place = run.place
     if place.labels is None:
         return run.name
-    scans = "scan" if place.labels == 1 else "scans"
-    cell = f"{place.labels} {scans} · seed {place.seed} · {place.arm.key} · {place.target}"
+    cell = f"{place.scans} · seed {place.seed} · {place.arm.key} · {place.target}"
     return cell if run.kind == Score.kind else f"{cell} · training"
 
 
@@ -199,26 +202,6 @@ def _error(folder: RunFolder) -> dict[str, Any]:
         return {}
 
 
-def _first_line(error: dict[str, Any]) -> dict[str, str]:
-    if not error:
-        return {}
-    line = str(error["message"]).partition("\n")[0]
-    return {ERROR: f"{error['kind']}: {line}"[:TAG_LENGTH]}
-
-
-def _results(
-    plan: Plan,
-    run: PlannedRun,
-    result: Result | None,
-    events: Sequence[Event],
-    ended_ms: int,
-) -> Iterator[Point]:
-    if result:
-        seconds = events[-1].seconds if events else None
-        more = {SECONDS: seconds, LABEL_COUNT: _label_count(run)}
-        yield from final_numbers(result, more, _stands_for(plan, run), ended_ms)
-
-
 def _label_count(run: PlannedRun) -> int | None:
     """0 for the unsupervised score, which uses none; None for a pre-training."""
     unsupervised = run.place.arm.kind == "unsupervised"
@@ -236,19 +219,17 @@ def _stands_for(plan: Plan, run: PlannedRun) -> list[int]:
 def _trained(run: PlannedRun, folder: RunFolder) -> RunFolder | None:
     """The folder whose model is logged on the finished run; None: no model belongs there.
 
-    On a score's the one that was scored: there stand its numbers and its threshold.
+    A pre-training's is on its own run. A fine-tuning's is on that of its score: there stand its
+    numbers and its threshold.
     """
     match run.spec:
-        case Finetune():
-            return None
-        case Score(parents=(parent,)):
-            learnt_labels = run.place.labels is not None  # else the pre-training's row has it
-            return folder.sibling(parent) if learnt_labels else None
-        case Score():
-            return None
-        case Imported():
-            return folder if folder.model.exists() else None
-    return folder
+        case Pretrain():
+            return folder
+        case Imported() if folder.model.exists():
+            return folder
+        case Score(parents=(parent,)) if run.place.labels is not None:
+            return folder.sibling(parent)
+    return None
 
 
 def _model_facts(plan: Plan, run: PlannedRun, trained: RunFolder, result: Result) -> dict[str, Any]:

@@ -5,9 +5,8 @@ kill between two requests can leave a run that is not found again.
 """
 
 import hashlib
-import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,11 +92,11 @@ class MlflowStudy:
         self.set_status(sent, wanted.status, wanted.ended_ms)
         return sent
 
-    def set_status(self, sent: Sent, status: str, ended_ms: int | None) -> None:
-        """Set the status, and with a final one the time of the end."""
+    def set_status(self, sent: Sent, status: str, ended_ms: int | None = None) -> None:
+        """Set the status, and with a final one the time of the end; None: now."""
         if sent.status == status:
             return
-        if ended_ms is None:
+        if status in LIVE:
             self.client.update_run(sent.mlflow_id, status)
         else:
             self.client.set_terminated(sent.mlflow_id, status, ended_ms)
@@ -126,18 +125,16 @@ class MlflowStudy:
         sent.params = wanted.params
         sent.tags |= {**new_tags, DIGEST: wanted.digest}
 
-    def log_report(self, folder: Path, files: Sequence[Path]) -> None:
-        """Put files of `folder` under "report/" on the study's run, unless they are there."""
+    def log_report(self, folder: Path) -> None:
+        """Put the files of `folder` under "report/" on the study's run, unless they are there."""
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
         content = hashlib.sha256()
         for file in files:
             content.update(str(file.relative_to(folder)).encode() + file.read_bytes())
-        if self.parent.tags.get(REPORT) == content.hexdigest():
-            return
-        for file in files:
-            place = Path("report") / file.relative_to(folder).parent
-            self.client.log_artifact(self.parent.mlflow_id, str(file), str(place))
-        self.client.set_tag(self.parent.mlflow_id, REPORT, content.hexdigest())
-        self.parent.tags[REPORT] = content.hexdigest()
+        if files and self.parent.tags.get(REPORT) != content.hexdigest():
+            self.client.log_artifacts(self.parent.mlflow_id, str(folder), "report")
+            self.client.set_tag(self.parent.mlflow_id, REPORT, content.hexdigest())
+            self.parent.tags[REPORT] = content.hexdigest()
 
     def _find(self) -> dict[str, Sent]:
         """The runs of this study, by the id of their spec."""
@@ -183,7 +180,7 @@ class MlflowStudy:
         """Runs that the study no longer asks for do not go on."""
         for run_id, sent in self.children.items():
             if run_id not in run_ids and sent.status in LIVE:
-                self.set_status(sent, "KILLED", now_ms())
+                self.set_status(sent, "KILLED")
 
 
 def reported_run(client: MlflowClient, experiment: Experiment, study_id: str) -> str | None:
@@ -191,10 +188,6 @@ def reported_run(client: MlflowClient, experiment: Experiment, study_id: str) ->
     wanted = f"tags.`{STUDY_ID}` = '{study_id}' and tags.`{REPORT}` LIKE '%'"
     found = client.search_runs([experiment.experiment_id], wanted, max_results=1)
     return str(found[0].info.run_id) if found else None
-
-
-def now_ms() -> int:
-    return round(time.time() * 1000)
 
 
 def _as_sent(run: Run) -> Sent:

@@ -20,8 +20,7 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.models import Model, infer_signature
 
 from fewscan.experiments.checkpoint import load_model
 from fewscan.experiments.unet import UNet
@@ -58,13 +57,19 @@ def log_model(
     if any(model.status == LoggedModelStatus.READY for model in found):
         return
     network = load_model(run.model)
-    logged = found[0] if found else _create(client, experiment_id, mlflow_id, run)
+    logged = next(iter(found), None) or client.create_logged_model(
+        experiment_id,
+        name=NAME,
+        source_run_id=mlflow_id,
+        tags={RUN_ID: run.run_id},
+        params=run.params,
+        model_type=MODEL_TYPE,
+    )
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / NAME
-        code = _copy_code(Path(temporary))
-        _save(folder, network, logged, mlflow_id, run.model_facts, code)
+        _save(folder, network, logged, run.model_facts)
         client.log_model_artifacts(logged.model_id, str(folder))
-    _link(client, mlflow_id, logged, run, dataset)
+    _link(client, logged, run, dataset)
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
 
@@ -92,19 +97,6 @@ def logged_models(client: MlflowClient, experiment_id: str, mlflow_id: str) -> l
     return list(client.search_logged_models([experiment_id], f"source_run_id = '{mlflow_id}'"))
 
 
-def _create(
-    client: MlflowClient, experiment_id: str, mlflow_id: str, run: MlflowRun
-) -> LoggedModel:
-    return client.create_logged_model(
-        experiment_id,
-        name=NAME,
-        source_run_id=mlflow_id,
-        tags={RUN_ID: run.run_id},
-        params=run.params,
-        model_type=MODEL_TYPE,
-    )
-
-
 def _copy_code(folder: Path) -> str:
     """A package `fewscan` of these modules alone."""
     for name in MODULES:
@@ -116,15 +108,10 @@ def _copy_code(folder: Path) -> str:
     return str(folder / "fewscan")
 
 
-def _save(
-    folder: Path,
-    network: UNet,
-    logged: LoggedModel,
-    mlflow_id: str,
-    facts: dict[str, Any],
-    code: str,
-) -> None:
+def _save(folder: Path, network: UNet, logged: LoggedModel, facts: dict[str, Any]) -> None:
     shape, size = network.shape, facts["slice_size"]
+    images_NCHW = np.full((1, shape.in_channels, size, size), GREY, np.float32)
+    maps_NKHW = np.zeros((1, shape.out_channels, size, size), np.float32)
     mlflow.pytorch.save_model(
         network.float(),
         folder,
@@ -132,24 +119,20 @@ def _save(
             artifact_path=logged.artifact_location,
             model_uuid=logged.model_id,
             model_id=logged.model_id,
-            run_id=mlflow_id,
+            run_id=logged.source_run_id,
             metadata=facts,
         ),
-        signature=ModelSignature(
-            Schema([TensorSpec(np.dtype(np.float32), (-1, shape.in_channels, size, size))]),
-            Schema([TensorSpec(np.dtype(np.float32), (-1, shape.out_channels, size, size))]),
-        ),
-        input_example=np.full((1, shape.in_channels, size, size), GREY, np.float32),
-        code_paths=[code],
+        signature=infer_signature(images_NCHW, maps_NKHW),
+        input_example=images_NCHW,
+        code_paths=[_copy_code(folder.parent)],
         pip_requirements=REQUIREMENTS,
         serialization_format="pickle",  # a traced graph could not be trained further, nor moved
     )
 
 
-def _link(
-    client: MlflowClient, mlflow_id: str, logged: LoggedModel, run: MlflowRun, dataset: Dataset
-) -> None:
+def _link(client: MlflowClient, logged: LoggedModel, run: MlflowRun, dataset: Dataset) -> None:
     """Show the model on the run's page, and the run's results on the model's."""
+    mlflow_id = logged.source_run_id
     outputs = client.get_run(mlflow_id).outputs
     if logged.model_id not in [o.model_id for o in (outputs.model_outputs if outputs else [])]:
         step = run.model_facts.get("best_step") or 0

@@ -6,10 +6,8 @@ chose each checkpoint, on the same validation slices for all of them. The test s
 
 import math
 
-from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from fewscan.experiments.results import Result
 from fewscan.harness.plan import Plan, PlannedRun
@@ -40,11 +38,8 @@ def register_best(study: MlflowStudy, plan: Plan, name: str) -> dict[str, str]:
 
 def best_runs(plan: Plan) -> dict[str, PlannedRun]:
     """Target → the score of the finished fine-tuning with the lowest validation loss."""
-    finished = [
-        run
-        for run in plan.grid
-        if len(run.parents) == 1 and plan.folder_of(run).result.exists()  # of several: no one model
-    ]
+    single = [run for run in plan.grid if len(run.parents) == 1]  # of several there is no one model
+    finished = [run for run in single if plan.folder_of(run).result.exists()]
     best: dict[str, PlannedRun] = {}
     for run in sorted(finished, key=lambda run: validation_loss(plan, run)):
         best.setdefault(str(run.place.target), run)
@@ -60,7 +55,12 @@ def validation_loss(plan: Plan, score: PlannedRun) -> float:
 
 def _register(study: MlflowStudy, name: str, run: PlannedRun, plan: Plan) -> str:
     client = study.client
-    _ensure_name(client, name, plan)
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(
+            name,
+            description=f"The best models of the fewscan study {plan.study.name!r}, chosen by "
+            f"their loss on the validation split; the alias `{ALIAS}` is the last choice.",
+        )
     versions = client.search_model_versions(f"name = '{name}'")
     known = [version for version in versions if version.tags.get(RUN_ID) == run.run_id]
     version = known[0] if known else _create_version(study, name, run, plan)
@@ -68,25 +68,10 @@ def _register(study: MlflowStudy, name: str, run: PlannedRun, plan: Plan) -> str
     return f"models:/{name}@{ALIAS}"
 
 
-def _ensure_name(client: MlflowClient, name: str, plan: Plan) -> None:
-    try:
-        client.create_registered_model(
-            name,
-            description=f"The best models of the fewscan study {plan.study.name!r}, chosen by "
-            f"their loss on the validation split; the alias `{ALIAS}` is the last choice.",
-        )
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
 def _create_version(study: MlflowStudy, name: str, run: PlannedRun, plan: Plan) -> ModelVersion:
     sent = study.children[run.run_id]
-    (model,) = [
-        m
-        for m in logged_models(study.client, study.experiment_id, sent.mlflow_id)
-        if m.status == LoggedModelStatus.READY
-    ]
+    models = logged_models(study.client, study.experiment_id, sent.mlflow_id)
+    (model,) = [it for it in models if it.status == LoggedModelStatus.READY]
     loss = validation_loss(plan, run)
     return study.client.create_model_version(
         name,

@@ -6,7 +6,7 @@ their sources, as it is documented nowhere). A UI that does not know them shows 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -83,24 +83,24 @@ def report_page(experiment_id: str, parent: str) -> str:
 
 def saved_views(plan: Plan, study_id: str) -> tuple[SavedView, ...]:
     """For each target the label-efficiency curve; then the table of all runs."""
-    return tuple(_views(plan, study_id[:8]))
-
-
-def _views(plan: Plan, study: str) -> Iterator[SavedView]:
-    for target in plan.study.finetune.targets:
-        yield SavedView(
+    study = study_id[:8]
+    curves = [
+        SavedView(
             key=f"{target}-{study}",
             name=f"{plan.study.name}: {target}, by number of labelled scans",
             mode="CHART",
             state=_curve(target, study),
         )
-    yield SavedView(
+        for target in plan.study.finetune.targets
+    ]
+    table = SavedView(
         key=f"runs-{study}",
         name=f"{plan.study.name}: all runs",
         mode="TABLE",
         state=_search(f"tags.{STUDY} = '{study}'")
         | _table(("arm", "target", "label_count", "seed"), ALL_RUNS_METRICS),
     )
+    return (*curves, table)
 
 
 def _curve(target: Target, study: str) -> dict[str, Any]:

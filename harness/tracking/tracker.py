@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 from mlflow.exceptions import RestException
 
@@ -27,7 +29,7 @@ from fewscan.harness.tracking.mlflow_run import (
     Statuses,
     view_of,
 )
-from fewscan.harness.tracking.mlflow_study import MlflowStudy, now_ms, reported_run, study_identity
+from fewscan.harness.tracking.mlflow_study import MlflowStudy, reported_run, study_identity
 from fewscan.harness.tracking.registry import register_best
 from fewscan.harness.tracking.saved_views import report_page, saved_views
 from fewscan.harness.tracking.stores import (
@@ -50,10 +52,6 @@ Progress = Callable[[int, int], None]
 """Receives how many runs of how many have been looked at."""
 
 
-def silent(done: int, total: int) -> None:
-    """Receives it and does nothing."""
-
-
 class Tracker:
     """The one writer of a study's MLflow view.
 
@@ -61,10 +59,12 @@ class Tracker:
     else MLFLOW_TRACKING_URI, else a SQLite file in the study's folder.
     """
 
-    def __init__(self, plan: Plan, uri: str | None = None, progress: Progress = silent) -> None:
+    def __init__(
+        self, plan: Plan, uri: str | None = None, progress: Progress | None = None
+    ) -> None:
         self.plan = plan
         self.uri = tracking_uri(plan, uri)
-        self._progress = progress
+        self._progress = progress or (lambda done, total: None)
         self._study: MlflowStudy | None = None
         self._changing: set[str] = set()
 
@@ -85,11 +85,8 @@ class Tracker:
 
     def log_report(self) -> None:
         """Put the study's report on its parent run, in place of an older one."""
-        folder = self.plan.folder.report
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
-        if files:
-            with self._connected() as study:
-                study.log_report(folder, files)
+        with self._connected() as study:
+            study.log_report(self.plan.folder.report)
 
     def close(self, finished: bool) -> None:
         """A last pass, after the sweep: what is neither finished nor failed is KILLED."""
@@ -117,8 +114,7 @@ class Tracker:
         with self._connected() as study:
             runs = list(_runs(self.plan, only if looked_before else None))
             problems = list(self._send_changes(study, runs, statuses, time.monotonic() + within_s))
-            ended_ms = None if parent_status == "RUNNING" else now_ms()
-            study.set_status(study.parent, parent_status, ended_ms)
+            study.set_status(study.parent, parent_status)
         if problems:
             raise TrackingError(
                 "some runs could not be shown:\n" + "\n".join(f"    {p}" for p in problems),
@@ -160,20 +156,21 @@ class Tracker:
         try:
             with explained(self.uri):
                 if self._study is None:
-                    self._study = self._connect()
+                    client = make_client(self.uri)
+                    experiment = study_experiment(client, self.plan, self.uri)
+                    self._study = MlflowStudy(client, experiment, self.plan)
                     self._study.end_others({run.run_id for run, _ in _runs(self.plan)})
                 yield self._study
         except BaseException:
             self._study = None
             raise
 
-    def _connect(self) -> MlflowStudy:
-        client = make_client(self.uri)
-        return MlflowStudy(client, study_experiment(client, self.plan, self.uri), self.plan)
-
 
 def sync(
-    plan: Plan, uri: str | None = None, register: str | None = None, progress: Progress = silent
+    plan: Plan,
+    uri: str | None = None,
+    register: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, str]:
     """Bring MLflow up to date from the folders, report included.
 
@@ -186,10 +183,10 @@ def sync(
     return tracker.register_best(register) if register else {}
 
 
-def serve_ui(plan: Plan, host: str = "127.0.0.1", port: int | None = None) -> None:
+def serve_ui(plan: Plan, port: int | None = None) -> None:
     """Serve the study's store in MLflow's UI until Ctrl-C; if a server has it, say where.
 
-    Raises `TrackingError` if nothing has been tracked yet or the server does not start.
+    Raises `TrackingError` if nothing has been tracked yet or the port is taken.
     """
     uri = tracking_uri(plan)
     with explained(uri):
@@ -205,7 +202,8 @@ def serve_ui(plan: Plan, host: str = "127.0.0.1", port: int | None = None) -> No
         for name, page in pages.items():
             print(f"{name}\n    {without_password(uri)}{page}")
     else:
-        serve(uri, pages, host, port)
+        artifacts = Path(unquote(urlparse(experiment.artifact_location).path))
+        serve(uri, artifacts, pages, port)
 
 
 def _catch_up(plan: Plan, uri: str) -> None:
@@ -237,13 +235,10 @@ def _runs(
         yield run, plan.folder_of(run)
 
 
-def _stamps(folder: RunFolder) -> Iterator[tuple[int, int] | None]:
+def _stamps(folder: RunFolder) -> Iterator[tuple[str, int, int]]:
     """What changes whenever one of the files that an `MlflowRun` is made from is written."""
     files = (folder.spec, folder.events, folder.usage, folder.error, folder.result, folder.model)
     for file in files:
-        try:
+        with suppress(FileNotFoundError):
             status = file.stat()
-        except FileNotFoundError:
-            yield None
-        else:
-            yield status.st_size, status.st_mtime_ns
+            yield file.name, status.st_size, status.st_mtime_ns

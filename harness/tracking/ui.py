@@ -1,145 +1,190 @@
-"""MLflow's own server on a study's store, as a child of this process."""
+"""MLflow's own pages on a study's store, served by this process, for this user alone.
+
+A port of 127.0.0.1 is open to every user of the machine, and MLflow asks nobody who he is. So its
+application runs behind a gate: every address begins with a secret that the printed links hold; it
+shows and changes nothing (no run, no experiment, no place of artifacts); and it gives out files of
+the study's own artifacts alone. There is no other process: with this one, the server ends.
+"""
 
 import hashlib
+import logging
 import os
-import signal
+import re
+import secrets
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from tempfile import TemporaryFile
-from typing import IO
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlparse
+
+import uvicorn
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from fewscan.storage.errors import TrackingError
 
-START_WITHIN_S = 120.0
-END_WITHIN_S = 10.0
+HOST = "127.0.0.1"
 PORTS = range(20_000, 30_000)
 """Below those that the system hands out by itself."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SECRET_BYTES = 24
+SERVER_SETTINGS = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of no use for looking at runs
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+STORE_VARIABLES = ("_MLFLOW_SERVER_FILE_STORE", "_MLFLOW_SERVER_REGISTRY_STORE")
+"""From which MLflow's application learns its store; `mlflow server` sets them."""
+READ_BY_POST = re.compile(
+    r"/graphql|/(ajax-)?api/[23]\.0/mlflow/[a-z/-]+/(search|search-datasets|metrics|batchGetInfos)"
+)
+"""Questions that MLflow takes as POST, because their filters are long."""
+NOT_FOR_LOOKING = re.compile(
+    r"/(assistant|gateway|mcp|jobs|scorers?|webhooks|mlflow-artifacts|get-trace-artifact)\b"
+)
+"""Parts of MLflow for language models: they call other servers, or hold files and passwords."""
+FILES = re.compile(r"/(get-artifact|artifacts/(list|files|directories))$")
+LOGGED_MODEL = re.compile(r"/logged-models/([\w-]+)/")
+
+App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
+"""An ASGI application."""
 
 
-def serve(uri: str, pages: Mapping[str, str], host: str, port: int | None) -> None:
+def serve(uri: str, artifacts: Path, pages: Mapping[str, str], port: int | None) -> None:
     """Serve the store at `uri` and print the address of each page, until Ctrl-C or SIGTERM.
 
-    `pages` go from a name to what follows the server's address. Raises `TrackingError` if the
-    server does not start, or ends by itself.
+    `pages` go from a name to what follows the server's address. `artifacts` is the folder whose
+    files may be seen. Raises `TrackingError` if the port is taken.
     """
-    port = free_port(host, port) if port else usual_port(host, uri)
-    with (
-        TemporaryFile("w+") as log,
-        _sigterm_is_ctrl_c(),
-        suppress(KeyboardInterrupt),
-        _server(uri, host, port, log) as child,
-    ):
-        _wait_until_up(child, host, port, log)
+    secret = secrets.token_urlsafe(SECRET_BYTES)
+    with listening(port) if port else listening_as_ever(uri) as listener:
+        gate = Gate(application(uri), secret, StudyFiles(MlflowClient(uri), artifacts))
         for name, page in pages.items():
-            print(f"{name}\n    http://{_reachable(host)}:{port}{page}")
-        print("Ctrl-C ends it", flush=True)
-        child.wait()
-        raise _ended(child, log)
+            print(f"{name}\n    http://{HOST}:{listener.getsockname()[1]}/{secret}{page}")
+        print("Whoever has a link gets in. Ctrl-C ends it", flush=True)
+        uvicorn.Server(uvicorn.Config(gate, log_level="error")).run([listener])
 
 
-def usual_port(host: str, uri: str) -> int:
-    """The same port for the same store if it is free: a browser keeps its settings by address."""
+def application(uri: str) -> App:
+    """MLflow's, on the store at `uri`."""
+    os.environ.update(SERVER_SETTINGS | dict.fromkeys(STORE_VARIABLES, uri))
+    from mlflow.server.fastapi_app import app
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    wrapped: App = app
+    return wrapped
+
+
+def listening_as_ever(uri: str) -> socket.socket:
+    """On the same port for the same store if it is free: a browser keeps settings by address."""
     usual = PORTS.start + int(hashlib.sha256(uri.encode()).hexdigest(), 16) % len(PORTS)
     try:
-        return free_port(host, usual)
+        return listening(usual)
     except TrackingError:
-        return free_port(host)
+        return listening()
 
 
-def free_port(host: str, wanted: int | None = None) -> int:
-    """The wanted port, or any, that nobody listens on. Raises `TrackingError` if it is taken."""
+def listening(port: int = 0) -> socket.socket:
+    """On this port, or any. Raises `TrackingError` if somebody else has it."""
     try:
-        with socket.create_server((host, wanted or 0)) as probe:
-            return int(probe.getsockname()[1])
+        return socket.create_server((HOST, port))
     except OSError as error:
         raise TrackingError(
             f"cannot listen there: {error}",
-            where=f"{host}, port {wanted or 'any'}",
-            expected="an address of this machine and a free port",
+            where=f"{HOST}, port {port or 'any'}",
+            expected="a free port",
             remedy="choose another --port, or none: a free one is found",
         ) from error
 
 
-@contextmanager
-def _server(uri: str, host: str, port: int, log: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The server in a session of its own, so that it can be ended with all its processes."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", host, "--port", str(port), "--workers", "1", *_allowed_hosts(host)]
-    # Neither its job runners nor its telemetry are of use for looking at runs.
-    environment = os.environ | {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    child = subprocess.Popen(
-        command, stdout=log, stderr=log, env=environment, start_new_session=True
-    )
-    try:
-        yield child
-    finally:
-        _end(child)
+class StudyFiles:
+    """Which files may be given out: those below the study's artifacts, whatever the store says."""
 
+    def __init__(self, client: MlflowClient, artifacts: Path) -> None:
+        self._client = client
+        self._artifacts = artifacts.resolve()
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+    def may_be_seen(self, path: str, query: Mapping[str, str]) -> bool:
+        """Whether what the request asks for lies there, links followed."""
         try:
-            os.killpg(child.pid, signal_number)
-            child.wait(END_WITHIN_S)
-        except ProcessLookupError:
+            place = urlparse(self._place(path, query))
+        except MlflowException:
+            return False
+        if place.scheme != "file":
+            return False
+        wanted = Path(unquote(place.path)) / query.get("path", query.get("artifact_file_path", ""))
+        return wanted.resolve().is_relative_to(self._artifacts)
+
+    def _place(self, path: str, query: Mapping[str, str]) -> str:
+        """The artifacts' URI of the run, model or version that a request is about."""
+        if model := LOGGED_MODEL.search(path):
+            return str(self._client.get_logged_model(model[1]).artifact_location)
+        if "name" in query and "version" in query:
+            version = self._client.get_model_version(query["name"], query["version"])
+            return str(version.source)
+        run_id = query.get("run_uuid") or query.get("run_id") or ""
+        return str(self._client.get_run(run_id).info.artifact_uri)
+
+
+class Gate:
+    """In front of an application: who may ask, what may be asked, which files are given out."""
+
+    def __init__(self, app: App, secret: str, files: StudyFiles) -> None:
+        self._app = app
+        self._secret = secret
+        self._files = files
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """One request, as ASGI has it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
             return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def _allowed_hosts(host: str) -> list[str]:
-    """The server refuses names it does not know, and by itself knows this machine's only as
-    localhost and as private addresses."""
-    if host in LOOPBACK:
-        return []
-    names = {host, socket.gethostname(), socket.getfqdn(), "localhost", "127.0.0.1"}
-    return ["--allowed-hosts", ",".join(sorted(f"{n}{p}" for n in names for p in ("", ":*")))]
-
-
-def _reachable(host: str) -> str:
-    return socket.getfqdn() if host == "0.0.0.0" else host
-
-
-def _wait_until_up(child: subprocess.Popen[bytes], host: str, port: int, log: IO[str]) -> None:
-    own = "127.0.0.1" if host == "0.0.0.0" else host
-    deadline = time.monotonic() + START_WITHIN_S
-    while time.monotonic() < deadline and child.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://{own}:{port}/health", timeout=1).close()
-        except (OSError, urllib.error.URLError):
-            time.sleep(0.1)
-        else:
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000})
             return
-    raise _ended(child, log)
+        given, slash, rest = scope["path"].removeprefix("/").partition("/")
+        if not secrets.compare_digest(given.encode(), self._secret.encode()):
+            await _refuse(send, 401, "the address lacks the secret of the link that was printed")
+            return
+        path = slash + rest
+        if not path:  # or the page would ask for its parts beside the secret
+            await _redirect(send, f"/{self._secret}/")
+            return
+        why_not = self._objection(scope["method"], path, scope["query_string"].decode())
+        if why_not:
+            await _refuse(send, 403, why_not)
+            return
+        scope = {**scope, "path": path, "raw_path": path.encode()}
+        await self._app(scope, receive, _without_referrer(send))
+
+    def _objection(self, method: str, path: str, query: str) -> str | None:
+        reads = method in ("GET", "HEAD") or (method == "POST" and READ_BY_POST.fullmatch(path))
+        if not reads or NOT_FOR_LOOKING.search(path):
+            return "this server shows a study and changes nothing; the run folders are the truth"
+        asked = {name: values[-1] for name, values in parse_qs(query).items()}
+        if FILES.search(path) and not self._files.may_be_seen(path, asked):
+            return "only the study's own artifacts can be seen here"
+        return None
 
 
-def _ended(child: subprocess.Popen[bytes], log: IO[str]) -> TrackingError:
-    log.seek(0)
-    tail = "\n".join(f"    {line}" for line in log.read().splitlines()[-15:])
-    return TrackingError(
-        f"the MLflow server ended (exit code {child.poll()}) or did not start:\n{tail}",
-        where=" ".join(map(str, child.args)) if isinstance(child.args, list) else None,
-        expected=f"a server that answers within {START_WITHIN_S:.0f} s",
-        remedy="see above; if the database is of another MLflow version, delete it and run "
-        "`fewscan sync STUDY`",
-    )
+async def _refuse(send: Any, status: int, why: str) -> None:
+    body = f"{why}\n".encode()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
-@contextmanager
-def _sigterm_is_ctrl_c() -> Iterator[None]:
-    """So that whoever ends this process ends the server as well."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+async def _redirect(send: Any, place: str) -> None:
+    headers = [(b"location", place.encode()), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 307, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _without_referrer(send: Any) -> Any:
+    """The page tells no other site the address from which a link was followed."""
+
+    async def sent(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", []), (b"referrer-policy", b"no-referrer")]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return sent

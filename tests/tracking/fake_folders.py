@@ -2,10 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,6 +31,7 @@ from fewscan.experiments.unet import UNet
 from fewscan.harness.arms import Arm, Place
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.study import Finetuning, Study
+from fewscan.harness.tracking.ui import SERVER_SETTINGS
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.splits import Split
 
@@ -36,7 +40,6 @@ SIZE = 16
 T0 = 1_700_000_000.0
 TRAINING = Training(iterations=30, validate_every=10)
 NETWORK = Network(width=2, depth=2)
-ROOT = Path(__file__).parents[2]
 
 
 def make_plan(folder: Path, name: str = "a study") -> Plan:
@@ -181,22 +184,51 @@ def mlflow_id(plan: Plan, index: int) -> str:
     return str(run.info.run_id)
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def mlflow_server(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """The server of `fewscan ui` on a store, ready; ended, with all its processes, afterwards."""
+    """A server of MLflow's own, as a laboratory has one; ended afterwards."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    server = subprocess.Popen(
+        [*command, "--port", str(port), "--workers", "1"],
+        cwd=Path(uri.removeprefix("sqlite:///")).parent,  # where artifacts go by default
+        env=os.environ | SERVER_SETTINGS,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(600):
+            with suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                break
+            time.sleep(0.2)
+        yield server
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(30)
+
+
+@contextmanager
+def ui_server(uri: str, artifacts: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The server of `fewscan ui` on a store: the address of its pages; ended afterwards."""
     script = (
-        f"from fewscan.harness.tracking.ui import serve; serve({uri!r}, {{}}, '127.0.0.1', {port})"
+        "import sys; from pathlib import Path; from fewscan.harness.tracking.ui import serve; "
+        "serve(sys.argv[1], Path(sys.argv[2]), {'page': '/'}, None)"
     )
     server = subprocess.Popen(
-        [sys.executable, "-c", script],
-        cwd=Path(uri.removeprefix("sqlite:///")).parent,  # where artifacts go by default
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
+        [sys.executable, "-P", "-c", script, uri, str(artifacts)], stdout=subprocess.PIPE, text=True
     )
     try:
         assert server.stdout is not None
-        assert server.stdout.readline() == b"Ctrl-C ends it\n"
-        yield server
+        assert server.stdout.readline() == "page\n"
+        address = server.stdout.readline().strip().rstrip("/")
+        assert server.stdout.readline().endswith("Ctrl-C ends it\n")
+        yield address, server
     finally:
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0
+        server.wait(30)

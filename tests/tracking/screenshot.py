@@ -7,12 +7,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from fake_folders import mlflow_server
+from fake_folders import ui_server
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from fewscan.harness.plan import load_plan
-from fewscan.harness.tracking import ui
 from fewscan.harness.tracking.mlflow_study import study_identity
 from fewscan.harness.tracking.saved_views import saved_views
 from fewscan.harness.tracking.stores import tracked_experiment, tracking_uri
@@ -29,14 +28,16 @@ def take(study: Path, out: Path) -> None:
     uri = tracking_uri(plan)
     view = saved_views(plan, study_identity(plan)[0])[0]
     page_path = view.page(str(tracked_experiment(plan, uri).experiment_id))
-    port = ui.free_port("127.0.0.1")
-    with mlflow_server(uri, port), sync_playwright() as playwright:
+    with (
+        ui_server(uri, plan.folder.mlflow_artifacts) as (address, _),
+        sync_playwright() as playwright,
+    ):
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
         page = browser.new_page(viewport={"width": 1500, "height": 800})
         page.add_init_script(SEEN_BEFORE)
-        page.goto(f"http://127.0.0.1:{port}{page_path}")
+        page.goto(address + page_path)
         page.wait_for_function(DRAWN, timeout=120_000)
         page.wait_for_timeout(2000)  # the charts fade in
         page.screenshot(path=out)

@@ -9,13 +9,12 @@ from typing import Any
 
 import debian
 import pytest
-from fake_folders import mlflow_server
+from fake_folders import ui_server
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from fewscan.experiments.results import Result
 from fewscan.harness.plan import Plan, load_plan
-from fewscan.harness.tracking import ui
 from fewscan.harness.tracking.mlflow_study import study_identity
 from fewscan.harness.tracking.saved_views import report_page, saved_views
 from fewscan.harness.tracking.tracker import sync
@@ -56,9 +55,9 @@ def address(
     database = tmp_path_factory.mktemp("browser") / "mlflow.db"
     shutil.copy(empty_database, database)
     sync(plan, f"sqlite:///{database}")
-    port = ui.free_port("127.0.0.1")
-    with mlflow_server(f"sqlite:///{database}", port):
-        yield f"http://127.0.0.1:{port}"
+    artifacts = database.with_name(plan.folder.mlflow_artifacts.name)
+    with ui_server(f"sqlite:///{database}", artifacts) as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_folders import mlflow_server, shown
+from fake_folders import free_port, mlflow_server, shown
 from rich.console import Console
 from tiny import run_in_process
 
@@ -18,7 +18,6 @@ from fewscan.harness import sweep as sweeping
 from fewscan.harness.plan import Plan, PlannedRun, make_plan
 from fewscan.harness.study import Study
 from fewscan.harness.sweep import sweep
-from fewscan.harness.tracking import ui
 from fewscan.harness.tracking.tracker import Tracker
 
 SOON_S = 0.2
@@ -41,7 +40,7 @@ def tiny_plan(
 def test_a_server_is_stopped_and_started_during_a_sweep(
     tiny_plan: Plan, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = ui.free_port("127.0.0.1")
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     said = io.StringIO()
@@ -50,7 +49,9 @@ def test_a_server_is_stopped_and_started_during_a_sweep(
         shutil.copy(empty_database, uri.removeprefix("sqlite:///"))
     with ExitStack() as second:
 
-        def run_all(plan: Plan, on_offer: Callable[[str], object], stage: object) -> None:
+        def run_all(
+            plan: Plan, on_offer: Callable[[str], object], stage: object, *_: object
+        ) -> None:
             """What Ray does in a sweep, in this process; only the runs' places differ."""
             with mlflow_server(databases[0], port):
                 offer(plan, plan.runs[:1], on_offer)
@@ -81,7 +82,7 @@ def test_a_server_that_hangs_holds_up_neither_the_sweep_nor_its_progress(
         looks.append(time.monotonic())
         look(*arguments)  # type: ignore[arg-type]
 
-    def run_all(plan: Plan, on_offer: Callable[[str], object], stage: object) -> None:
+    def run_all(plan: Plan, on_offer: Callable[[str], object], stage: object, *_: object) -> None:
         offer(plan, plan.runs, on_offer)
         wait_until(lambda: "timed out" in said.getvalue())
 

@@ -7,11 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_folders import mlflow_server, shown
+from fake_folders import free_port, mlflow_server, shown
 from mlflow import MlflowClient
 
 from fewscan.harness.plan import load_plan
-from fewscan.harness.tracking import ui
 from fewscan.harness.tracking.tracker import sync
 
 
@@ -23,7 +22,7 @@ def test_a_sync_that_is_killed_goes_on_and_twice_is_once(
     for uri in (here, there):
         Path(uri.removeprefix("sqlite:///")).write_bytes(empty_database.read_bytes())
     sync(plan, here)
-    port = ui.free_port("127.0.0.1")
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     with mlflow_server(there, port):
         command = [sys.executable, "-m", "fewscan.harness.cli", "sync", str(finished_study)]
