@@ -7,7 +7,7 @@ from pathlib import Path
 import lab
 import pytest
 from conftest import MakeStudy
-from lab_study import SLURM, until
+from lab_study import SLURM
 
 from fewscan.slurm import Settings
 from fewscan.slurm.doctor import checks
@@ -51,26 +51,13 @@ def test_the_doctor_finds_the_lab_healthy(make_study: MakeStudy) -> None:
     assert {"clocks", "shared disk", "n1: shared disk"} <= {check.name for check in told}
 
 
-def test_a_shared_disk_that_is_full_ends_the_study_which_goes_on_when_there_is_room(
-    small_disk: Path, make_study: MakeStudy
-) -> None:
+def test_a_launch_on_a_full_disk_is_refused(small_disk: Path, make_study: MakeStudy) -> None:
+    """One that fills later is waited for; see `test_lab_monkey.py`."""
     study = make_study(disk=small_disk)
     lab.fill()
     with pytest.raises(DiskFullError, match="no space left"):
         study.launch()
-    lab.make_room()
-
-    study.launch()
-    study.until_training(3)
-    lab.fill()
-    study.until(lambda s: s.status().state in ("failed", "lost"))
-    until(lambda: not lab.states())
-    now = study.status()
-    assert any("disk is full" in each.text for each in now.failures), now
-
-    lab.make_room()
-    study.launch()
-    study.finish()
+    assert not lab.states()
 
 
 def test_a_folder_without_write_permission_is_named(make_study: MakeStudy) -> None:
