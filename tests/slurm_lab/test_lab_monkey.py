@@ -14,14 +14,14 @@ SEED = 1
 KINDS = (
     "preempt head",
     "kill head supervisor",
-    "requeue head",
+    "requeue worker",
     "power off",
-    "preempt worker",
     "kill driver",
     "kill run",
     "cut network",
     "full disk",
     "empty file",
+    "spoil file",
 )
 
 
