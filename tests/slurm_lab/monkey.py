@@ -63,6 +63,8 @@ LEAVES_WITHIN_S = 60.0
 LARGEST_LOSS_S = 60.0
 OVERLAP = 0.25
 """The share of disturbances that meet a study which has not recovered from the one before."""
+HALF = (".partial", ".tmp")
+"""How the names of half-written files end."""
 RECORDS, FAULTS = "disturbances.jsonl", "faults.txt"
 SETTINGS = {"early_deaths": 20}
 """Three heads lost within minutes are taken for a broken set-up; here they are not."""
@@ -462,10 +464,10 @@ def wrong_in_mlflow(study: LabStudy) -> Iterator[str]:
 
 def left_by(study: LabStudy) -> list[str]:
     """On the nodes, in the queue, and in the study's folder."""
-    partial = [str(path) for path in study.cluster.parent.rglob("*.partial")]
+    half = [str(path) for path in study.cluster.parent.rglob("*.*") if path.suffix in HALF]
     queue = lab.slurm("squeue", "--noheader", "--format=%i %j %T").splitlines()
     jobs = [f"job {line}" for line in queue if lab.TAKER not in line]
-    return [*lab.leftovers(), *jobs, *partial]
+    return [*lab.leftovers(), *jobs, *half]
 
 
 def append(file: Path, lines: Iterable[str]) -> None:
