@@ -17,6 +17,7 @@ NOTES = {
     "constraints.txt": "the versions that the tests run on",
     "docs/cluster.md": "for users of a Slurm cluster: study files, what happens when, troubles",
     "docs/performance.md": "where the time goes, and how to read the numbers",
+    "docs/reliability.md": "what a study on a cluster survives, tried at random",
     "docs/tour.md": "this page",
     "docs/demo.png": "the figure of the demo",
     "docs/mlflow.png": "a study in MLflow",

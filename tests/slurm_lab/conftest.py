@@ -72,6 +72,14 @@ def clean_nodes(slurm_lab: None) -> Iterator[None]:
 
 
 @pytest.fixture
+def small_disk(slurm_lab: None) -> Iterator[Path]:
+    """A shared disk of a few megabytes, empty again afterwards."""
+    yield lab.SMALL
+    for entry in lab.SMALL.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+@pytest.fixture
 def make_study(
     clean_nodes: None,
     tiny_document: dict[str, Any],

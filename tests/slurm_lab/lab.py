@@ -18,20 +18,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import debian
 
 from fewscan.slurm.processes import descendants
 
-ROOT = Path(
-    "/var/tmp/slurm_lab"
-)  # not in /tmp: the nodes have one each, and this is their shared disk
+# Not in /tmp: the nodes have one each, and this is their shared disk. Another place is another lab.
+ROOT = Path(os.environ.get("FEWSCAN_LAB", "/var/tmp/slurm_lab"))
 BIN = ROOT / "bin"
 CONF = ROOT / "etc" / "slurm.conf"
 SHARED = ROOT / "shared"
-SMALL = ROOT / "small"  # a small shared disk, for filling it up
-SMALL_MB = 24
+SMALL = ROOT / "small"  # a small shared disk, for filling and freezing it
+SMALL_MB = 64
+FILLER = SMALL / "filler"
+CLOCKS = SHARED / "clocks"  # a file a node: by how many seconds its clock is ahead
 NODES = ("n1", "n2", "n3")
 CONTROLLER = "ctl"
 ADDRESS = {CONTROLLER: "10.77.0.1", "n1": "10.77.0.11", "n2": "10.77.0.12", "n3": "10.77.0.13"}
@@ -41,6 +43,8 @@ CPUS = 4
 MEMORY_MB = 8000
 GRACE_S = 10
 UP_S = 60
+TAKER = "taker"
+"""Name of the jobs that take nodes."""
 
 SLURM_CONF = f"""
 ClusterName=lab
@@ -130,7 +134,7 @@ def up() -> None:
     _write_files()
     _make_network()
     _start_accounting()
-    _start_controller()
+    start_controller()
     for node in NODES:
         start_node(node)
     _await(
@@ -144,6 +148,7 @@ def down() -> None:
         kill_node(namespace)
         subprocess.run(["ip", "netns", "delete", _netns(namespace)], capture_output=True)
     _end(_daemons_outside())
+    thaw()
     subprocess.run(["umount", str(SMALL)], capture_output=True)
     shutil.rmtree(ROOT, ignore_errors=True)
 
@@ -165,6 +170,65 @@ def start_node(node: str) -> None:
 def kill_node(node: str) -> None:
     """The power goes: every process of `node`, slurmd first, gets SIGKILL at once."""
     _end(processes_of(node))
+
+
+def cut(node: str) -> None:
+    """Pull the cable of `node`: nothing comes in or goes out, and no connection is closed."""
+    _do("ip", "-n", _netns(CONTROLLER), "link", "set", node, "down")
+
+
+def plug_in(node: str) -> None:
+    """Undo `cut`."""
+    _do("ip", "-n", _netns(CONTROLLER), "link", "set", node, "up")
+
+
+def kill_controller() -> None:
+    """SIGKILL slurmctld; no command of Slurm is answered until `start_controller`."""
+    _end({p: line for p, line in processes_of(CONTROLLER).items() if "slurmctld" in line})
+
+
+def start_controller() -> None:
+    """Nothing happens if slurmctld runs. Raises `LabError` if it does not answer."""
+    if "slurmctld" not in " ".join(processes_of(CONTROLLER).values()):
+        _daemon(CONTROLLER, ["slurmctld", "-D", "-f", str(CONF)], "slurmctld")
+    _await("slurmctld", lambda: _succeeds("sinfo"))
+
+
+def fill() -> None:
+    """Write to the small disk until it is full."""
+    with suppress(OSError), FILLER.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 10):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
+def make_room() -> None:
+    """Undo `fill`."""
+    FILLER.unlink(missing_ok=True)
+
+
+def can_freeze() -> bool:
+    """Whether the small disk is one that the kernel can stop."""
+    return _output(["stat", "--file-system", "--format=%T", str(SMALL)]).startswith("ext")
+
+
+def freeze() -> None:
+    """Whoever writes to the small disk hangs until `thaw`, as with a server that is gone."""
+    _do("fsfreeze", "--freeze", str(SMALL))
+
+
+def thaw() -> None:
+    """Undo `freeze`; nothing happens if it is not frozen."""
+    subprocess.run(["fsfreeze", "--unfreeze", str(SMALL)], capture_output=True)
+
+
+def set_clock(node: str, ahead_s: float) -> None:
+    """Have the Python processes of jobs on `node` see another time; see `pace/sitecustomize.py`."""
+    CLOCKS.mkdir(exist_ok=True)
+    partial = CLOCKS / f"{node}.partial"
+    partial.write_text(f"{ahead_s}")
+    partial.rename(CLOCKS / node)
 
 
 def processes_of(node: str) -> dict[int, str]:
@@ -192,7 +256,15 @@ def slurm(*command: str) -> str:
 def take(node: str, seconds: int) -> str:
     """A job of the high partition takes `node` whole for some seconds; its id."""
     options = ["--parsable", "--partition=high", f"--nodelist={node}", "--exclusive"]
-    return slurm("sbatch", *options, "--output=/dev/null", "--wrap", f"sleep {seconds}").strip()
+    options += ["--output=/dev/null", f"--job-name={TAKER}"]
+    return slurm("sbatch", *options, "--wrap", f"sleep {seconds}").strip()
+
+
+def resume_nodes() -> None:
+    """What an administrator does: a node that Slurm drained (a killed slurmstepd) takes jobs."""
+    drained = slurm("sinfo", "--noheader", "--Node", "--states=drain", "--format=%N").split()
+    for node in sorted(set(drained)):
+        slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
 def states() -> dict[str, str]:
@@ -205,15 +277,6 @@ def restarts(job: str) -> int:
     """How often Slurm has run `job` again."""
     found = re.search(r"Restarts=(\d+)", slurm("scontrol", "show", "job", job))
     return int(found[1]) if found else 0
-
-
-def kill_supervisor(node: str, job: str) -> None:
-    """SIGKILL the process that Slurm runs for `job`, and no other."""
-    mark = f"SLURM_JOB_ID={job}".encode()
-    for pid, line in processes_of(node).items():
-        ours = "fewscan.slurm.supervisor" in line
-        if ours and mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            os.kill(pid, signal.SIGKILL)
 
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:
@@ -233,6 +296,7 @@ def cancel_everything() -> None:
 def await_idle() -> None:
     """Wait until no job is left and every node is up."""
     _await("an idle cluster", lambda: not slurm("squeue", "--noheader"))
+    resume_nodes()
     _await("the three nodes", lambda: _sinfo().count("idle") == len(NODES))
 
 
@@ -273,9 +337,21 @@ def _write_files() -> None:
     if not (ROOT / "etc" / "munge.key").exists():
         _write_private(ROOT / "etc" / "munge.key", secrets.token_hex(64))
     if not SMALL.is_mount():
-        _do("mount", "-t", "tmpfs", "-o", f"size={SMALL_MB}m", "tmpfs", str(SMALL))
+        _make_small_disk()
     for name in COMMANDS:
         _write_wrapper(name)
+
+
+def _make_small_disk() -> None:
+    """A file as ext4, which can be frozen; where that may not be mounted, memory, which cannot."""
+    image = ROOT / "small.img"
+    with image.open("wb") as file:
+        file.truncate(SMALL_MB << 20)
+    try:
+        _do("mkfs.ext4", "-q", "-F", "-m", "0", str(image))
+        _do("mount", "-o", "loop", str(image), str(SMALL))
+    except (LabError, FileNotFoundError):
+        _do("mount", "-t", "tmpfs", "-o", f"size={SMALL_MB}m", "tmpfs", str(SMALL))
 
 
 def _write_private(path: Path, text: str) -> None:
@@ -348,12 +424,6 @@ def _start_accounting() -> None:
         slurm("sacctmgr", "-i", "add", "cluster", "lab")
 
 
-def _start_controller() -> None:
-    if "slurmctld" not in " ".join(processes_of(CONTROLLER).values()):
-        _daemon(CONTROLLER, ["slurmctld", "-D", "-f", str(CONF)], "slurmctld")
-    _await("slurmctld", lambda: _succeeds("sinfo"))
-
-
 def _daemon(namespace: str, command: list[str], log: str) -> None:
     """Start `command` with the network and the host name of `namespace`, and leave it running."""
     named = ["unshare", "--uts", "sh", "-ec", f'hostname {namespace}; exec "$@"', "sh"]
@@ -371,7 +441,7 @@ def _daemon(namespace: str, command: list[str], log: str) -> None:
 
 
 def _netns(node: str) -> str:
-    return f"slurm-lab-{node}"
+    return f"{ROOT.name}-{node}"
 
 
 def _do(*command: str) -> None:

@@ -68,13 +68,13 @@ def run_alone(document: dict[str, Any], folder: Path) -> dict[str, bytes]:
 
 
 def results(plan: Plan) -> dict[str, bytes]:
-    """What every run has found out, to the last byte: its numbers, and those of each patient."""
+    """What every run has found out, to the last byte: numbers, those of each patient, weights."""
     found = {}
     for run in plan.runs:
         folder = plan.folder_of(run)
-        found[run.name] = folder.result.read_bytes()
-        if folder.cases.exists():
-            found[f"{run.name}: patients"] = folder.cases.read_bytes()
+        for file in (folder.result, folder.cases, folder.model):
+            if file.exists():
+                found[f"{run.name}: {file.name}"] = file.read_bytes()
     return found
 
 
@@ -85,15 +85,17 @@ class LabStudy:
         self,
         document: dict[str, Any],
         folder: Path,
-        alone: dict[str, bytes],
+        undisturbed: dict[str, bytes],
         settings: dict[str, Any],
     ) -> None:
         folder.mkdir(parents=True)
-        self._alone = alone
+        self.undisturbed = undisturbed
+        """Its results if nobody disturbs it."""
         self._pace_file = lab.SHARED / f"{folder.name}.pace"
         self.pace(SLOW_S)
         pacing = [
             f"export LAB_PACE_FILE={self._pace_file}",
+            f"export LAB_CLOCKS={lab.CLOCKS}",
             f"export PYTHONPATH={Path(__file__).parent / 'pace'}:$PYTHONPATH",
         ]
         settings = SLURM | settings
@@ -161,7 +163,7 @@ class LabStudy:
         """Let the runs go at full speed; their results are those of an undisturbed run."""
         self.pace(0)
         self.until_ended("done")
-        assert results(self.plan) == self._alone
+        assert results(self.plan) == self.undisturbed
 
     def jobs(self) -> list[str]:
         """The study's jobs that Slurm has not ended."""

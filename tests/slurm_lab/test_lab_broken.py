@@ -1,16 +1,13 @@
 """Set-ups that cannot work, on a real Slurm: one clear error, no job that comes back for ever."""
 
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import lab
 import pytest
 from conftest import MakeStudy
-from lab_study import SLURM, until
+from lab_study import SLURM
 
 from fewscan.slurm import Settings
 from fewscan.slurm.doctor import checks
@@ -54,35 +51,13 @@ def test_the_doctor_finds_the_lab_healthy(make_study: MakeStudy) -> None:
     assert {"clocks", "shared disk", "n1: shared disk"} <= {check.name for check in told}
 
 
-@pytest.fixture
-def small_disk(slurm_lab: None) -> Iterator[Path]:
-    """A shared disk of a few megabytes, empty again afterwards."""
-    yield lab.SMALL
-    for entry in lab.SMALL.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
-def test_a_shared_disk_that_is_full_ends_the_study_which_goes_on_when_there_is_room(
-    small_disk: Path, make_study: MakeStudy
-) -> None:
+def test_a_launch_on_a_full_disk_is_refused(small_disk: Path, make_study: MakeStudy) -> None:
+    """One that fills later is waited for; see `test_lab_monkey.py`."""
     study = make_study(disk=small_disk)
-    filler = small_disk / "filler"
-    fill(filler)
+    lab.fill()
     with pytest.raises(DiskFullError, match="no space left"):
         study.launch()
-    filler.unlink()
-
-    study.launch()
-    study.until_training(3)
-    fill(filler)
-    study.until(lambda s: s.status().state in ("failed", "lost"))
-    until(lambda: not lab.states())
-    now = study.status()
-    assert any("disk is full" in each.text for each in now.failures), now
-
-    filler.unlink()
-    study.launch()
-    study.finish()
+    assert not lab.states()
 
 
 def test_a_folder_without_write_permission_is_named(make_study: MakeStudy) -> None:
@@ -114,11 +89,3 @@ except FewscanError as error:
 def logs(cluster: Path) -> list[Path]:
     """The outputs of all jobs that there have been."""
     return list((cluster / "logs").glob("*_log.out"))
-
-
-def fill(path: Path) -> None:
-    """Write until the disk is full."""
-    with suppress(OSError), path.open("wb") as file:
-        while True:
-            file.write(bytes(1024))
-            file.flush()

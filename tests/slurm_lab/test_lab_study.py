@@ -1,18 +1,19 @@
-"""A real study on a real Slurm, disturbed in every way: its results are those of one left alone."""
+"""A real study on a real Slurm, preempted and out of time: its results are those of one left alone.
+
+What comes without warning, and what happens to the head, is drawn in `test_lab_monkey.py`.
+"""
 
 import time
 
 import lab
 import pytest
 from conftest import MakeStudy
-from lab_study import CHECKPOINT_EVERY_S, SLOW_S, LabStudy, events, until
+from lab_study import LabStudy, events, until
 
 from fewscan.slurm.folder import read_json
 from fewscan.storage.runs import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
-UNSEEN_STEPS = 4 / SLOW_S
-"""A heartbeat is at most so many steps old."""
 
 
 def node_without_head(study: LabStudy, nodes: dict[str, str]) -> tuple[str, str]:
@@ -79,48 +80,6 @@ def test_workers_join_are_preempted_and_the_study_is_cancelled_and_launched_agai
     study.finish()
     for run, step in left_at.items():
         assert events(run, "started")[-1].step >= step  # it went on, it did not begin again
-
-
-def test_a_node_dies_without_warning_and_returns(make_study: MakeStudy) -> None:
-    study = make_study()
-    study.launch()
-    runs = study.until_training(3)
-    _, node = node_without_head(study, study.joined())
-    run = run_on(node, runs)
-    study.until(lambda s: events(run, "checkpoint"))
-    seen_step = run.read_progress()["step"]
-    lab.kill_node(node)
-    study.until(lambda s: "DOWN" in lab.slurm("scontrol", "show", "node", node))
-    lab.start_node(node)
-    study.until_training(3)
-    study.finish()
-    began_again = events(run, "started")[1].step
-    assert seen_step - began_again <= CHECKPOINT_EVERY_S / SLOW_S + UNSEEN_STEPS
-
-
-def test_the_head_is_preempted_then_killed_then_requeued(make_study: MakeStudy) -> None:
-    study = make_study()
-    study.launch()
-    study.until_training(3)
-    for generation, lose in enumerate((preempt, kill, requeue), start=2):
-        head = study.status().head
-        assert head is not None
-        lose(head.node, head.id)
-        study.until(lambda s, g=generation: s.status().generation == g)
-        study.until_training(3)
-    study.finish()
-
-
-def preempt(node: str, job: str) -> None:
-    lab.take(node, 5)
-
-
-def kill(node: str, job: str) -> None:
-    lab.kill_supervisor(node, job)
-
-
-def requeue(node: str, job: str) -> None:
-    lab.slurm("scontrol", "requeue", job)
 
 
 def test_every_job_runs_into_its_time_limit_more_than_once(make_study: MakeStudy) -> None:
