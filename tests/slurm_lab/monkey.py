@@ -238,7 +238,7 @@ class Monkey:
         say: Callable[[str], None] = print,
     ) -> None:
         self._make_study = make_study
-        self._kinds = kinds
+        self.kinds = kinds
         self._draw = random.Random(seed)
         self._evidence = evidence
         self._evidence.mkdir(parents=True, exist_ok=True)
@@ -295,8 +295,8 @@ class Monkey:
     def _disturb(self, study: LabStudy, watch: Watch) -> Record | None:
         """The next kind that can happen; None if the study is over before any could."""
         while not watch.all_finished():
-            if not self._deck:
-                self._deck = self._draw.sample(self._kinds, len(self._kinds))
+            if len(self._deck) < 2:  # the last may be one that cannot happen now
+                self._deck += self._draw.sample(self.kinds, len(self.kinds))
             kind = self._deck.pop()
             record = Record(kind.name, "", study.cluster.parent.name, "", time.time())
             try:
@@ -561,6 +561,8 @@ def main() -> int:
     faults = monkey.all_faults()
     lines = (options.evidence / RECORDS).read_text().splitlines()
     print(table([Record(**json.loads(line)) for line in lines]), *faults, sep="\n")
+    untried = {kind.name for kind in monkey.kinds} - {record.kind for record in monkey.records}
+    print("not tried:", ", ".join(sorted(untried)) or "none")
     print(f"{len(monkey.records)} disturbances of {monkey.studies} studies, {len(faults)} faults")
     return 1 if faults else 0
 
