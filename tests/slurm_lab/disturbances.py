@@ -27,7 +27,7 @@ MARKS = {
     "run": "ray::ImplicitFunc",
     "raylet": "/raylet/raylet ",
     "gcs_server": "/gcs/gcs_server ",
-    "ray start": "/ray start --block",
+    "ray start": "fewscan.slurm.ray_start",
     "ray_watch": "fewscan.slurm.ray_watch",
     "head supervisor": "fewscan.slurm.supervisor head",
     "worker supervisor": "fewscan.slurm.supervisor worker",

@@ -55,6 +55,8 @@ SETTLE_S = 5.0
 """A killed process is missed after so long: before that nothing can be back."""
 STUCK_S = 300.0
 """After so long without going on, a person is called."""
+RARE_S = 60.0
+"""Kinds that could not happen for so long are left for later."""
 LOST_S = 60.0
 """A study that has no head for so long, or no job at all, is lost."""
 ENDS_WITHIN_S = 600.0
@@ -238,7 +240,7 @@ class Monkey:
         say: Callable[[str], None] = print,
     ) -> None:
         self._make_study = make_study
-        self._kinds = kinds
+        self.kinds = kinds
         self._draw = random.Random(seed)
         self._evidence = evidence
         self._evidence.mkdir(parents=True, exist_ok=True)
@@ -294,9 +296,11 @@ class Monkey:
 
     def _disturb(self, study: LabStudy, watch: Watch) -> Record | None:
         """The next kind that can happen; None if the study is over before any could."""
+        waits = 0
         while not watch.all_finished():
-            if not self._deck:
-                self._deck = self._draw.sample(self._kinds, len(self._kinds))
+            if not self._deck or waits * LOOK_EVERY_S > RARE_S:  # what is left cannot happen
+                self._deck += self._draw.sample(self.kinds, len(self.kinds))
+                waits = 0
             kind = self._deck.pop()
             record = Record(kind.name, "", study.cluster.parent.name, "", time.time())
             try:
@@ -307,6 +311,7 @@ class Monkey:
                     time.sleep(kind.lasts_s)
             except NotNow:
                 self._deck.insert(0, kind)
+                waits += 1
                 time.sleep(LOOK_EVERY_S)
                 continue
             recovery.ended = time.monotonic()
@@ -561,6 +566,8 @@ def main() -> int:
     faults = monkey.all_faults()
     lines = (options.evidence / RECORDS).read_text().splitlines()
     print(table([Record(**json.loads(line)) for line in lines]), *faults, sep="\n")
+    untried = {kind.name for kind in monkey.kinds} - {record.kind for record in monkey.records}
+    print("not tried:", ", ".join(sorted(untried)) or "none")
     print(f"{len(monkey.records)} disturbances of {monkey.studies} studies, {len(faults)} faults")
     return 1 if faults else 0
 
