@@ -5,7 +5,7 @@ that it makes no difference which function was asked for them.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 
 from fewscan.experiments.data import Batch, SliceData
 from fewscan.experiments.devices import Devices
+from fewscan.experiments.finetune import SegmentTask
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.spec import (
+    Augmentation,
     Evaluation,
     Finetune,
     Network,
@@ -198,6 +200,28 @@ def test_a_limit_of_validation_slices_limits_validation_alone(
     assert touched.trained == slices_of(store.labelled_subset(2, 0))
     assert len(touched.validated) == 2
     assert touched.validated < slices_of(store.split.validation)
+
+
+@pytest.mark.parametrize("target", ["binary", "multiclass"])
+def test_a_finetuning_is_asked_for_any_lesion_or_for_the_classes(
+    target: Target, store: SliceStore
+) -> None:
+    """And sees the slices as they are, unless the policy is to augment them."""
+    scans = store.split.train[:4]
+    slices, data = store.read(scans), SliceData.load(store, scans, Devices(), torch.float32)
+    classes = 1 if target == "binary" else 3
+    spec = Finetune(store.fingerprint, NETWORK, target, 4, TRAINING, seed=0)
+    plain = replace(spec, augmentation=Augmentation("none"))
+    task = SegmentTask(plain, classes, data, data, Devices())
+    indices = task.order.indices(0).numpy()
+    images_NCHW, targets_NHW = task.batch(0)
+    labels_NHW = slices.labels_NHW[indices]
+    assert {*np.unique(labels_NHW)} == {0, 1, 2, 3}
+    expected_NHW = labels_NHW > 0 if target == "binary" else labels_NHW
+    assert np.array_equal(targets_NHW.numpy(), expected_NHW)
+    assert np.array_equal(images_NCHW.numpy(), slices.images_NCHW[indices].astype(np.float32))
+    augmented_NCHW, _ = SegmentTask(spec, classes, data, data, Devices()).batch(0)
+    assert not torch.equal(augmented_NCHW, images_NCHW)
 
 
 def test_validation_goes_through_all_slices_in_order_32_at_a_time(store: SliceStore) -> None:
