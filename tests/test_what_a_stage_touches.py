@@ -16,7 +16,9 @@ import torch
 from fewscan.experiments.data import Batch, SliceData
 from fewscan.experiments.devices import Devices
 from fewscan.experiments.finetune import SegmentTask
+from fewscan.experiments.residency import InMemory
 from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.schemes.scheme import SliceTable
 from fewscan.experiments.spec import (
     Augmentation,
     Evaluation,
@@ -207,19 +209,19 @@ def test_a_finetuning_is_asked_for_any_lesion_or_for_the_classes(
     target: Target, store: SliceStore
 ) -> None:
     """And sees the slices as they are, unless the policy is to augment them."""
-    scans = store.split.train[:4]
-    slices, data = store.read(scans), SliceData.load(store, scans, Devices(), torch.float32)
+    images = torch.from_numpy(store.read(store.split.train[:4]).images_NCHW)
+    labels = torch.randint(4, (len(images), 16, 16), dtype=torch.uint8)
+    table = SliceTable.unrelated(4, (16, 16), len(images))
+    data = SliceData(InMemory(images, labels), table, torch.float32, "cpu")
     classes = 1 if target == "binary" else 3
     spec = Finetune(store.fingerprint, NETWORK, target, 4, TRAINING, seed=0)
     plain = replace(spec, augmentation=Augmentation("none"))
     task = SegmentTask(plain, classes, data, data, Devices())
-    indices = task.order.indices(0).numpy()
+    indices = task.order.indices(0)
     images_NCHW, targets_NHW = task.batch(0)
-    labels_NHW = slices.labels_NHW[indices]
-    assert {*np.unique(labels_NHW)} == {0, 1, 2, 3}
-    expected_NHW = labels_NHW > 0 if target == "binary" else labels_NHW
-    assert np.array_equal(targets_NHW.numpy(), expected_NHW)
-    assert np.array_equal(images_NCHW.numpy(), slices.images_NCHW[indices].astype(np.float32))
+    expected_NHW = labels[indices] > 0 if target == "binary" else labels[indices]
+    assert torch.equal(targets_NHW, expected_NHW.long())
+    assert torch.equal(images_NCHW, images[indices].float())
     augmented_NCHW, _ = SegmentTask(spec, classes, data, data, Devices()).batch(0)
     assert not torch.equal(augmented_NCHW, images_NCHW)
 
