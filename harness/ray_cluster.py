@@ -16,7 +16,7 @@ from pathlib import Path
 from fewscan.harness.repeated import repeated
 from fewscan.slurm import processes
 from fewscan.slurm.folder import ensure_token
-from fewscan.slurm.ray_start import leave_out_dashboard
+from fewscan.slurm.ray_start import leave_out_dashboard, listen_here_alone
 from fewscan.storage.code_digest import code_digest, package_version
 from fewscan.storage.errors import ClusterError
 from fewscan.storage.runs import StudyFolder
@@ -65,11 +65,11 @@ def set_defaults() -> None:
 def local_ray(folder: StudyFolder, on_lost: Callable[[str], object]) -> Iterator[Path]:
     """A Ray of our own on this machine, for the block; yields its scratch folder.
 
-    Its address is its own (a bare `ray.init()` would join any cluster it finds), its folder is
-    short (sockets allow 107 bytes), and only holders of the study's token may use it. The caller
-    holds the study's lock, so folders that a killed sweep of this study has left are nobody's, and
-    are removed. `on_lost` receives the name of a process of Ray's that has died, in another thread:
-    what the block waits for then will never come.
+    It listens on 127.0.0.1 alone, and only holders of the study's token may use it. Its address is
+    its own (a bare `ray.init()` would join any cluster it finds), its folder is short (sockets
+    allow 107 bytes). The caller holds the study's lock, so folders that a killed sweep of this
+    study has left are nobody's, and are removed. `on_lost` receives the name of a process of Ray's
+    that has died, in another thread: what the block waits for then will never come.
     """
     prepare_environment(folder.ray_token)
     digest = hashlib.sha256(str(folder.path).encode()).hexdigest()[:8]
@@ -81,7 +81,10 @@ def local_ray(folder: StudyFolder, on_lost: Callable[[str], object]) -> Iterator
     # Ray opens its folder to everybody; inside this one that lets nobody in.
     options = {"include_dashboard": False, "_temp_dir": str(scratch / "ray")}
     try:
-        with _connected(scratch, address="local", **options), _guarded(on_lost):
+        with (
+            _connected(scratch, listen_here_alone, address="local", **options),
+            _guarded(on_lost),
+        ):
             yield scratch
     finally:
         _remove(scratch)
@@ -110,17 +113,19 @@ def cluster_ray() -> Iterator[Path]:
     address = os.environ["RAY_ADDRESS"]
     with (
         tempfile.TemporaryDirectory(prefix="fewscan-") as scratch,
-        _connected(Path(scratch), address=address),
+        _connected(Path(scratch), leave_out_dashboard, address=address),
     ):
         yield Path(scratch)
 
 
 @contextlib.contextmanager
-def _connected(scratch: Path, **options: object) -> Iterator[None]:
+def _connected(
+    scratch: Path, prepare_ray: Callable[[], object], **options: object
+) -> Iterator[None]:
     set_defaults()
     import ray
 
-    leave_out_dashboard()
+    prepare_ray()
     with _no_code_of_this_place(scratch):
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     try:

@@ -71,22 +71,37 @@ def sweep(
         remedy="watch it with `fewscan status`, or end it first",
     )
     with exclusive(folder.lock, busy):
-        write_bytes(folder.study, dump_study(plan.study).encode())
+        as_swept = dump_study(plan.study).encode()
+        if not folder.study.exists() or folder.study.read_bytes() != as_swept:
+            write_bytes(folder.study, as_swept)
         view = MlflowUpdates(plan, console)
         try:
             status = without_failures(without_damage(read_status(plan), console))
-            if not status.is_finished:
+            if status.is_finished:
+                console.print(f"all {len(status.states)} runs are finished", highlight=False)
+            else:
                 with watched(status, console, view) as on_offer:
                     _run_on_ray(plan, on_offer, stage, console.print, on_ray_lost)
             from fewscan.harness.report.studies import has_results, one_study
             from fewscan.harness.report.write import write_report
 
             if has_results(plan):
-                write_report(one_study(plan))
+                if not report_is_current(plan):
+                    write_report(one_study(plan))
                 view.log_report()
         finally:
             view.close(finished=read_status(plan).is_finished)
     return read_status(plan)
+
+
+def report_is_current(plan: Plan) -> bool:
+    """Whether the report is younger than every result and than the study as it was swept."""
+    page, results = (
+        plan.folder.report / "report.html",
+        [plan.folder_of(r).result for r in plan.runs],
+    )
+    made_of = [it.stat().st_mtime for it in (*results, plan.folder.study) if it.exists()]
+    return page.exists() and page.stat().st_mtime > max(made_of)
 
 
 def without_damage(status: StudyStatus, console: Console) -> StudyStatus:

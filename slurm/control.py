@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewscan.slurm.folder import JOINED, Folder, HeadRecord, Launch, Outcome, read_object, tail
+from fewscan.slurm.folder import (
+    JOINED,
+    ClusterOutcome,
+    Folder,
+    HeadRecord,
+    Launch,
+    read_object,
+    tail,
+)
 from fewscan.slurm.head_recovery import newest_head, submit_head
 from fewscan.slurm.scheduler import ENDING, PENDING, RUNNING, ClusterJob, Scheduler
 from fewscan.slurm.schedulers import scheduler_for
@@ -100,7 +108,7 @@ def cancel(folder: Path) -> list[str]:
     if launched is None:
         raise ClusterError("nothing was launched here", where=where.root)
     if where.outcome() is None:
-        where.write_outcome(Outcome("cancelled", "cancelled by hand"))
+        where.write_outcome(ClusterOutcome("cancelled", "cancelled by hand"))
     scheduler = scheduler_for(where, launched.settings)
     found = [job.id for job in scheduler.look() if job.state != ENDING]
     scheduler.cancel(found)

@@ -79,7 +79,7 @@ class Rendezvous:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ClusterOutcome:
     """How it ended."""
 
     state: str
@@ -220,11 +220,11 @@ class Folder:
     def rendezvous(self) -> Rendezvous | None:
         return _read(self.rendezvous_file, lambda value: Rendezvous(**value))
 
-    def write_outcome(self, outcome: Outcome) -> None:
+    def write_outcome(self, outcome: ClusterOutcome) -> None:
         write_json(self.outcome_file, asdict(outcome))
 
-    def outcome(self) -> Outcome | None:
-        return _read(self.outcome_file, lambda value: Outcome(**value))
+    def outcome(self) -> ClusterOutcome | None:
+        return _read(self.outcome_file, lambda value: ClusterOutcome(**value))
 
     def write_report(self, report: WorkerReport) -> None:
         write_json(self.worker_file(report.job), asdict(report))

@@ -17,11 +17,11 @@ from fewscan.slurm import processes, ray_node
 from fewscan.slurm.allocation import Allocation
 from fewscan.slurm.elastic import Elastic
 from fewscan.slurm.folder import (
+    ClusterOutcome,
     Folder,
     HeadRecord,
     Keeper,
     Launch,
-    Outcome,
     Rendezvous,
     say,
     tail,
@@ -76,7 +76,7 @@ class HeadJob:
                 continue
             failures = 1 if time.monotonic() - began > STABLE_S else failures + 1
             if isinstance(error, HopelessError) or failures >= self.settings.early_deaths:
-                self._finish(Outcome("failed", str(error), self._own_log()))
+                self._finish(ClusterOutcome("failed", str(error), self._own_log()))
                 raise error
 
     def _generation(self) -> bool:
@@ -180,7 +180,7 @@ class HeadJob:
     def _own_log(self) -> str:
         return str(self.scheduler.log_of(self.share.job))
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: ClusterOutcome) -> None:
         """Write down how it ended, as soon as there is room for it; running workers read it."""
         say(f"{outcome.state}: {outcome.detail}")
         while self.folder.outcome() is None:
@@ -211,7 +211,7 @@ class Driver:
         self._process: subprocess.Popen[bytes] | None = None
         self._began = self._start_at = time.monotonic()
 
-    def look(self) -> Outcome | None:
+    def look(self) -> ClusterOutcome | None:
         """Start it when it is time; what its end means for the study, None while that goes on.
 
         One that was killed, or stopped by something that passes, is started again after a pause; so
@@ -234,14 +234,14 @@ class Driver:
         lived = time.monotonic() - self._began > STABLE_S
         self._deaths = 0 if passes else 1 if lived else self._deaths + 1
         if (code >= 0 and not passes) or self._deaths >= self._launch.settings.early_deaths:
-            return Outcome(
+            return ClusterOutcome(
                 "failed", f"the driver ended with {_words(code)}:\n{self._last()}", str(self._log)
             )
         say(f"the driver ended with {_words(code)}; it is started again in {PAUSE_S:.0f} s")
         self._process, self._start_at = None, time.monotonic() + PAUSE_S
         return None
 
-    def stop(self, wait_s: float) -> Outcome | None:
+    def stop(self, wait_s: float) -> ClusterOutcome | None:
         """Wait for it to stop by itself, then make it; how the study ended, if it has."""
         if self._process is None:
             return None
@@ -278,14 +278,14 @@ class Driver:
         with disk_full_explained(self._log):
             return processes.start(launch.driver, self._log, environment, cwd=where)
 
-    def _over(self) -> Outcome | None:
+    def _over(self) -> ClusterOutcome | None:
         """What the driver says if there is nothing left to do, well or not."""
         assert self._process is not None
         if self._process.returncode == 0:
-            return Outcome("done", "the driver ended with exit code 0", str(self._log))
+            return ClusterOutcome("done", "the driver ended with exit code 0", str(self._log))
         if self._process.returncode == Session.INCOMPLETE:
             said = "the driver has done what it could; some of its work failed"
-            return Outcome("incomplete", f"{said}:\n{self._last()}", str(self._log))
+            return ClusterOutcome("incomplete", f"{said}:\n{self._last()}", str(self._log))
         return None
 
     def _last(self) -> str:

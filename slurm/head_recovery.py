@@ -8,7 +8,7 @@ import secrets
 import time
 from dataclasses import replace
 
-from fewscan.slurm.folder import Folder, HeadRecord, Launch, Outcome, read_object, say
+from fewscan.slurm.folder import ClusterOutcome, Folder, HeadRecord, Launch, read_object, say
 from fewscan.slurm.processes import module_command
 from fewscan.slurm.scheduler import CANCELLED, ClusterJob, Scheduler
 from fewscan.slurm.schedulers import scheduler_for
@@ -72,7 +72,7 @@ def _act(folder: Folder, launch: Launch) -> None:
     elif head.held:
         scheduler.start_now([head.id])
     elif head.state == CANCELLED:
-        folder.write_outcome(Outcome("cancelled", f"head job {head.id} was cancelled"))
+        folder.write_outcome(ClusterOutcome("cancelled", f"head job {head.id} was cancelled"))
     elif head.over:
         _replace(folder, launch, scheduler, known, f"head job {head.id} is gone ({head.state})")
 
@@ -91,7 +91,7 @@ def _replace(
     deaths = before.early_deaths + 1 if before is not None and _died_young(folder, before) else 1
     if before is not None and deaths >= launch.settings.early_deaths:
         said = f"{why}, the {deaths}th within minutes of its start"
-        folder.write_outcome(Outcome("failed", said, str(scheduler.log_of(before.job))))
+        folder.write_outcome(ClusterOutcome("failed", said, str(scheduler.log_of(before.job))))
         return
     say(f"{why}; submitting another")
     submit_head(folder, launch, deaths)

@@ -17,6 +17,14 @@ def leave_out_dashboard() -> None:
     services.start_api_server = lambda *_, **__: (None, None)
 
 
+def listen_here_alone() -> None:
+    """The same, and its nodes listen on 127.0.0.1 alone, as Ray's do where it knows no clusters."""
+    from ray._private import ray_constants
+
+    leave_out_dashboard()
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
 if __name__ == "__main__":
     from ray.scripts.scripts import main
 

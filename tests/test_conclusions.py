@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from fake_runs import finish
 from fake_scores import cell
 from scipy import stats
 
@@ -19,7 +21,13 @@ from fewscan.harness.report.comparison import compare
 from fewscan.harness.report.evidence import Evidence, gather, within
 from fewscan.harness.report.findings import findings
 from fewscan.harness.report.labels_saved import first_crossing, labels_saved
-from fewscan.harness.report.results import Cells, Quantity
+from fewscan.harness.report.results import (
+    Cells,
+    Quantity,
+    panel_points,
+    quantities,
+    read_results,
+)
 from fewscan.harness.report.studies import Studies, one_study
 from fewscan.harness.study import Study
 from fewscan.storage.errors import StudyError
@@ -196,3 +204,33 @@ def test_more_than_three_names_are_not_all_listed() -> None:
         first = cell(np.zeros((count, 1)))
         with pytest.raises(StudyError, match=f"no seed in common: {listed} against 7"):
             difference(first, second)
+
+
+def test_a_point_of_a_panel_has_the_numbers_that_are_defined(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    """One of two seeds has none, which is not a 0."""
+    finetune = tiny_document["finetune"] | {"seeds": [0, 1], "targets": ["binary"]}
+    plan = make_plan(tiny_study(finetune=finetune))
+    for run in plan.grid:
+        test = {"pooled_ap": 0.5, "pooled_best_dice": None if run.place.seed else 0.25}
+        finish(plan, run, test=test)
+    found = one_study(plan)
+    points = panel_points(found, read_results(found))
+    values = {
+        point.metric.key: point.values
+        for point in points
+        if point.target == "binary" and point.arm.is_scratch and point.labels == 1
+    }
+    assert values == {"pooled_ap": (0.5, 0.5), "pooled_best_dice": (0.25,)}
+
+
+def test_quantities_of_classes_are_named_and_their_mean_is_known_as_one(studies: Studies) -> None:
+    compared = {it.key: it for it in quantities(studies, "difference")}
+    assert [key for key, it in compared.items() if it.is_mean] == [
+        "dice_class_mean",
+        "nsd_class_mean",
+    ]
+    assert compared["dice_oedema"].title == f"{METRICS['dice'].title}, oedema"
+    described = {it.key: it.title for it in quantities(studies, "quartiles")}
+    assert described["hd95_mm_oedema"] == f"{METRICS['hd95_mm'].title} of oedema"

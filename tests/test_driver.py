@@ -11,7 +11,7 @@ import pytest
 from fewscan.slurm import Settings
 from fewscan.slurm import head as head_module
 from fewscan.slurm.allocation import Allocation
-from fewscan.slurm.folder import Folder, Launch, Outcome
+from fewscan.slurm.folder import ClusterOutcome, Folder, Launch
 from fewscan.slurm.head import Driver, HopelessError
 from fewscan.slurm.ray_node import RayNode
 from fewscan.slurm.session import TEMPORARY
@@ -44,7 +44,7 @@ def driver_of(node: RayNode, program: str, cwd: Path | None = None) -> Driver:
     return Driver(folder, launch, Allocation("1", "n1", None, 1, 0, 0, 0, 0.0, 30, 30), node)
 
 
-def watched(driver: Driver) -> Outcome:
+def watched(driver: Driver) -> ClusterOutcome:
     for _ in range(600):
         outcome = driver.look()
         if outcome is not None:

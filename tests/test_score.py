@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fewscan.experiments import catalogue, measures
 from fewscan.experiments import score as score_module
+from fewscan.experiments.anomaly import remove_small_components
 from fewscan.experiments.catalogue import CATALOGUE, Metric
 from fewscan.experiments.devices import Devices, Preempted
 from fewscan.experiments.measures import MEASURES, Masks
@@ -223,6 +224,23 @@ def test_specks_can_be_removed(scored: Callable[..., Result]) -> None:
     assert "pooled_best_dice_without_specks" not in scored().test
 
 
+def test_dice_without_specks_is_that_of_what_is_left(
+    store: SliceStore, scored: Callable[..., Result]
+) -> None:
+    """Of all test scans together, at the threshold of the best Dice."""
+    result = scored(Evaluation(min_component_voxels=42))
+    threshold = np.float16(result.test["pooled_best_dice_threshold"])
+    found, left, true, hits = 0, 0, 0, 0
+    for subject in store.split.test:
+        scores, labels = pooled(store, (subject,))
+        mask, truth = remove_small_components(scores > threshold, 42), labels > 0
+        found, left = found + (scores > threshold).sum(), left + mask.sum()
+        true, hits = true + truth.sum(), hits + (mask & truth).sum()
+    assert 0 < left < found, "some are small, and some are not"
+    dice = 2 * hits / (left + true)
+    assert result.test["pooled_best_dice_without_specks"] == pytest.approx(dice, rel=1e-12)
+
+
 @pytest.mark.parametrize("target", [None, "multiclass"])
 def test_what_is_not_defined_is_null(
     folder: RunFolder,
@@ -336,6 +354,7 @@ def test_a_score_is_seen_while_it_runs_and_is_whole_or_not_there(
     folder.cases.unlink()
     assert folder.state() == "running"
     assert folder.read_progress()["steps"] == 1 + 5, "scans of validation and test"
+    assert folder.read_progress()["step"] == 1, "the first heartbeat comes with the first scan"
     (started,) = folder.committed_events()
     assert (started.kind, started.attempt["device"], started.attempt["ranks"]) == (
         "started",

@@ -18,6 +18,7 @@ NOTES = {
     "docs/cluster.md": "for users of a Slurm cluster: study files, what happens when, troubles",
     "docs/performance.md": "where the time goes, and how to read the numbers",
     "docs/reliability.md": "what a study on a cluster survives, tried at random",
+    "docs/security.md": "what listens where, who gets in, what lies where",
     "docs/tour.md": "this page",
     "docs/demo.png": "the figure of the demo",
     "docs/mlflow.png": "a study in MLflow",
