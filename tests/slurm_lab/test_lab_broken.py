@@ -20,7 +20,7 @@ NOBODY = 65534
 def test_a_setup_line_that_fails_is_named(make_study: MakeStudy) -> None:
     study = make_study(setup=["module load nonsense", "echo never reached"])
     study.launch()
-    now = study.until_ended("lost")
+    now = study.until_ended("failed")
     assert "setup line failed: module load nonsense" in now.failures[0].text
     assert len(logs(study.cluster)) == 1
 
