@@ -242,8 +242,8 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
         _show_report(one_study(loaded))
     if not status.is_finished:
         click.echo("not finished: give the same command to go on", err=True)
-        is_driver = Session.here().is_on_cluster
-        sys.exit(Session.INCOMPLETE if is_driver and status.is_over else 1)
+        done_with = Session.INCOMPLETE if status.is_over else Session.TRY_AGAIN
+        sys.exit(done_with if Session.here().is_on_cluster else 1)
 
 
 @command("fewscan status experiments/demo.yaml")
