@@ -39,6 +39,14 @@ class Commands(click.Group):
             click.echo(f"error: {error}", err=True)
             passes = isinstance(error, DiskFullError) and Session.here().is_on_cluster
             ctx.exit(Session.TRY_AGAIN if passes else 1)
+        except OSError as error:  # a path that no file system takes, a disk that has gone
+            logging.getLogger(__name__).debug("the command's error", exc_info=error)
+            click.echo(
+                f"error: the system refuses: {error.strerror}\n  where: {error.filename}\n"
+                "  remedy: check the path and its disk; FEWSCAN_LOG=DEBUG shows more",
+                err=True,
+            )
+            ctx.exit(1)
 
 
 PATH = click.Path(path_type=Path)
@@ -234,8 +242,8 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
         _show_report(one_study(loaded))
     if not status.is_finished:
         click.echo("not finished: give the same command to go on", err=True)
-        is_driver = Session.here().is_on_cluster
-        sys.exit(Session.INCOMPLETE if is_driver and status.is_over else 1)
+        done_with = Session.INCOMPLETE if status.is_over else Session.TRY_AGAIN
+        sys.exit(done_with if Session.here().is_on_cluster else 1)
 
 
 @command("fewscan status experiments/demo.yaml")

@@ -11,7 +11,7 @@ from rich.table import Table
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm
 from fewscan.harness.plan import VERBS, Plan, PlannedRun
-from fewscan.harness.status import SYMBOLS, StudyStatus, read_paces, read_status
+from fewscan.harness.status import SYMBOLS, StudyStatus, mixtures, read_paces, read_status
 from fewscan.storage.runs import State
 
 LISTED_AT_MOST = 50
@@ -94,6 +94,7 @@ def render_status(status: StudyStatus) -> RenderableType:
     parts += [_grid(status, target) for target in status.plan.study.finetune.targets]
     parts.append("  ".join(f"{symbol} {state}" for state, symbol in SYMBOLS.items()))
     parts.append(summary(status))
+    parts += [f"[yellow]mixed:[/] {sentence}" for sentence in mixtures(status.plan)]
     parts += _errors(status)
     return Group(*parts)
 

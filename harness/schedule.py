@@ -7,7 +7,7 @@ folders, and starting again is the same as going on.
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,9 @@ from fewscan.storage.runs import RunFolder
 INFRASTRUCTURE_RETRIES = 3
 """How often Tune starts a run again whose process died (memory, hardware); each goes on from its
 checkpoint. An error that the run itself raised is never retried within a sweep."""
+
+SILENT_AT_MOST = 5
+"""How often a run is offered again that ended with neither a result nor a reason."""
 
 RESOURCES_EVERY_S = 1.0
 """Between two questions to Ray about what the cluster has: each is a request to its head."""
@@ -62,6 +65,7 @@ class ReadyRuns(Searcher):  # type: ignore[misc] # Ray's classes have no types
         self._runs = {run.run_id: run for run in plan.runs}
         self._queue = RunQueue(plan, {r for r in self._runs if plan.folder.run(r).result.exists()})
         self._offered: dict[str, str] = {}
+        self._silent: Counter[str] = Counter()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The config of a run that can start; None while there is none; FINISHED at the end."""
@@ -122,12 +126,19 @@ class ReadyRuns(Searcher):  # type: ignore[misc] # Ray's classes have no types
         folder = self._plan.folder_of(self._runs[run_id])
         if said.get("finished") or folder.result.exists():
             self._queue.finish(run_id)
-        elif said.get("preempted"):
+        elif said.get("preempted") or self._ended_without_a_word(run_id, folder, error):
             self._queue.put_back(run_id)
         else:
             self._queue.fail(run_id)
             if error and not folder.error.exists():
                 folder.fail(_died(folder))
+
+    def _ended_without_a_word(self, run_id: str, folder: RunFolder, error: bool) -> bool:
+        """Whether to offer it again: its reason found no room on the disk. Not for ever."""
+        if error or folder.error.exists() or self._silent[run_id] == SILENT_AT_MOST:
+            return False
+        self._silent[run_id] += 1
+        return True
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes down a copy to restore from, which nobody does."""

@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fewscan.experiments.results import Result
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import State
@@ -119,3 +121,28 @@ def read_paces(status: StudyStatus) -> Iterator[Pace]:
         if steps > 0 and seconds > 0:
             rate = steps / seconds
             yield Pace(rate, rate * run.slices_a_step, rate * run.flops / beat["steps"])
+
+
+CHANGES_BITS = ("device", "precision", "ranks", "threads", "torch", "code")
+"""What a result records of how it was computed, and what its last bits may depend on."""
+
+
+def mixtures(plan: Plan) -> Iterator[str]:
+    """A sentence for each of these that is not the same for all finished runs of a kind."""
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for run in plan.runs:
+        folder = plan.folder_of(run)
+        if not folder.result.exists():
+            continue
+        with suppress(RunError):  # damaged, which is said elsewhere
+            computed = Result.read(folder).computed
+            for key in CHANGES_BITS:
+                if key in computed:
+                    found.setdefault((run.kind, key), Counter())[str(computed[key])] += 1
+    for (kind, key), counts in found.items():
+        if len(counts) > 1:
+            values = ", ".join(f"{value} ({count} runs)" for value, count in counts.most_common())
+            yield (
+                f"runs of {kind} were computed with different {key}: {values}; the last bits of "
+                "their numbers may depend on it"
+            )

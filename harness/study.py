@@ -229,8 +229,9 @@ def parse_study(document: dict[str, Any], where: str) -> Study:
 
 def dump_study(study: Study) -> str:
     """The resolved study as YAML that `load_study` reads back to the same value."""
-    # `Settings` keeps its sbatch keys in a read-only view, which pydantic does not know.
-    plain = _STUDY.dump_python(study, mode="json", fallback=dict, warnings=False)
+    plain = _STUDY.dump_python(replace(study, slurm=None), mode="json")
+    if study.slurm is not None:  # it keeps its sbatch keys in a view that pydantic does not know
+        plain["slurm"] = study.slurm.as_json()
     return yaml.safe_dump(plain, sort_keys=False)
 
 

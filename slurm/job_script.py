@@ -24,8 +24,9 @@ def lines_before(disk: str, name: str, setup: Sequence[str]) -> list[str]:
     with a name that nobody can guess, closed to all others. What an earlier run of the job, on a
     node that died, has left is removed.
     """
-    report = 'echo "setup line failed: $BASH_COMMAND" >&2'
+    report = f'echo "setup line failed: $BASH_COMMAND" >&2; rm -rf "${TEMPORARY}"'
     return [
+        "trap : TERM",  # so that the lines after the command come, whoever ends the job
         f'{DISK}="{disk}"',
         f"[ ${{#{DISK}}} -le {DISK_PATH_LIMIT} ] || {DISK}=/tmp",
         f'find "${DISK}" /dev/shm -maxdepth 1 -name "{name}-*" -user "$(id -u)" '

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fewscan.storage.errors import FewscanError
+from fewscan.storage.errors import FewscanError, disk_full_explained
 
 POLL_S = 0.1
 
@@ -18,9 +18,12 @@ def exclusive(lock_file: Path, busy: FewscanError, wait_s: float = 0.0) -> Itera
 
     Raises `busy` if somebody else still holds it after `wait_s` seconds. A file system without
     locks (some Lustre mounts) lets everybody in: there the scheduler alone keeps runs apart.
+    Raises `DiskFullError` if the file cannot be made.
     """
     deadline = time.monotonic() + wait_s
-    with lock_file.open("a") as file:
+    with disk_full_explained(lock_file):
+        opened = lock_file.open("a")
+    with opened as file:
         while not _try_lock(file.fileno()):
             if time.monotonic() >= deadline:
                 raise busy

@@ -146,6 +146,8 @@ class Subject:
     """of the decoded slices"""
     patient: str = ""
     """whose scan it is; by default its own id"""
+    marks: tuple[str, str] = ("", "")
+    """`mark_of` its shard of images and of labels; empty if there is none, or nobody noted it"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patient", self.patient or self.id)
@@ -161,10 +163,12 @@ class Subject:
         return [self.first + int(n) for n in np.flatnonzero(~self.lesion_pixels_NK.any(axis=1))]
 
     def to_json(self) -> dict[str, Any]:
-        """A value that JSON can hold; without the patient if that is the scan's own id."""
+        """A value that JSON can hold; without what is as by default."""
         value = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.patient == self.id:
             del value["patient"]
+        if not any(self.marks):
+            del value["marks"]
         return {**value, "lesion_pixels_NK": self.lesion_pixels_NK.tolist()}
 
     @classmethod

@@ -16,7 +16,7 @@ from fewscan.storage.errors import ScanError
 from fewscan.storage.manifest import Parameters, StoreFolder, Subject
 from fewscan.storage.preprocess import ScanSlices, preprocess
 from fewscan.storage.scans import Scan, read_scan
-from fewscan.storage.shards import encode_shard
+from fewscan.storage.shards import encode_shard, mark_of
 from fewscan.storage.slices import slices_sha256
 
 
@@ -45,9 +45,12 @@ def prepare_scan(work: ScanToPrepare) -> tuple[str, ScanError | None]:
         return work.files.id, error
     assert slices.labels_NHW is not None
     folder, row = work.folder, work.row
-    _write_shard(folder.images_shard(row), slices.images_NCHW, slices.first, parameters.depth)
-    _write_shard(folder.labels_shard(row), slices.labels_NHW, slices.first, parameters.depth)
-    record = json.dumps(_subject(work, scan, slices).to_json())
+    first, depth = slices.first, parameters.depth
+    marks = (
+        _write_shard(folder.images_shard(row), slices.images_NCHW, first, depth),
+        _write_shard(folder.labels_shard(row), slices.labels_NHW, first, depth),
+    )
+    record = json.dumps(_subject(work, scan, slices, marks).to_json())
     write_bytes(folder.record(files.id), record.encode())
     return files.id, None
 
@@ -73,15 +76,19 @@ def _require_room(scan: Scan, slices: ScanSlices, files: ScanFiles, parameters: 
         )
 
 
-def _write_shard(path: Path, slices_N: np.ndarray, first: int, depth: int) -> None:
+def _write_shard(path: Path, slices_N: np.ndarray, first: int, depth: int) -> str:
+    """The shard's mark."""
     shard = encode_shard(slices_N, first, depth)
     if shard is None:  # nor one left by a killed run that gave this row to another subject
         path.unlink(missing_ok=True)
-    else:
-        write_bytes(path, shard)
+        return ""
+    write_bytes(path, shard)
+    return mark_of(shard)
 
 
-def _subject(work: ScanToPrepare, scan: Scan, slices: ScanSlices) -> Subject:
+def _subject(
+    work: ScanToPrepare, scan: Scan, slices: ScanSlices, marks: tuple[str, str]
+) -> Subject:
     labels_NHW = slices.labels_NHW
     assert labels_NHW is not None
     assert scan.labels_XYZ is not None
@@ -107,4 +114,5 @@ def _subject(work: ScanToPrepare, scan: Scan, slices: ScanSlices) -> Subject:
         lesion_mm3=tuple(np.count_nonzero(scan.labels_XYZ == k) * voxel_mm3 for k in classes),
         sha256=slices_sha256(slices.first, slices.images_NCHW, labels_NHW),
         patient=work.files.patient,
+        marks=marks,
     )

@@ -247,11 +247,15 @@ class RunFolder:
             error.add_note(f"and error.json could not be written: {second}")
 
     def beat(self, step: int, steps: int) -> None:
-        """Leave a heartbeat: readable at any moment, not worth an fsync."""
+        """Leave a heartbeat: readable at any moment, not worth an fsync, nor a run if it fails."""
         beat = {"step": step, "steps": steps, "host": socket.gethostname(), "time": time.time()}
         temporary = self.progress.with_suffix(".tmp")
-        temporary.write_text(json.dumps(beat))
-        os.replace(temporary, self.progress)
+        try:
+            temporary.write_text(json.dumps(beat))
+            os.replace(temporary, self.progress)
+        except OSError:  # a full disk: the next checkpoint says so
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def append_event(
         self, kind: EventKind, step: int, at_unix: float | None = None, **fields: Any
@@ -292,9 +296,9 @@ class RunFolder:
         return events
 
     def append_usage(self, sample: dict[str, float]) -> None:
-        """Add one sample with the current time; not worth an fsync."""
+        """Add one sample with the current time; not worth an fsync, nor a run if it fails."""
         line = json.dumps({"time": round(time.time(), 3), **sample}, allow_nan=False)
-        with self.usage.open("a") as file:
+        with contextlib.suppress(OSError), self.usage.open("a") as file:
             file.write(line + "\n")
 
     def usage_samples(self) -> list[dict[str, float]]:

@@ -39,12 +39,14 @@ def encode_shard(slices_N: np.ndarray, first: int, length: int) -> bytes | None:
     return b"".join([*chunks, _with_checksum(index.tobytes())]) if chunks else None
 
 
-def decode_shard(shard: bytes, length: int, positions: Sequence[int], out_N: np.ndarray) -> None:
+def decode_shard(
+    shard: bytes, length: int, positions: Sequence[int], out_N: np.ndarray, mark: str = ""
+) -> None:
     """Decode the slices at `positions` into `out_N`; those left out are zeros.
 
-    Raises `DamagedShard`.
+    Raises `DamagedShard`, also if `mark` is given and is not the shard's.
     """
-    index = decode_index(shard[-index_bytes(length) :], length)
+    index = decode_index(shard[-index_bytes(length) :], length, mark)
     for position, out in zip(positions, out_N, strict=True):
         entry = index[position]
         if entry is None:
@@ -58,11 +60,18 @@ def index_bytes(length: int) -> int:
     return length * _INDEX_ENTRY + _CHECKSUM
 
 
-def decode_index(end: bytes, length: int) -> list[slice | None]:
+def mark_of(shard: bytes) -> str:
+    """What tells a shard from others at no cost: the checksum of where its slices lie."""
+    return shard[-_CHECKSUM:].hex()
+
+
+def decode_index(end: bytes, length: int, mark: str = "") -> list[slice | None]:
     """Where in the shard the bytes of each slice lie, by the shard's end; None if it was left out.
 
-    Raises `DamagedShard`.
+    Raises `DamagedShard`, also if `mark` is given and is not the shard's.
     """
+    if mark and mark_of(end) != mark:
+        raise DamagedShard(f"it is another shard: its mark is {mark_of(end)}, not {mark}")
     if len(end) < index_bytes(length):
         raise DamagedShard(f"{len(end)} bytes are too few for an index of {length} slices")
     entries = np.frombuffer(_checked(end, "the index"), "<u8").reshape(length, 2).tolist()

@@ -173,14 +173,16 @@ class SliceStore:
         labels_NHW: np.ndarray,
     ) -> None:
         """Read slices of one subject; the place for another way of reading."""
-        shards = [(self.folder.images_shard(subject.row), images_NCHW)]
+        of_images, of_labels = subject.marks
+        shards = [(self.folder.images_shard(subject.row), images_NCHW, of_images)]
         if subject.lesion_pixels_NK.any():
-            shards.append((self.folder.labels_shard(subject.row), labels_NHW))
+            shards.append((self.folder.labels_shard(subject.row), labels_NHW, of_labels))
         else:  # Zarr keeps no shard of zeros
             labels_NHW[...] = 0
-        for path, out in shards:
+        depth = self.manifest.parameters.depth
+        for path, out, mark in shards:
             try:
-                decode_shard(path.read_bytes(), self.manifest.parameters.depth, positions, out)
+                decode_shard(path.read_bytes(), depth, positions, out, mark)
             except (DamagedShard, OSError) as error:
                 raise damaged(subject, path, error) from error
 

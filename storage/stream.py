@@ -68,9 +68,9 @@ class SliceStream:
         for n in share:
             subject = self._subjects[slices.subjects_N[n]]
             position = int(slices.positions_N[n])
-            self._images.read(subject, position, slices.images_NCHW[n])
+            self._images.read(subject, position, slices.images_NCHW[n], subject.marks[0])
             if subject.lesion_pixels_NK[position - subject.first].any():
-                self._labels.read(subject, position, slices.labels_NHW[n])
+                self._labels.read(subject, position, slices.labels_NHW[n], subject.marks[1])
             else:
                 slices.labels_NHW[n] = 0
 
@@ -80,12 +80,14 @@ class _Array:
 
     def __init__(self, shard_path: Callable[[int], Path], depth: int) -> None:
         self._path = shard_path
-        self._shard = lru_cache(_OPEN_SHARDS)(lambda row: _Shard(shard_path(row), depth))
+        self._shard = lru_cache(_OPEN_SHARDS)(
+            lambda row, mark: _Shard(shard_path(row), depth, mark)
+        )
 
-    def read(self, subject: Subject, position: int, out: np.ndarray) -> None:
-        """Read a slice into `out`. Raises `StoreError` if it is damaged."""
+    def read(self, subject: Subject, position: int, out: np.ndarray, mark: str) -> None:
+        """Read a slice into `out`. Raises `StoreError` if it is damaged or another subject's."""
         try:
-            self._shard(subject.row).read(position, out)
+            self._shard(subject.row, mark).read(position, out)
         except (DamagedShard, OSError) as error:
             raise damaged(subject, self._path(subject.row), error) from error
 
@@ -93,11 +95,11 @@ class _Array:
 class _Shard:
     """An open shard and its index; closed when nobody holds it any more."""
 
-    def __init__(self, path: Path, length: int) -> None:
+    def __init__(self, path: Path, length: int, mark: str) -> None:
         self._file = os.open(path, os.O_RDONLY)
         end = index_bytes(length)
         start = max(0, os.fstat(self._file).st_size - end)
-        self._index = decode_index(os.pread(self._file, end, start), length)
+        self._index = decode_index(os.pread(self._file, end, start), length, mark)
 
     def read(self, position: int, out: np.ndarray) -> None:
         """Read a slice into `out`. Raises `DamagedShard`, OSError."""

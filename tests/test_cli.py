@@ -153,3 +153,13 @@ def test_an_imported_network_that_does_not_fit_fails_with_its_reason(
     with pytest.raises(RunError, match="same network"):
         run_stage(folder, Devices())
     assert folder.state() == "failed"
+
+
+@pytest.mark.parametrize("command", ["phantom {} --subjects 1", "prepare scans {}", "check {}"])
+@pytest.mark.parametrize("place", ["/proc/x", "/sys/x", "/dev/null/x"])
+def test_a_place_that_takes_no_files_is_an_error_of_one_line(command: str, place: str) -> None:
+    done = CliRunner().invoke(main, command.format(place).split())
+    assert done.exit_code == 1
+    assert "error: " in done.output
+    assert "Traceback" not in done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)

@@ -18,11 +18,11 @@ from fewscan.harness.report import evidence as evidence_module
 from fewscan.harness.report.bootstrap import Estimate, draw_resamples, estimate, p_value
 from fewscan.harness.report.cells import Cell, difference
 from fewscan.harness.report.comparison import compare
-from fewscan.harness.report.evidence import Evidence, gather, within
+from fewscan.harness.report.evidence import Evidence, Outcome, gather
 from fewscan.harness.report.findings import findings
 from fewscan.harness.report.labels_saved import first_crossing, labels_saved
 from fewscan.harness.report.results import (
-    Cells,
+    Labelled,
     Quantity,
     panel_points,
     quantities,
@@ -79,21 +79,20 @@ def test_how_seeds_and_patients_are_widened_is_drawn_apart() -> None:
 
 
 def test_an_interval_has_no_value_that_the_number_cannot_take() -> None:
-    assert within(Estimate(0.9, (0.7, 1.2)), 0, 1) == Estimate(0.9, (0.7, 1))
-    assert within(Estimate(0.1, (-0.3, 0.2)), 0, 1) == Estimate(0.1, (0, 0.2))
-    assert within(Estimate(0.1, (None, 0.2)), 0, 1) == Estimate(0.1, (None, 0.2))
-    assert within(Estimate(None, None), 0, 1) == Estimate(None, None)
+    assert Estimate(0.9, (0.7, 1.2)).within(0, 1) == Estimate(0.9, (0.7, 1))
+    assert Estimate(0.1, (-0.3, 0.2)).within(0, 1) == Estimate(0.1, (0, 0.2))
+    assert Estimate(None, None).within(0, 1) == Estimate(None, None)
 
 
 def gathered(
-    cells: Cells, metric: Metric, studies: Studies, monkeypatch: pytest.MonkeyPatch
-) -> Evidence:
-    """The evidence of one quantity, from cells that are given."""
+    cells: dict[Labelled, Cell], metric: Metric, studies: Studies, monkeypatch: pytest.MonkeyPatch
+) -> Outcome:
+    """What is known of the pre-trained arm with one label, from cells that are given."""
     quantity = replace(DICE, metric=metric)
     monkeypatch.setattr(evidence_module, "quantities", lambda *_: [quantity])
     monkeypatch.setattr(evidence_module, "collect_cells", lambda *_: cells)
     (found,) = gather(studies, [])
-    return found
+    return found.of_arm(DENOISE)[1]
 
 
 @pytest.fixture
@@ -106,17 +105,21 @@ def test_means_and_differences_stay_in_the_range_of_their_metric(
 ) -> None:
     """Two seeds far apart have intervals that reach far beyond it."""
     lucky, unlucky = (np.repeat([[a], [b]], 20, axis=1) for a, b in ((0.1, 1.0), (0.9, 0.0)))
-    cells: Cells = {SCRATCH: {1: cell(unlucky)}, DENOISE: {1: cell(lucky)}}
+    cells = {(SCRATCH, 1): cell(unlucky), (DENOISE, 1): cell(lucky)}
     wide = estimate(cell(lucky)).interval or (0, 0)
     assert wide[0] < 0
     assert wide[1] > 1
     found = gathered(cells, DICE.metric, studies, monkeypatch)
-    assert found.estimates[DENOISE][1].interval == (0, 1)
-    assert found.comparisons[DENOISE][1].difference.interval == (-1, 1)
+    assert found.mean is not None
+    assert found.comparison is not None
+    assert found.mean.interval == (0, 1)
+    assert found.comparison.difference.interval == (-1, 1)
     tenfold = replace(DICE.metric, most=10.0)
     found = gathered(cells, tenfold, studies, monkeypatch)
-    assert found.estimates[DENOISE][1].interval == (0, pytest.approx(min(wide[1], 10)))
-    assert found.comparisons[DENOISE][1].difference.interval == (-10, 10)
+    assert found.mean is not None
+    assert found.comparison is not None
+    assert found.mean.interval == (0, pytest.approx(min(wide[1], 10)))
+    assert found.comparison.difference.interval == (-10, 10)
 
 
 SCRATCH_FALLS = {1: flat(0.8), 2: flat(0.7), 8: flat(0.5), 16: flat(0.4)}
@@ -165,12 +168,13 @@ def test_a_p_value_takes_both_sides_alike(sign: int) -> None:
 def test_the_catalogue_says_which_way_is_better(
     studies: Studies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells: Cells = {SCRATCH: dict(SCRATCH_FALLS), DENOISE: {1: flat(0.6)}}
+    cells = {(SCRATCH, n): it for n, it in SCRATCH_FALLS.items()} | {(DENOISE, 1): flat(0.6)}
+    monkeypatch.setattr(Studies, "planned", lambda *_: dict.fromkeys(cells, 3))
     lower = replace(DICE.metric, higher_is_better=False)
-    needed = gathered(cells, lower, studies, monkeypatch).saved[DENOISE][1].needed.value
-    assert needed == pytest.approx(4)
-    needed = gathered(cells, DICE.metric, studies, monkeypatch).saved[DENOISE][1].needed.value
-    assert needed == 1, "scratch begins above it"
+    saved = [gathered(cells, it, studies, monkeypatch).saved for it in (lower, DICE.metric)]
+    falls, rises = (it.needed.value for it in saved if it is not None)
+    assert falls == pytest.approx(4)
+    assert rises == 1, "scratch begins above it"
 
 
 @pytest.mark.parametrize(("corrected", "kind"), [(0.04, "helps"), (0.06, "open")])
@@ -178,15 +182,11 @@ def test_the_corrected_p_value_decides_what_is_claimed(corrected: float, kind: s
     scratch, other = {8: flat(0.3)}, {8: flat(0.4)}
     found = compare(other, scratch)[8]
     found = replace(found, p_bootstrap=0.02, p_bootstrap_holm=corrected)
-    evidence = Evidence(
-        quantity=DICE,
-        planned={arm: {8: 3} for arm in (SCRATCH, DENOISE)},
-        references={DENOISE: SCRATCH},
-        reference="scratch",
-        cells={SCRATCH: {8: scratch[8]}, DENOISE: {8: other[8]}},
-        comparisons={DENOISE: {8: found}},
-        saved={DENOISE: labels_saved(other, scratch)},
+    outcomes = (
+        Outcome(DICE, SCRATCH, 8, 3, None, scratch[8]),
+        Outcome(DICE, DENOISE, 8, 3, SCRATCH, other[8], found, labels_saved(other, scratch)[8]),
     )
+    evidence = Evidence(DICE, "scratch", outcomes, {})
     (conclusion,) = findings(evidence)
     assert conclusion.kind == kind
 
@@ -218,19 +218,21 @@ def test_a_point_of_a_panel_has_the_numbers_that_are_defined(
     found = one_study(plan)
     points = panel_points(found, read_results(found))
     values = {
-        point.metric.key: point.values
+        point.quantity.metric.key: point.values
         for point in points
-        if point.target == "binary" and point.arm.is_scratch and point.labels == 1
+        if point.quantity.target == "binary" and point.arm.is_scratch and point.labels == 1
     }
     assert values == {"pooled_ap": (0.5, 0.5), "pooled_best_dice": (0.25,)}
 
 
 def test_quantities_of_classes_are_named_and_their_mean_is_known_as_one(studies: Studies) -> None:
-    compared = {it.key: it for it in quantities(studies, "difference")}
+    compared = {it.key: it for it in quantities(studies) if it.metric.compared == "difference"}
     assert [key for key, it in compared.items() if it.is_mean] == [
         "dice_class_mean",
         "nsd_class_mean",
     ]
     assert compared["dice_oedema"].title == f"{METRICS['dice'].title}, oedema"
-    described = {it.key: it.title for it in quantities(studies, "quartiles")}
-    assert described["hd95_mm_oedema"] == f"{METRICS['hd95_mm'].title} of oedema"
+    described = {
+        it.key: it.title for it in quantities(studies) if it.metric.compared == "quartiles"
+    }
+    assert described["hd95_mm_oedema"] == f"{METRICS['hd95_mm'].title} of oedema, mm"

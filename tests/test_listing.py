@@ -103,3 +103,21 @@ def test_many_errors_do_not_push_the_rest_off_the_screen(large: Plan) -> None:
 )
 def test_neighbours_are_joined(numbers: list[int], text: str) -> None:
     assert spans(numbers) == text
+
+
+def test_a_mixture_of_threads_is_said_and_one_of_kinds_is_none(large: Plan) -> None:
+    """Other numbers of threads give other last bits under the same run id."""
+    finish(large, range(6))
+    kinds: dict[str, int] = {}
+    for run in large.runs[:6]:
+        kinds[run.kind] = kinds.get(run.kind, 0) + 1
+        threads = 2 if run.kind == "score" else 1
+        write_json(
+            large.folder_of(run).result, {"kind": run.kind, "computed": {"threads": threads}}
+        )
+    assert "mixed" not in printed(render_status(read_status(large)))
+    last = large.runs[5]
+    write_json(large.folder_of(last).result, {"kind": last.kind, "computed": {"threads": 4}})
+    said = " ".join(printed(render_status(read_status(large))).split())
+    assert f"mixed: runs of {last.kind} were computed with different threads: " in said
+    assert "4 (1 runs); the last bits of their numbers may depend on it" in said

@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from fewscan.experiments.devices import PeerLost
 from fewscan.experiments.results import RunRecord
 from fewscan.harness.plan import Plan, PlannedRun, make_plan
-from fewscan.harness.schedule import ReadyRuns
+from fewscan.harness.schedule import SILENT_AT_MOST, ReadyRuns
 from fewscan.harness.study import Study
 from fewscan.harness.trial import HEAD, config_of, errors_of_ranks, placement
 from fewscan.slurm import session
@@ -91,6 +91,8 @@ def test_a_failed_run_blocks_its_children_only(plan: Plan) -> None:
     for trial_id, run in offered(ready, plan):
         if run.kind == "finetune":
             finish(plan.folder_of(run))
+        else:
+            plan.folder_of(run).fail(ValueError("it diverged"))
         ready.on_trial_complete(trial_id)
     scores = offered(ready, plan, start=5)
     assert {(run.kind, run.place.arm.key) for _, run in scores} == {("score", "scratch")}
@@ -208,3 +210,20 @@ def test_only_what_a_rank_raised_itself_is_an_error_of_the_run() -> None:
         assert not list(errors_of_ranks(train.WorkerGroupError("", lost)))
     own = {0: wrapped(PeerLost("gloo")), 1: wrapped(MemoryError("CUDA"))}
     assert [str(e) for e in errors_of_ranks(train.WorkerGroupError("", own))] == ["CUDA"]
+
+
+def test_a_run_whose_reason_found_no_room_is_offered_again_but_not_for_ever(plan: Plan) -> None:
+    """On a full disk neither a result nor an error can be written."""
+    ready = ReadyRuns(plan, False, Path(), lambda: ROOM)
+    config = ready.suggest("trial 0")
+    assert isinstance(config, dict)
+    first = config["folder"]
+    for trial in range(SILENT_AT_MOST):
+        ready.on_trial_complete(f"trial {trial}", {"finished": 0.0})
+        again = ready.suggest(f"trial {trial + 1}")
+        assert isinstance(again, dict)
+        assert again["folder"] == first
+    ready.on_trial_complete(f"trial {SILENT_AT_MOST}", {"finished": 0.0})
+    following = ready.suggest("later")
+    assert isinstance(following, dict)
+    assert following["folder"] != first

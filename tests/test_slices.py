@@ -13,6 +13,7 @@ from fewscan.storage.manifest import Manifest
 from fewscan.storage.prepare import prepare
 from fewscan.storage.slices import SliceStore
 from fewscan.storage.splits import ids_sha256, published_split
+from fewscan.storage.stream import SliceStream
 
 SIZE = 8
 
@@ -151,6 +152,34 @@ def test_a_lost_or_exchanged_shard_is_seen(copy: Path, shard: str) -> None:
     (copy / shard).unlink()
     with pytest.raises(StoreError, match="BraTS2021_00007"):
         SliceStore.open(copy).read_subject("BraTS2021_00007")
+
+
+@pytest.mark.parametrize("array", ["images", "labels"])
+def test_a_shard_in_the_place_of_another_is_seen_by_every_reader(copy: Path, array: str) -> None:
+    """Whole and with its checksums, but of another subject: a copy that went wrong."""
+    store = SliceStore.open(copy)
+    one, other = (s for s in list(store.subjects.values())[:2] if s.lesion_pixels_NK.any())
+    first, second = (sorted((copy / array).glob(f"c.{s.row}.*"))[0] for s in (one, other))
+    spare = copy / "spare"
+    for source, place in ((first, spare), (second, first), (spare, second)):
+        source.rename(place)
+    with pytest.raises(StoreError, match="it is another shard"):
+        store.read_subject(one.id)
+    with pytest.raises(StoreError, match="it is another shard"):
+        SliceStream(store, [one.id]).gather(range(len(one.positions)))
+
+
+def test_a_store_without_marks_is_read_as_ever(copy: Path) -> None:
+    manifest = Manifest.read(copy / "manifest.json")
+    for subject in manifest.subjects.values():
+        assert all(subject.marks) or not subject.lesion_pixels_NK.any()
+        object.__setattr__(subject, "marks", ("", ""))
+    before = manifest.fingerprint
+    manifest.write(copy / "manifest.json")
+    assert "marks" not in (copy / "manifest.json").read_text()
+    store = SliceStore.open(copy)
+    assert store.fingerprint == before
+    assert len(store.read(list(store.subjects)).images_NCHW)
 
 
 @pytest.mark.parametrize("at", np.linspace(0, 1, 12))

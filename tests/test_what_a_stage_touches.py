@@ -5,7 +5,7 @@ that it makes no difference which function was asked for them.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ import torch
 
 from fewscan.experiments.data import Batch, SliceData
 from fewscan.experiments.devices import Devices
+from fewscan.experiments.finetune import SegmentTask
+from fewscan.experiments.residency import InMemory
 from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.schemes.scheme import SliceTable
 from fewscan.experiments.spec import (
+    Augmentation,
     Evaluation,
     Finetune,
     Network,
@@ -198,6 +202,28 @@ def test_a_limit_of_validation_slices_limits_validation_alone(
     assert touched.trained == slices_of(store.labelled_subset(2, 0))
     assert len(touched.validated) == 2
     assert touched.validated < slices_of(store.split.validation)
+
+
+@pytest.mark.parametrize("target", ["binary", "multiclass"])
+def test_a_finetuning_is_asked_for_any_lesion_or_for_the_classes(
+    target: Target, store: SliceStore
+) -> None:
+    """And sees the slices as they are, unless the policy is to augment them."""
+    images = torch.from_numpy(store.read(store.split.train[:4]).images_NCHW)
+    labels = torch.randint(4, (len(images), 16, 16), dtype=torch.uint8)
+    table = SliceTable.unrelated(4, (16, 16), len(images))
+    data = SliceData(InMemory(images, labels), table, torch.float32, "cpu")
+    classes = 1 if target == "binary" else 3
+    spec = Finetune(store.fingerprint, NETWORK, target, 4, TRAINING, seed=0)
+    plain = replace(spec, augmentation=Augmentation("none"))
+    task = SegmentTask(plain, classes, data, data, Devices())
+    indices = task.order.indices(0)
+    images_NCHW, targets_NHW = task.batch(0)
+    expected_NHW = labels[indices] > 0 if target == "binary" else labels[indices]
+    assert torch.equal(targets_NHW, expected_NHW.long())
+    assert torch.equal(images_NCHW, images[indices].float())
+    augmented_NCHW, _ = SegmentTask(spec, classes, data, data, Devices()).batch(0)
+    assert not torch.equal(augmented_NCHW, images_NCHW)
 
 
 def test_validation_goes_through_all_slices_in_order_32_at_a_time(store: SliceStore) -> None:

@@ -33,6 +33,7 @@ from fewscan.harness.report.results import PanelPoint, RunResults, panel_points,
 from fewscan.harness.report.run_log import RunLog, by_machine, curves, read_logs
 from fewscan.harness.report.studies import Studies
 from fewscan.harness.report.tables import scans, to_csv, to_latex
+from fewscan.harness.status import mixtures
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import FewscanError, StudyError
 
@@ -182,4 +183,5 @@ def render_page(report: Report) -> str:
         panels=panels(),
         protocol=PROTOCOL,
         tables=study_tables,
+        mixtures=mixtures,
     )

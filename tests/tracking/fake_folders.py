@@ -40,6 +40,7 @@ SIZE = 16
 T0 = 1_700_000_000.0
 TRAINING = Training(iterations=30, validate_every=10)
 NETWORK = Network(width=2, depth=2)
+ROOT = Path(__file__).parents[2]
 
 
 def make_plan(folder: Path, name: str = "a study") -> Plan:
