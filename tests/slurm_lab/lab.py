@@ -149,7 +149,7 @@ def down() -> None:
         subprocess.run(["ip", "netns", "delete", _netns(namespace)], capture_output=True)
     _end(_daemons_outside())
     thaw()
-    subprocess.run(["umount", str(SMALL)], capture_output=True)
+    subprocess.run(["umount", "--lazy", str(SMALL)], capture_output=True)  # one may be dying in it
     shutil.rmtree(ROOT, ignore_errors=True)
 
 

@@ -427,6 +427,8 @@ class Monkey:
         for number, record in enumerate(self.records, start=1):
             about = f"{number}: {record.study}: {record.kind} ({record.target}) at [{record.state}]"
             lines += [f"{about}: {fault}" for fault in record.faults]
+            if record.back_s is None or record.back_s > STUCK_S:  # where others overlapped it
+                lines.append(f"{about}: back after {record.back_s} s")
             if record.lost_s > LARGEST_LOSS_S:
                 lines.append(f"{about}: {record.lost_s:.0f} s of work lost")
         return lines
