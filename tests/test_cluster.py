@@ -120,7 +120,7 @@ def test_files_that_cannot_be_read_are_waited_for_and_written_anew(
     slurm: Path, tmp_path: Path
 ) -> None:
     folder, out = tmp_path / "study", tmp_path / "study" / "out"
-    options = ["--units", "2", "--steps", "80", "--step-s", "0.2"]
+    options = ["--units", "2", "--steps", "60", "--step-s", "0.2"]
     launch([sys.executable, str(TOY), str(out), *options], folder, Settings(**QUICK))
     until(lambda: worker_phase(folder) == "joined")
     where, token = Folder(folder), Folder(folder).token()
@@ -137,7 +137,7 @@ def test_files_that_cannot_be_read_are_waited_for_and_written_anew(
     until(lambda: worker_phase(folder) == "joined", 30)
     until(lambda: status(folder).state not in ("starting", "running"))
     assert (status(folder).state, status(folder).generation) == ("done", 1), status(folder)
-    assert steps_of(out) == sorted((unit, step) for unit in range(2) for step in range(1, 81))
+    assert steps_of(out) == sorted((unit, step) for unit in range(2) for step in range(1, 61))
 
 
 def steps_of(out: Path) -> list[tuple[int, int]]:

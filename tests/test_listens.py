@@ -56,6 +56,8 @@ def test_a_sweep(tiny_document: dict[str, Any], tmp_path: Path) -> None:
         tiny_document["finetune"]["training"],
     ):
         training |= {"iterations": 120, "validate_every": 60}
+    tiny_document["finetune"] |= {"label_counts": [1], "targets": ["binary"]}
+    tiny_document["baselines"] = []
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(tiny_document))
     command = [sys.executable, "-m", "fewscan.harness.cli", "sweep", str(path)]

@@ -18,13 +18,13 @@ from tiny import run_in_process
 
 from fewscan.harness.plan import Plan, load_plan
 
-KILLS = 2
+KILLS = 1
 DEADLINE_S = 240
 
 
 @pytest.fixture
 def document(tiny_document: dict[str, Any]) -> dict[str, Any]:
-    """Long enough to be disturbed four times, with a checkpoint after every step."""
+    """Long enough to be disturbed three times, with a checkpoint after every step."""
     for training in (
         tiny_document["pretrain"]["denoise"]["training"],
         tiny_document["finetune"]["training"],

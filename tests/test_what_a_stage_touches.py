@@ -80,9 +80,11 @@ def touched(store: SliceStore, monkeypatch: pytest.MonkeyPatch) -> Touched:
         SliceData.batch,
     )
 
-    def reading_a_slice(self: Any, subject: Subject, position: int, out: np.ndarray) -> None:
+    def reading_a_slice(
+        self: Any, subject: Subject, position: int, out: np.ndarray, mark: str
+    ) -> None:
         (seen.labels if out.dtype == np.uint8 else seen.images).append((subject.id, position))
-        read_slice(self, subject, position, out)
+        read_slice(self, subject, position, out, mark)
 
     def reading_a_scan(self: Any, subject: Subject, positions: list[int], *out: np.ndarray) -> None:
         seen.images.extend((subject.id, position) for position in positions)

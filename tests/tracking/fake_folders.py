@@ -222,7 +222,11 @@ def ui_server(uri: str, artifacts: Path) -> Iterator[tuple[str, subprocess.Popen
         "serve(sys.argv[1], Path(sys.argv[2]), {'page': '/'}, None)"
     )
     server = subprocess.Popen(
-        [sys.executable, "-P", "-c", script, uri, str(artifacts)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-c", script, uri, str(artifacts)],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Whoever started the tests with nohup has had us ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     try:
         assert server.stdout is not None
