@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import socket
+import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def serve(uri: str, artifacts: Path, pages: Mapping[str, str], port: int | None)
 def application(uri: str) -> App:
     """MLflow's, on the store at `uri`."""
     os.environ.update(SERVER_SETTINGS | dict.fromkeys(STORE_VARIABLES, uri))
-    from mlflow.server.fastapi_app import app
+    with warnings.catch_warnings():  # of how MLflow is built, which is not for who looks at runs
+        warnings.simplefilter("ignore")
+        from mlflow.server.fastapi_app import app
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     wrapped: App = app
