@@ -23,7 +23,9 @@ class Bench:
         self.at_once = 5 if seconds else 1
         """Calls between two looks at the clock, for which the device must be waited for."""
         self.devices = replace(Devices(), device=device, checkpoint_every_s=1e9)
-        self.folder = Path(tempfile.mkdtemp(prefix="fewscan-gpu-"))
+        self._place = tempfile.TemporaryDirectory(prefix="fewscan-gpu-")
+        """It goes with this object."""
+        self.folder = Path(self._place.name)
 
     @property
     def on_gpu(self) -> bool:
