@@ -47,6 +47,7 @@ def lines_after() -> list[str]:
     ours = f'$(grep -lsz "^{TEMPORARY}=${TEMPORARY}\\$" /proc/[0-9]*/environ | cut -d/ -f3)'
     return [
         "code=$?",
+        "trap '' TERM",  # which Slurm sends to every process, also to those that clear up here
         f"kill -KILL {ours} 2>/dev/null",
         f'rm -rf "${TEMPORARY}" "/dev/shm/${{{TEMPORARY}##*/}}"',
         "exit $code",
