@@ -96,9 +96,8 @@ def _guarded(on_lost: Callable[[str], object]) -> Iterator[None]:
     daemons = {child: child.name() for child in children if child.name() in DAEMONS}
 
     def look() -> None:
-        for process, name in daemons.items():
-            if not processes.is_alive(process):
-                on_lost(name)
+        for process in [it for it in daemons if not processes.is_alive(it)]:
+            on_lost(daemons.pop(process))  # once
 
     with repeated(look, LOOK_EVERY_S):
         yield

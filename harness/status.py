@@ -141,7 +141,10 @@ def mixtures(plan: Plan) -> Iterator[str]:
                     found.setdefault((run.kind, key), Counter())[str(computed[key])] += 1
     for (kind, key), counts in found.items():
         if len(counts) > 1:
-            values = ", ".join(f"{value} ({count} runs)" for value, count in counts.most_common())
+            values = ", ".join(
+                f"{value} ({count} run{'' if count == 1 else 's'})"
+                for value, count in counts.most_common()
+            )
             yield (
                 f"runs of {kind} were computed with different {key}: {values}; the last bits of "
                 "their numbers may depend on it"

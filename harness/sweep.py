@@ -37,8 +37,13 @@ if TYPE_CHECKING:
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at the run folders, for MLflow and the progress bar."""
 BEGUN_AGAIN = "FEWSCAN_BEGUN_AGAIN"
-"""Variable: how often this sweep has lost its Ray."""
+"""Variable: how often in a row this sweep has lost its Ray."""
 BEGIN_AGAIN_AT_MOST = 5
+"""In a row, each within `STABLE_S`."""
+STABLE_S = 120.0
+"""A sweep that went on for so long has not lost its Ray at once."""
+_LOADED = time.monotonic()
+"""When this program was begun, the last time."""
 TRY_AGAIN_AFTER_S = 20.0
 """An MLflow that has failed is left alone for so long."""
 
@@ -77,7 +82,8 @@ def sweep(
         view = MlflowUpdates(plan, console)
         try:
             status = without_failures(without_damage(read_status(plan), console))
-            if status.is_finished:
+            was_finished = status.is_finished
+            if was_finished:
                 console.print(f"all {len(status.states)} runs are finished", highlight=False)
             else:
                 with watched(status, console, view) as on_offer:
@@ -86,7 +92,7 @@ def sweep(
             from fewscan.harness.report.write import write_report
 
             if has_results(plan):
-                if not report_is_current(plan):
+                if not (was_finished and report_is_current(plan)):
                     write_report(one_study(plan))
                 view.log_report()
         finally:
@@ -95,13 +101,10 @@ def sweep(
 
 
 def report_is_current(plan: Plan) -> bool:
-    """Whether the report is younger than every result and than the study as it was swept."""
-    page, results = (
-        plan.folder.report / "report.html",
-        [plan.folder_of(r).result for r in plan.runs],
-    )
-    made_of = [it.stat().st_mtime for it in (*results, plan.folder.study) if it.exists()]
-    return page.exists() and page.stat().st_mtime > max(made_of)
+    """Of a finished study: whether it is younger than every result and than the study as swept."""
+    page = plan.folder.report / "report.html"
+    made_of = [plan.folder.study, *(plan.folder_of(run).result for run in plan.runs)]
+    return page.exists() and page.stat().st_mtime > max(it.stat().st_mtime for it in made_of)
 
 
 def without_damage(status: StudyStatus, console: Console) -> StudyStatus:
@@ -154,7 +157,8 @@ def begin_again(process: str) -> None:
 
     A Ray that dies at once, again and again, is left to the person at the terminal.
     """
-    tries = int(os.environ.get(BEGUN_AGAIN, "0")) + 1
+    lived_s = time.monotonic() - _LOADED
+    tries = 1 if lived_s > STABLE_S else int(os.environ.get(BEGUN_AGAIN, "0")) + 1
     processes.end_descendants()
     if tries > BEGIN_AGAIN_AT_MOST:
         print(

@@ -106,7 +106,12 @@ def cancel(folder: Path) -> list[str]:
     where = Folder(folder.resolve())
     launched = where.await_launch(AWAIT_S)
     if launched is None:
-        raise ClusterError("nothing was launched here", where=where.root)
+        raise ClusterError(
+            _no_launch(where),
+            where=where.launch_file,
+            expected="what `sweep --on slurm` writes",
+            remedy="look at your jobs, and end those of this study by hand, if there are any",
+        )
     if where.outcome() is None:
         where.write_outcome(ClusterOutcome("cancelled", "cancelled by hand"))
     scheduler = scheduler_for(where, launched.settings)
@@ -120,8 +125,8 @@ def status(folder: Path) -> Status:
     where = Folder(folder.resolve())
     launched = where.await_launch(AWAIT_S)
     if launched is None:
-        nothing = "nothing was launched here"
-        return Status("none", nothing, None, 0, None, None, None, (), ())
+        state = "unknown" if where.launch_file.exists() else "none"
+        return Status(state, _no_launch(where), None, 0, None, None, None, (), ())
     scheduler = scheduler_for(where, launched.settings)
     elastic = read_object(where.elastic_file)
     failures = []
@@ -147,6 +152,12 @@ def status(folder: Path) -> Status:
         workers=tuple(_worker(where, job) for job in found if job.role == "worker"),
         failures=tuple(failures),
     )
+
+
+def _no_launch(folder: Folder) -> str:
+    if folder.launch_file.exists():
+        return "its launch.json cannot be read, and no job of its own is there to write it anew"
+    return "nothing was launched here"
 
 
 def _running_head(folder: Folder, settings: Settings) -> str | None:

@@ -24,17 +24,18 @@ def lines_before(disk: str, name: str, setup: Sequence[str]) -> list[str]:
     with a name that nobody can guess, closed to all others. What an earlier run of the job, on a
     node that died, has left is removed.
     """
-    report = f'echo "setup line failed: $BASH_COMMAND" >&2; rm -rf "${TEMPORARY}"'
+    report = f'echo "setup line failed: $BASH_COMMAND" >&2; rm -rf "${{{TEMPORARY}-}}"'
     return [
         "trap : TERM",  # so that the lines after the command come, whoever ends the job
         f'{DISK}="{disk}"',
         f"[ ${{#{DISK}}} -le {DISK_PATH_LIMIT} ] || {DISK}=/tmp",
         f'find "${DISK}" /dev/shm -maxdepth 1 -name "{name}-*" -user "$(id -u)" '
         "-exec rm -rf {} + 2>/dev/null",
-        f'export {TEMPORARY}="$(mktemp -d "${DISK}/{name}-XXXXXX")"',
-        f'export {STARTED}="$(date +%s)"',
         f"trap '{report}' ERR",
         "set -e",
+        f'{TEMPORARY}="$(mktemp -d "${DISK}/{name}-XXXXXX")"',  # `export` would hide that it failed
+        f"export {TEMPORARY}",
+        f'export {STARTED}="$(date +%s)"',
         *setup,
         "set +e",
         "trap - ERR",
@@ -49,7 +50,7 @@ def lines_after() -> list[str]:
         "code=$?",
         "trap '' TERM",  # which Slurm sends to every process, also to those that clear up here
         f"kill -KILL {ours} 2>/dev/null",
-        f'rm -rf "${TEMPORARY}" "/dev/shm/${{{TEMPORARY}##*/}}"',
+        f'[ -z "${TEMPORARY}" ] || rm -rf "${TEMPORARY}" "/dev/shm/${{{TEMPORARY}##*/}}"',
         "exit $code",
     ]
 

@@ -94,3 +94,11 @@ def test_everything_looks_at_it_and_the_next_sweep_computes_it_again(
     assert all(plan.folder_of(run).read_spec()["id"] == run.run_id for run in plan.runs)
     kept = list(plan.folder.runs.glob("*.damaged-1"))
     assert len(kept) >= 10, "nothing is thrown away"
+    page = plan.folder.report / "report.html"
+    drawn, said = page.stat().st_mtime_ns, io.StringIO()
+    sweep(plan, Console(file=said))
+    assert f"all {len(plan.runs)} runs are finished" in said.getvalue()
+    assert page.stat().st_mtime_ns == drawn, "nothing is newer"
+    plan.folder_of(plan.runs[-1]).result.touch()
+    sweep(plan, Console(file=said))
+    assert page.stat().st_mtime_ns > drawn

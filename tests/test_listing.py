@@ -120,4 +120,4 @@ def test_a_mixture_of_threads_is_said_and_one_of_kinds_is_none(large: Plan) -> N
     write_json(large.folder_of(last).result, {"kind": last.kind, "computed": {"threads": 4}})
     said = " ".join(printed(render_status(read_status(large))).split())
     assert f"mixed: runs of {last.kind} were computed with different threads: " in said
-    assert "4 (1 runs); the last bits of their numbers may depend on it" in said
+    assert "4 (1 run); the last bits of their numbers may depend on it" in said
