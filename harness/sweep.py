@@ -120,7 +120,7 @@ def without_damage(status: StudyStatus, console: Console) -> StudyStatus:
     for run in damaged:
         folder = status.plan.folder_of(run)
         why = folder.damage()
-        place = folder.set_aside()
+        place = folder.set_aside(status.plan.folder.damaged)
         console.print(
             f"[yellow]damaged:[/] {run.name} is computed again ({why}); its files are "
             f"kept in {place}",

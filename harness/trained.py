@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,10 @@ def _score_of(folder: RunFolder) -> RunFolder | None:
     for path in sorted(folder.path.parent.iterdir()):
         other = RunFolder(path)
         if other.result.exists():
-            match RunRecord.read(other).spec:
-                case Score(parents=parents) if parents == (folder.run_id,):
-                    return other
+            with suppress(RunError):  # a damaged run stops no other
+                match RunRecord.read(other).spec:
+                    case Score(parents=parents) if parents == (folder.run_id,):
+                        return other
     return None
 
 

@@ -6,6 +6,7 @@ JSON, not what a run computes.
     STUDY/
       study.yaml           the resolved study, as last swept
       runs/ID/             one folder a run, see `RunFolder`
+      damaged/ID-N/        run folders that a sweep set aside; nobody reads them
       study.id             by which MLflow knows the study
       mlflow.db, mlartifacts/    the MLflow view, rebuilt from the run folders at will
       report/              figures and tables
@@ -17,6 +18,7 @@ last checkpoint and says the rest again. `RunFolder.committed_events` returns th
 """
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -76,7 +78,7 @@ class Event:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Every file of one run. A run folder that was set aside has `.damaged-N` after its id.
+    """Every file of one run.
 
     `spec.json` is written first, `result.json` last: a run is finished if and only if that exists.
     """
@@ -163,11 +165,12 @@ class RunFolder:
             return value
         return _read_json(self.error)
 
-    def read_progress(self) -> dict[str, float]:
-        """Step, steps and time of the last heartbeat; empty if there is none that can be read."""
+    def read_progress(self) -> dict[str, Any]:
+        """Step, steps, time and host of the last heartbeat; empty if none can be read."""
         try:
             beat = json.loads(self.progress.read_text())
-            return {name: float(beat[name]) for name in ("step", "steps", "time")}
+            numbers = {name: float(beat[name]) for name in ("step", "steps", "time")}
+            return {**numbers, "host": str(beat["host"])}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
@@ -201,10 +204,11 @@ class RunFolder:
             return f"{error.found}: {error.where}"
         return None
 
-    def set_aside(self) -> Path:
+    def set_aside(self, into: Path) -> Path:
         """Make room for the run to be begun anew; nothing is deleted. Where the old files are."""
+        into.mkdir(exist_ok=True)
         number = 1
-        while (place := self.path.with_name(f"{self.run_id}.damaged-{number}")).exists():
+        while (place := into / f"{self.run_id}-{number}").exists():
             number += 1
         return self.path.rename(place)
 
@@ -349,6 +353,10 @@ class StudyFolder:
         return self.path / "runs"
 
     @property
+    def damaged(self) -> Path:
+        return self.path / "damaged"
+
+    @property
     def mlflow_database(self) -> Path:
         return self.path / "mlflow.db"
 
@@ -401,10 +409,10 @@ class StudyFolder:
 
 def _is_table(path: Path) -> bool:
     try:
-        head, *rows = path.read_text().splitlines()
-    except ValueError:
+        head, *rows = csv.reader(path.read_text().splitlines(), strict=True)
+    except (ValueError, csv.Error):
         return False
-    return bool(rows) and all(row.count(",") == head.count(",") for row in rows)
+    return bool(rows) and all(len(row) == len(head) for row in rows)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fewscan.harness.listing import render_plan, render_status, run_lines
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.examples import read_examples
 from fewscan.harness.report.results import read_results
-from fewscan.harness.report.studies import one_study
+from fewscan.harness.report.studies import one_study, two_studies
 from fewscan.harness.report.write import write_report
 from fewscan.harness.status import read_status
 from fewscan.harness.study import parse_study
@@ -65,7 +66,7 @@ def test_damaged_examples_are_drawn_anew(plan: Plan) -> None:
 
 
 def test_everything_looks_at_it_and_the_next_sweep_computes_it_again(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = {run.name: plan.folder_of(run).result.read_bytes() for run in plan.runs}
     files = ("spec.json", "result.json", "events.jsonl", "cases.csv", "error.json", "progress.json")
@@ -79,6 +80,7 @@ def test_everything_looks_at_it_and_the_next_sweep_computes_it_again(
     said = shown(render_plan(plan), render_status(status), "\n".join(run_lines(status)))
     assert "not a file of weights" in said
     write_report(one_study(plan))
+    two_studies(plan, replace(plan, study=replace(plan.study, folder=tmp_path)))
     page = (plan.folder.report / "report.html").read_text()
     assert page.count("the next sweep computes it again") >= 8
 
@@ -92,7 +94,7 @@ def test_everything_looks_at_it_and_the_next_sweep_computes_it_again(
     assert sweep(plan, console).is_finished
     assert {run.name: plan.folder_of(run).result.read_bytes() for run in plan.runs} == whole
     assert all(plan.folder_of(run).read_spec()["id"] == run.run_id for run in plan.runs)
-    kept = list(plan.folder.runs.glob("*.damaged-1"))
+    kept = list(plan.folder.damaged.iterdir())
     assert len(kept) >= 10, "nothing is thrown away"
     page = plan.folder.report / "report.html"
     drawn, said = page.stat().st_mtime_ns, io.StringIO()

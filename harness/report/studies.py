@@ -16,7 +16,7 @@ from fewscan.experiments.spec import PROTOCOL, Evaluation, Target
 from fewscan.harness.arms import SCRATCH, Arm
 from fewscan.harness.plan import Plan
 from fewscan.harness.study import Published, dump_study
-from fewscan.storage.errors import StudyError
+from fewscan.storage.errors import RunError, StudyError
 from fewscan.storage.runs import RunFolder
 
 Labelled = tuple[Arm, int | None]
@@ -148,8 +148,11 @@ def _obstacles(first: Plan, second: Plan) -> Iterator[tuple[str, str, str]]:
 def _require_protocol(plan: Plan) -> None:
     """A run of another protocol is none of the plan's, so it would only seem to be missing."""
     for folder in sorted(plan.folder.runs.glob("*")):
-        run = RunFolder(folder)
-        if run.spec.exists() and (found := run.read_spec()["spec"]["protocol"]) != PROTOCOL:
+        try:
+            found = RunFolder(folder).read_spec()["spec"]["protocol"]
+        except (RunError, KeyError, TypeError):  # missing or damaged, which its log says
+            continue
+        if found != PROTOCOL:
             raise StudyError(
                 f"{plan.study.name} has runs of protocol {found}",
                 where=folder,

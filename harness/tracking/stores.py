@@ -29,8 +29,6 @@ DEFAULTS = {
     "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
 }
 """Unless set otherwise: a server that hangs holds up an update for 20 s, not for 20 minutes."""
-ARTIFACTS = "mlartifacts"
-"""The folder beside a SQLite file; the name of `StudyFolder.mlflow_artifacts`."""
 SQLITE = "sqlite:///"
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 
@@ -48,7 +46,6 @@ def make_client(uri: str) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     if uri.startswith(SQLITE):
         create_database(_sqlite_file(uri))
-        follow_artifacts(_sqlite_file(uri))
     return MlflowClient(uri)
 
 
@@ -70,27 +67,34 @@ ARTIFACT_COLUMNS = (
 """Where MLflow's database has absolute addresses of files."""
 
 
-def follow_artifacts(database: Path) -> None:
-    """Have a database that was moved, or copied, with its artifacts point to where they are now."""
-    here = database.with_name(ARTIFACTS).as_uri()
+def follow_artifacts(plan: Plan, uri: str) -> None:
+    """Have a database that was moved, or copied, with its artifacts point to where they are now.
+
+    Of the study's experiment alone, and only if the folder has come along: what others keep in the
+    same database stays as it is.
+    """
+    database, here = _sqlite_file(uri), _artifact_location(plan, uri) or ""
+    if not database.with_name(plan.folder.mlflow_artifacts.name).is_dir():
+        return
     with closing(sqlite3.connect(database)) as connection, connection:
-        places = connection.execute("SELECT DISTINCT artifact_location FROM experiments")
-        for (old,) in places.fetchall():
-            if old and old != here and old.startswith("file:") and old.endswith(f"/{ARTIFACTS}"):
-                for table, column in ARTIFACT_COLUMNS:
-                    connection.execute(
-                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                        f"WHERE substr({column}, 1, ?) = ?",
-                        (here, len(old) + 1, len(old) + 1, f"{old}/"),
-                    )
-                connection.execute(
-                    "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?",
-                    (here, old),
-                )
+        found = connection.execute(
+            "SELECT artifact_location FROM experiments WHERE name = ?", (plan.study.name,)
+        ).fetchone()
+        old, name = found[0] if found else here, plan.folder.mlflow_artifacts.name
+        if old == here or not (old.startswith("file:") and old.endswith(f"/{name}")):
+            return
+        for table, column in ARTIFACT_COLUMNS:
+            connection.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                (here, len(old) + 1, old, len(old) + 1, f"{old}/"),
+            )
 
 
 def study_experiment(client: MlflowClient, plan: Plan, uri: str) -> Experiment:
     """The study's experiment, made if there is none. Raises `TrackingError` if it is in the bin."""
+    if uri.startswith(SQLITE):
+        follow_artifacts(plan, uri)
     found = find_experiment(client, plan)
     if found is None:
         location = _artifact_location(plan, uri)
@@ -102,6 +106,8 @@ def study_experiment(client: MlflowClient, plan: Plan, uri: str) -> Experiment:
 def tracked_experiment(plan: Plan, uri: str) -> Experiment:
     """The study's experiment. Raises `TrackingError` if there is none."""
     missing = uri.startswith(SQLITE) and not _sqlite_file(uri).exists()
+    if uri.startswith(SQLITE) and not missing:
+        follow_artifacts(plan, uri)
     found = None if missing else find_experiment(make_client(uri), plan)
     if found is None:
         raise TrackingError(

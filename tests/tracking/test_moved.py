@@ -49,3 +49,18 @@ def test_its_files_are_found_where_it_is_now_and_the_old_place_stays_away(
         (model,) = logged_models(client, experiment.experiment_id, run.info.run_id)
         assert mlflow.pytorch.load_model(model.artifact_location) is not None
     assert not plan.folder.path.exists(), "nothing was written to the old place"
+
+
+def test_what_others_keep_in_the_database_stays_as_it_is(plan: Plan, tmp_path: Path) -> None:
+    four_states(plan)
+    Tracker(plan).update()
+    client = MlflowClient(database(plan))
+    theirs = (tmp_path / "theirs" / "mlartifacts").as_uri()
+    other = client.create_experiment("another", theirs)
+    run = client.create_run(other)
+    moved = at(plan, tmp_path / "moved")
+    plan.folder.path.rename(moved.folder.path)
+    Tracker(moved).update()
+    client = MlflowClient(database(moved))
+    assert client.get_experiment(other).artifact_location == theirs
+    assert client.get_run(run.info.run_id).info.artifact_uri.startswith(theirs)
