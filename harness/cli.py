@@ -278,7 +278,7 @@ def status(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
 @study_argument
 @set_option
 def cancel(study: Path, overrides: tuple[str, ...]) -> None:
-    """Stop the study's Slurm jobs. The same sweep command goes on later."""
+    """Stop the study's Slurm jobs; runs checkpoint first. The same sweep command goes on later."""
     from fewscan.harness.study import load_study
     from fewscan.slurm import cancel as cancel_jobs
     from fewscan.storage.runs import StudyFolder
