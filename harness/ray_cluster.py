@@ -21,7 +21,7 @@ from fewscan.storage.code_digest import code_digest, package_version
 from fewscan.storage.errors import ClusterError
 from fewscan.storage.runs import StudyFolder
 from fewscan.storage.system import node_folder
-from fewscan.storage.system.private import is_private, make_private_folder
+from fewscan.storage.system.private import is_ours, make_private_folder
 
 DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; ours say what a study's people ask
@@ -75,7 +75,7 @@ def local_ray(folder: StudyFolder, on_lost: Callable[[str], object]) -> Iterator
     digest = hashlib.sha256(str(folder.path).encode()).hexdigest()[:8]
     prefix = f"fewscan-{digest}-"
     for leftover in Path("/tmp").glob(f"{prefix}*"):
-        if is_private(leftover):
+        if is_ours(leftover):
             _remove(leftover)
     scratch = make_private_folder(prefix, Path("/tmp"))
     # Ray opens its folder to everybody; inside this one that lets nobody in.
@@ -163,6 +163,8 @@ def require_same_code(driver: str) -> None:
 
 
 def _remove(scratch: Path) -> None:
+    # A worker of a killed Ray that was just starting would make its part of the folder anew.
+    processes.end_users_of(scratch)
     for folder in node_folder.candidates(scratch):
         node_folder.remove(folder)
     shutil.rmtree(scratch, ignore_errors=True)

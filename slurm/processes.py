@@ -96,6 +96,16 @@ def end_descendants(wait_s: float = 10.0) -> None:
         time.sleep(0.02)
 
 
+def end_users_of(folder: Path, wait_s: float = 1.0) -> None:
+    """SIGKILL this user's processes that were given `folder` by an option (`--…=FOLDER…`)."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            options = [word for word in process.cmdline() if word.startswith("--")]
+            if process.uids().real == os.getuid() and any(str(folder) in it for it in options):
+                process.kill()
+                process.wait(wait_s)
+
+
 def descendants(root: int) -> list[psutil.Process]:
     """The processes below `root`; the dead that wait for their parent are not counted."""
     return [each for each in psutil.Process(root).children(recursive=True) if is_alive(each)]

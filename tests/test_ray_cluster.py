@@ -1,5 +1,6 @@
 """The Ray of a sweep."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -16,12 +17,24 @@ with local_ray(folder, print):
     import ray
     print("\\n".join(ray.get(ray.remote(lambda: sys.path).remote())))
 """
+LATE_WORKER = "import os, sys, time; time.sleep(2); os.makedirs(sys.argv[1].split('=')[1])"
 
 
-def test_workers_do_not_import_from_the_working_directory(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-c", PROGRAM, str(tmp_path / "study")]
+def test_workers_import_from_elsewhere_and_an_earlier_rays_late_worker_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    study = tmp_path / "study"
+    digest = hashlib.sha256(str(study).encode()).hexdigest()[:8]
+    earlier = Path("/tmp") / f"fewscan-{digest}-earlier"
+    earlier.mkdir(mode=0o755)  # as Ray makes it, where it is gone
+    late = subprocess.Popen([sys.executable, "-c", LATE_WORKER, f"--temp-dir={earlier}/ray"])
+
+    command = [sys.executable, "-P", "-c", PROGRAM, str(study)]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) > 2
     assert not {"", str(tmp_path)} & set(done.stdout.split("\n")[:-1])
+    late.wait(10)
+    assert not [*Path("/tmp").glob(f"fewscan-{digest}-*")]

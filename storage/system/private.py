@@ -17,14 +17,24 @@ def make_private_folder(prefix: str, parent: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether it is a folder (no link) and this user's: ours to remove, not yet to write in."""
+    return _mode_of_ours(folder) is not None
+
+
 def is_private(folder: Path) -> bool:
     """Whether it is a folder (no link), this user's, and closed to all others."""
+    mode = _mode_of_ours(folder)
+    return mode is not None and not mode & 0o077
+
+
+def _mode_of_ours(folder: Path) -> int | None:
     try:
         found = folder.lstat()
     except OSError:
-        return False
-    open_to_others = stat.S_IMODE(found.st_mode) & 0o077
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not open_to_others
+        return None
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return stat.S_IMODE(found.st_mode) if ours else None
 
 
 def require_private(folder: Path) -> None:
