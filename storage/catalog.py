@@ -1,7 +1,7 @@
 """Which files make one scan, whose it is and what they mean, whatever convention names them."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +23,17 @@ class ScanFiles:
     channel_files: tuple[Path, ...]
     """in the order of the channels"""
     label_file: Path | None
-    """the segmentation; None for a scan without one"""
+    """the segmentation; None for an unlabelled scan"""
     label_values: tuple[int, ...]
     """the value in `label_file` of each class, in the order of the classes"""
     patient: str = ""
     """whose scan it is; by default what `patient_in_name` says"""
+    volumes: tuple[int, ...] = ()
+    """for each of `channel_files` the index along its fourth axis; by default they have three"""
+    ignore_value: int | None = None
+    """the value in `label_file` of voxels that are neither trained on nor scored"""
+    part: str = ""
+    """train, validation or test, if the data set says so"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patient", self.patient or patient_in_name(self.id))
@@ -37,6 +43,20 @@ def patient_in_name(scan_id: str) -> str:
     """The BIDS entity sub-XX at the start of an id (sub-01_ses-1: sub-01), else the id itself."""
     match = re.match(r"(sub-[A-Za-z0-9]+)(?:_|$)", scan_id)
     return match[1] if match else scan_id
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a person wants of a data set; by default all its labelled scans."""
+
+    unlabelled: bool = False
+    """scans without a segmentation as well; a table says it itself, by an empty cell"""
+    channels: tuple[str, ...] = ()
+    """some of the channels, in this order; empty: all"""
+    labels: str = ""
+    """which edition's label values the files have, or VALUE=CLASS,…, where names do not tell"""
+    lesion: tuple[str, ...] = ()
+    """the classes that are lesions; empty: what the data set says, else all"""
 
 
 @dataclass(frozen=True)
@@ -55,3 +75,9 @@ class Catalog:
     """through the slices, if the convention says so; None: the spacing tells"""
     normalisation: "Normalisation"
     """what suits such images"""
+    lesion: tuple[str, ...] = ()
+    """those of the classes that are lesions, not organs; empty: all"""
+    regions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """name → classes that together are one: scored beside the classes, as BraTS reports them"""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """what was seen and not asked for, or is no scan: id (or folder, or file) → why; no mistake"""

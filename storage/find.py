@@ -6,14 +6,16 @@ What names mean is known by the conventions alone (`conventions`); here they are
 from collections.abc import Sequence
 from pathlib import Path
 
-from fewscan.storage.catalog import Catalog, ScanFiles
+from fewscan.storage.catalog import Catalog, ScanFiles, Selection
 from fewscan.storage.conventions.convention import files_in, require_channels
 from fewscan.storage.conventions.registry import CONVENTIONS, ENDINGS, EXPECTED, NAMES
 from fewscan.storage.errors import ScanError
 
+ALL_LABELLED = Selection()
 
-def find_scans(folder: Path) -> Catalog:
-    """Find the scans in `folder`, by the first convention that it looks like.
+
+def find_scans(folder: Path, selection: Selection = ALL_LABELLED) -> Catalog:
+    """Find the wanted scans in `folder`, by the first convention that it looks like.
 
     Raises `ScanError` if the folder does not exist, looks like none of them, or is of a kind that
     is not supported.
@@ -27,7 +29,7 @@ def find_scans(folder: Path) -> Catalog:
         )
     for convention in CONVENTIONS:
         if convention.looks_like(folder):
-            return convention.find(folder)
+            return convention.find(folder, selection)
     raise ScanError(
         "no scans",
         where=folder,

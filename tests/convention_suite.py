@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fewscan.storage.catalog import Selection
 from fewscan.storage.conventions import registry
 from fewscan.storage.conventions.convention import Convention
 from fewscan.storage.errors import ScanError
@@ -47,7 +48,7 @@ class ConventionSuite:
 
     def test_a_folder_is_known_by_its_looks(self, data: Path, tmp_path: Path) -> None:
         assert self.kind().looks_like(data)
-        assert find_scans(data) == self.kind().find(data)
+        assert find_scans(data) == self.kind().find(data, Selection())
         (tmp_path / "empty").mkdir()
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "thesis.tex").write_text("mine")

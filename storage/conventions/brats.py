@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fewscan.storage.catalog import Catalog, ScanFiles, patient_in_name
+from fewscan.storage.catalog import Catalog, ScanFiles, Selection, patient_in_name
 from fewscan.storage.conventions.convention import (
     Convention,
     files_in,
@@ -71,7 +71,7 @@ class Brats(Convention):
         """Whether some file in it, however deep, is named like part of a scan."""
         return any(_is_known(name) for _, _, names in _visible(folder) for name in names)
 
-    def find(self, folder: Path) -> Catalog:
+    def find(self, folder: Path, selection: Selection) -> Catalog:
         """All scans in `folder` and its sub-folders; a folder of strange images is a problem."""
         files, strangers = _walk(folder)
         catalog = self.group(files)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from fewscan.storage.catalog import Catalog, ScanFiles, patient_in_name
+from fewscan.storage.catalog import Catalog, ScanFiles, Selection, patient_in_name
 from fewscan.storage.errors import ScanError
 
 if TYPE_CHECKING:  # numpy, which they load, would slow every `--help`
@@ -42,10 +42,11 @@ class Convention(Protocol):
         """Whether `folder` is a data set of this convention; quick, and raises nothing."""
 
     @abstractmethod
-    def find(self, folder: Path) -> Catalog:
-        """All scans in `folder`, which looks like it.
+    def find(self, folder: Path, selection: Selection) -> Catalog:
+        """The scans in `folder`, which looks like it, that are wanted.
 
-        Raises `ScanError` if the whole data set is of a kind that is not supported.
+        Raises `ScanError` if the whole data set is of a kind that is not supported, or does not
+        have what is wanted.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewscan.storage.catalog import Catalog, ScanFiles
+from fewscan.storage.catalog import Catalog, ScanFiles, Selection
 from fewscan.storage.conventions.convention import (
     Convention,
     files_in,
@@ -66,7 +66,7 @@ class NnUNet(Convention):
         """Whether there is a `dataset.json` in it."""
         return (folder / DATASET).is_file()
 
-    def find(self, folder: Path) -> Catalog:
+    def find(self, folder: Path, selection: Selection) -> Catalog:
         """The labelled cases of the raw data set in `folder`. Raises `ScanError`."""
         description = read_description(folder / DATASET)
         images, strangers = _images(folder / IMAGES, description)
