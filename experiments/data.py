@@ -16,6 +16,7 @@ from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes.scheme import SliceTable
 from fewscan.experiments.to_device import sent
 from fewscan.storage.errors import RunError
+from fewscan.storage.labels import PretrainSlices
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.slices import SliceStore
 
@@ -71,14 +72,14 @@ class SliceData:
         subjects: Sequence[str],
         devices: Devices,
         dtype: torch.dtype,
-        healthy_only: bool = False,
+        which: PretrainSlices = "all",
         at_most: int | None = None,
     ) -> "SliceData":
         """The kept slices of the subjects, or the healthy ones alone.
 
         `at_most` keeps that many, evenly spaced. Raises as `residency.keep`.
         """
-        selection = Selection(store, subjects, healthy_only, at_most)
+        selection = Selection(store, subjects, which, at_most)
         kept, note = keep(selection, devices)
         return cls(kept, selection.table(), dtype, devices.device, note)
 

@@ -1,4 +1,4 @@
-"""Pre-training by any scheme: learn from slices of the training split, without their labels.
+"""Pre-training by any scheme: learn from slices of training and unlabelled scans.
 
 The published one (Kascenas et al., "Denoising Autoencoders for Unsupervised Anomaly Detection in
 Brain MRI", MIDL 2022) takes the slices that the masks call healthy and keeps the model with the
@@ -28,11 +28,10 @@ def pretrain(spec: Pretrain, folder: RunFolder, devices: Devices) -> Result:
     """The stage of `Pretrain`: leaves the model in the folder and returns the result."""
     store = open_store(folder, spec.data)
     dtype = devices.dtype(spec.training.precision)
-    training = SliceData.load(store, store.split.train, devices, dtype, healthy_only=True)
+    learnt, validated = store.pretraining(spec.slices)
+    training = SliceData.load(store, learnt, devices, dtype, spec.slices)
     at_most = spec.training.validation_slices
-    validation = SliceData.load(
-        store, store.split.validation, devices, dtype, healthy_only=True, at_most=at_most
-    )
+    validation = SliceData.load(store, validated, devices, dtype, spec.slices, at_most)
     channels = len(store.channels)
     outputs = spec.scheme.out_channels(channels)
     body, start = initial_network(spec, channels, outputs, folder, devices)

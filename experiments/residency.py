@@ -17,6 +17,7 @@ from fewscan.experiments.schemes.scheme import SliceTable
 from fewscan.experiments.to_device import sent
 from fewscan.storage.errors import DeviceError
 from fewscan.storage.geometry import slice_axis
+from fewscan.storage.labels import PretrainSlices
 from fewscan.storage.shared_slices import SHARE_OF_FREE, SharedSlices
 from fewscan.storage.slices import SliceStore
 from fewscan.storage.stream import SliceStream
@@ -34,12 +35,12 @@ class Selection:
         self,
         store: SliceStore,
         ids: Sequence[str],
-        healthy_only: bool = False,
+        which: PretrainSlices = "all",
         at_most: int | None = None,
     ) -> None:
         """Read nothing yet. `at_most` takes so many, evenly spaced."""
         self.store = store
-        self.stream = SliceStream(store, ids, healthy_only)
+        self.stream = SliceStream(store, ids, which)
         count = len(self.stream) if at_most is None else min(at_most, len(self.stream))
         self.indices_N = np.arange(count) * len(self.stream) // max(count, 1)
         """Numbers of the slices in the stream."""

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, get_type_hints
 from fewscan.experiments.schemes import SCHEMES, Denoise, Scheme
 from fewscan.experiments.settings import Transfer, require_at_least
 from fewscan.storage.errors import RunError
+from fewscan.storage.labels import PretrainSlices, Region
 
 PROTOCOL = 2
 """Results of different protocol versions may not be compared; raised when the numbers change. From
@@ -122,7 +123,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Learn from slices of the training split without looking at what is to be segmented."""
+    """Learn from slices of training and unlabelled scans, not what is to be segmented."""
 
     kind: ClassVar[str] = "pretrain"
     data: str
@@ -135,6 +136,8 @@ class Pretrain:
     """Of all its random numbers."""
     init: str | None = None
     """Id of the run whose weights it starts from; None: random ones."""
+    slices: PretrainSlices = "healthy"
+    """Which slices it learns from."""
 
     @property
     def parents(self) -> tuple[str, ...]:
@@ -185,6 +188,8 @@ class Score:
     metrics: tuple[str, ...] = ()
     """Keys of the catalogue that were there when it was planned: with one more it is another
     score, so that a new metric repeats scores, and no training."""
+    regions: tuple[Region, ...] = ()
+    """What is scored beside the classes."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +250,7 @@ def _build(cls: Any, value: Any) -> Any:
         _require_known({kind}, SCHEMES, "scheme")
         cls, value = SCHEMES[kind], {k: v for k, v in value.items() if k != "kind"}
     if not is_dataclass(cls):
-        return tuple(value) if isinstance(value, list) else value
+        return tuple(_build(None, it) for it in value) if isinstance(value, list) else value
     make: Any = cls
     types = get_type_hints(cls)
     _require_known(value, types, make.__name__)

@@ -136,6 +136,16 @@ def phantom(out: Path, subjects: int, seed: int, workers: int | None, form: Any)
     type=PATH,
     help="YAML or JSON with the lists train, validation and test. Default: the published rule.",
 )
+@click.option(
+    "--unlabelled",
+    is_flag=True,
+    help="Take in scans without a segmentation as well: pre-training may use them.",
+)
+@click.option(
+    "--healthy",
+    type=PATH,
+    help="A file of the ids of scans that are known to have no lesion, one a line.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: the CPU cores.")
 def prepare(
     scans: Path,
@@ -144,15 +154,31 @@ def prepare(
     axis: str | None,
     normalisation: Any,
     split: Path | None,
+    unlabelled: bool,
+    healthy: Path | None,
     workers: int | None,
 ) -> None:
+    from fewscan.storage.catalog import Selection
     from fewscan.storage.prepare import prepare as prepare_store
 
     through: Any = int(axis) if axis and axis.isdecimal() else axis
     with _bar("scans") as step:
-        report = prepare_store(scans, store, size, workers, step, through, normalisation, split)
+        report = prepare_store(
+            scans,
+            store,
+            size,
+            workers,
+            step,
+            through,
+            normalisation,
+            split,
+            Selection(unlabelled=unlabelled),
+            healthy,
+        )
     of = f" of {report.patients} patients" if report.patients < report.subjects else ""
     console.print(f"{report.subjects} subjects{of} in {store}, fingerprint {report.fingerprint}")
+    for line in report.account:
+        click.echo(line, err=True)
     for subject, reason in report.skipped:
         click.echo(f"skipped {subject}: {reason}", err=True)
     if report.left_out:

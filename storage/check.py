@@ -12,6 +12,7 @@ from statistics import median
 
 import numpy as np
 
+from fewscan.storage.account import account
 from fewscan.storage.conventions.registry import patient_of
 from fewscan.storage.errors import StoreError, StudyError
 from fewscan.storage.geometry import Axis
@@ -37,9 +38,13 @@ class CheckReport:
     """whose scans they are"""
     patients_in_ids: int
     """as far as ids tell; fewer than `patients` if the store was made before it knew any"""
+    unlabelled: int
+    """of the subjects, those without a segmentation"""
     slices: int
     healthy_slices: int
-    """of them, those without a lesion pixel"""
+    """of them, those known to show no lesion"""
+    masks: int
+    """labelled subjects whose segmentations told which slices are healthy"""
     lesion_mm3: dict[str, tuple[float, float, float]]
     """class → smallest, median and largest volume of a subject, at the scans' own resolution"""
     split: tuple[int, int, int] | None
@@ -54,6 +59,8 @@ class CheckReport:
     """scans that could not be used when it was made: id → reason"""
     copies: tuple[tuple[str, ...], ...]
     """subjects with equal slices: of one patient, or in the store since before they were refused"""
+    account: tuple[str, ...]
+    """what was lost of the scans, and what was assumed: see `account`"""
 
     def render(self) -> str:
         """The report as lines of text."""
@@ -64,18 +71,23 @@ class CheckReport:
             *([self._unknown_patients_text()] if self.patients_in_ids < self.patients else []),
             f"channels        {', '.join(self.channels)}",
             f"slices          {self.slices} of {self.size} × {self.size}, {self._slicing_text()}",
-            f"healthy slices  {self.healthy_slices}",
+            f"healthy slices  {self.healthy_slices}, {self._masks_text()}",
             *(f"{name:<15} {_millilitres(v)}" for name, v in self.lesion_mm3.items()),
             f"split           {self._split_text()}",
             *(f"in no part      {subject}" for subject in self.left_out),
             *(f"equal slices    {', '.join(ids)}" for ids in self.copies),
             *(f"skipped         {subject}: {reason}" for subject, reason in self.skipped.items()),
+            *self.account,
         ]
         return "\n".join(lines)
 
     def _subjects_text(self) -> str:
-        fewer = self.patients < self.subjects
-        return f"{self.subjects} of {self.patients} patients" if fewer else f"{self.subjects}"
+        patients = f" of {self.patients} patients" if self.patients < self.subjects else ""
+        unlabelled = f", {self.unlabelled} of them unlabelled" if self.unlabelled else ""
+        return f"{self.subjects}{patients}{unlabelled}"
+
+    def _masks_text(self) -> str:
+        return f"as the masks of {self.masks} scans tell" if self.masks else "no mask was needed"
 
     def _unknown_patients_text(self) -> str:
         found = f"by their ids the scans are of {self.patients_in_ids} patients"
@@ -160,7 +172,8 @@ def _require_content(store: SliceStore, slices: Slices) -> None:
 
 def _report(store: SliceStore) -> CheckReport:
     subjects = list(store.subjects.values())
-    volumes_K = zip(*(subject.lesion_mm3 for subject in subjects), strict=True)
+    labelled = [subject for subject in subjects if subject.labelled]
+    volumes_K = list(zip(*(subject.lesion_mm3 for subject in labelled), strict=True))
     split = None
     with suppress(StudyError):
         split = store.split
@@ -174,11 +187,13 @@ def _report(store: SliceStore) -> CheckReport:
         subjects=len(subjects),
         patients=len(set(store.manifest.patient_of.values())),
         patients_in_ids=len({patient_of(id_) for id_ in store.subjects}),
+        unlabelled=len(subjects) - len(labelled),
         slices=sum(len(subject.positions) for subject in subjects),
-        healthy_slices=sum(len(subject.healthy_positions) for subject in subjects),
+        healthy_slices=sum(len(subject.healthy_positions(store.meaning)) for subject in subjects),
+        masks=sum(subject.labelled and not subject.healthy for subject in subjects),
         lesion_mm3={
             name: (min(volumes), median(volumes), max(volumes))
-            for name, volumes in zip(store.classes, volumes_K, strict=True)
+            for name, volumes in zip(store.classes, volumes_K, strict=False)  # none if unlabelled
         },
         split=(len(split.train), len(split.validation), len(split.test)) if split else None,
         published=split is not None and split.published,
@@ -186,6 +201,7 @@ def _report(store: SliceStore) -> CheckReport:
         left_out=store.manifest.left_out,
         skipped=store.manifest.skipped,
         copies=_copies(subjects),
+        account=account(store),
     )
 
 

@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +22,7 @@ from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import StoreError
 from fewscan.storage.geometry import Axis
 from fewscan.storage.intensity import Normalisation
+from fewscan.storage.labels import LabelMeaning, Region
 from fewscan.storage.splits import PATIENT_RULE, SPLIT_RULE, Split
 
 STORE_PROTOCOL = 1
@@ -78,7 +79,13 @@ class StoreFolder:
         return self.path / "labels" / f"c.{row}.0.0.0"
 
 
-_AS_PUBLISHED = {"axis": 2, "normalisation": "quantile"}
+_BY_DEFAULT = {
+    "axis": 2,
+    "normalisation": "quantile",
+    "lesion": (),
+    "regions": (),
+    "ignored": False,
+}
 
 
 @dataclass(frozen=True)
@@ -99,18 +106,39 @@ class Parameters:
     """through the slices"""
     normalisation: Normalisation = "quantile"
     """how voxel values became comparable"""
+    lesion: tuple[str, ...] = ()
+    """the classes that are lesions; empty: all"""
+    regions: tuple[Region, ...] = ()
+    """what is scored beside the classes"""
+    ignored: bool = False
+    """whether labels may be `IGNORED`"""
+
+    @property
+    def meaning(self) -> LabelMeaning:
+        """Of the labels."""
+        return LabelMeaning(self.classes, self.lesion, self.ignored)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what is as published is left out, so that it hashes as it always did."""
+        """Plain values; what is as by default is left out, so that it hashes as it always did."""
         value = asdict(self)
-        return {k: v for k, v in value.items() if v != _AS_PUBLISHED.get(k)}
+        return {k: v for k, v in value.items() if v != _BY_DEFAULT.get(k)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Parameters":
         """Undo `to_json` and JSON; other keys are not looked at."""
         known = {f.name: value[f.name] for f in fields(cls) if f.name in value}
-        names = {key: tuple(value[key]) for key in ("channels", "classes")}
-        return cls(**{**known, **names})
+        names = {key: tuple(known.get(key, ())) for key in ("channels", "classes", "lesion")}
+        regions = tuple((name, tuple(members)) for name, members in known.get("regions", ()))
+        return cls(**{**known, **names, "regions": regions})
+
+
+_SUBJECT_BY_DEFAULT = {
+    "labelled": True,
+    "healthy": False,
+    "hidden_lesions": (),
+    "dropped_lesion_slices": 0,
+    "notes": (),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +176,16 @@ class Subject:
     """whose scan it is; by default its own id"""
     marks: tuple[str, str] = ("", "")
     """`mark_of` its shard of images and of labels; empty if there is none, or nobody noted it"""
+    labelled: bool = True
+    """whether it has a segmentation; without one its labels are 0, and nobody looks at them"""
+    healthy: bool = False
+    """whether somebody knows that it has no lesion: then no mask has to tell"""
+    hidden_lesions: tuple[int, ...] = ()
+    """indices of the kept slices with a lesion in the scan that is too small for the store"""
+    dropped_lesion_slices: int = 0
+    """slices with a lesion that are not kept, for there is nothing else in them"""
+    notes: tuple[str, ...] = ()
+    """what was assumed when it was read, for people"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patient", self.patient or self.id)
@@ -157,10 +195,23 @@ class Subject:
         """Slice indices of the kept slices."""
         return range(self.first, self.last + 1)
 
-    @cached_property
-    def healthy_positions(self) -> list[int]:
-        """Slice indices of the kept slices without a lesion pixel."""
-        return [self.first + int(n) for n in np.flatnonzero(~self.lesion_pixels_NK.any(axis=1))]
+    def healthy_positions(self, meaning: LabelMeaning) -> list[int]:
+        """Slice indices of the kept slices that are known to show no lesion."""
+        if self.healthy:
+            return list(self.positions)
+        if not self.labelled:
+            return []
+        has_lesion_N = self._lesion_pixels_NL(meaning).any(axis=1)
+        hidden = set(self.hidden_lesions)
+        found = (self.first + int(n) for n in np.flatnonzero(~has_lesion_N))
+        return [position for position in found if position not in hidden]
+
+    def lesion_slices(self, meaning: LabelMeaning) -> int:
+        """The number of kept slices with a lesion pixel."""
+        return int(self._lesion_pixels_NL(meaning).any(axis=1).sum())
+
+    def _lesion_pixels_NL(self, meaning: LabelMeaning) -> np.ndarray:
+        return self.lesion_pixels_NK[:, [k - 1 for k in meaning.lesion_values]]
 
     def to_json(self) -> dict[str, Any]:
         """A value that JSON can hold; without what is as by default."""
@@ -169,6 +220,9 @@ class Subject:
             del value["patient"]
         if not any(self.marks):
             del value["marks"]
+        for name, default in _SUBJECT_BY_DEFAULT.items():
+            if value[name] == default:
+                del value[name]
         return {**value, "lesion_pixels_NK": self.lesion_pixels_NK.tolist()}
 
     @classmethod
@@ -193,6 +247,8 @@ class Manifest:
     """scans that could not be used: id → reason"""
     given_split: Split | None = None
     """None: by the published rule; may name scans that could not be used"""
+    not_taken: dict[str, str] = field(default_factory=dict)
+    """what lay beside the scans and was not asked for: id, folder or file → why"""
 
     @cached_property
     def split(self) -> Split | None:
@@ -221,17 +277,39 @@ class Manifest:
         The same however the store was made. Every run's id depends on it, so two splits never share
         a result. Patients with one scan do not count: with and without them the numbers are equal.
         """
-        parameters = {k: v for k, v in self.parameters.to_json().items() if k != "depth"}
+        # Regions concern scores alone, and stand in their specs.
+        parameters = self.parameters.to_json()
+        parameters = {k: v for k, v in parameters.items() if k not in ("depth", "regions")}
         content = sorted((subject.id, subject.sha256) for subject in self.subjects.values())
         shared = sorted(self.shared_patients.values())
         patients = [{"patients": shared}] if shared else []
         given = [self.split.to_json()] if self.split else []
-        return _sha256_of([parameters, content, *patients, *given])
+        return _sha256_of([parameters, content, *patients, *given, *self._labels_json()])
+
+    def _labels_json(self) -> list[dict[str, Any]]:
+        """What slices alone do not tell of labels: nothing where every scan has its own."""
+        subjects = sorted(self.subjects.values(), key=lambda subject: subject.id)
+        found = {
+            "unlabelled": [it.id for it in subjects if not it.labelled],
+            "healthy": [it.id for it in subjects if it.healthy],
+            "hidden lesions": [[it.id, it.hidden_lesions] for it in subjects if it.hidden_lesions],
+        }
+        return [{name: value} for name, value in found.items() if value]
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Subjects that are in no part of the given split."""
-        return tuple(sorted(set(self.subjects) - self.split.ids)) if self.split else ()
+        """Labelled subjects that are in no part of the given split."""
+        return tuple(sorted(set(self.labelled) - self.split.ids)) if self.split else ()
+
+    @cached_property
+    def labelled(self) -> tuple[str, ...]:
+        """The ids of the scans with a segmentation, sorted."""
+        return tuple(sorted(it.id for it in self.subjects.values() if it.labelled))
+
+    @cached_property
+    def unlabelled(self) -> tuple[str, ...]:
+        """The ids of the others, sorted."""
+        return tuple(sorted(it.id for it in self.subjects.values() if not it.labelled))
 
     def write(self, path: Path) -> None:
         """Write it atomically, a line a subject, with a checksum over all of it."""
@@ -241,6 +319,7 @@ class Manifest:
             **self._split_json(),
             "subjects": {id_: self.subjects[id_].to_json() for id_ in sorted(self.subjects)},
             "skipped": dict(sorted(self.skipped.items())),
+            **({"not_taken": dict(sorted(self.not_taken.items()))} if self.not_taken else {}),
         }
         value["checksum"] = _sha256_of(value)
         write_bytes(path, _a_line_an_entry(value).encode())
@@ -267,7 +346,8 @@ class Manifest:
             raise StoreError("damaged", where=path, expected=expected, remedy=PREPARE_AGAIN)
         subjects = {id_: Subject.from_json(v) for id_, v in value["subjects"].items()}
         split = Split.from_json(value["split"]) if "split" in value else None
-        return cls(Parameters.from_json(value), subjects, value["skipped"], split)
+        skipped, not_taken = value["skipped"], value.get("not_taken", {})
+        return cls(Parameters.from_json(value), subjects, skipped, split, not_taken)
 
 
 def _require_protocol(protocol: object, path: Path) -> None:

@@ -16,19 +16,26 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
+from fewscan.storage.account import account
 from fewscan.storage.atomic import remove_leftovers, sync_folder, write_json
-from fewscan.storage.catalog import Catalog, ScanFiles
+from fewscan.storage.catalog import Catalog, ScanFiles, Selection
 from fewscan.storage.conventions.registry import patient_of, same_scan
 from fewscan.storage.copies import refuse_copies
-from fewscan.storage.errors import FewscanError, ScanError, StoreError, disk_full_explained
-from fewscan.storage.find import find_scans
+from fewscan.storage.errors import (
+    FewscanError,
+    ScanError,
+    StoreError,
+    StudyError,
+    disk_full_explained,
+)
+from fewscan.storage.find import ALL_LABELLED, find_scans
 from fewscan.storage.geometry import Axis
 from fewscan.storage.intensity import Normalisation
 from fewscan.storage.locks import exclusive
 from fewscan.storage.manifest import Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.prepare_scan import ScanToPrepare, prepare_scan
-from fewscan.storage.slices import describe_arrays
-from fewscan.storage.splits import Split
+from fewscan.storage.slices import SliceStore, describe_arrays
+from fewscan.storage.splits import Split, read_ids
 from fewscan.storage.store_settings import settled_parameters, settled_split, split_to_keep
 from fewscan.storage.system.workers import in_processes, usable_cpus
 
@@ -46,7 +53,9 @@ class PrepareReport:
     skipped: tuple[tuple[str, str], ...]
     """scans that cannot be used: id and reason"""
     left_out: tuple[str, ...]
-    """subjects in the store that no part of the given split holds"""
+    """labelled subjects in the store that no part of the given split holds"""
+    account: tuple[str, ...]
+    """what was lost and what was assumed, a line each"""
     fingerprint: str
     """of the store"""
     seconds: float
@@ -62,6 +71,8 @@ def prepare(
     axis: Axis | None = None,
     normalisation: Normalisation | None = None,
     split: Path | None = None,
+    selection: Selection = ALL_LABELLED,
+    healthy: Path | None = None,
 ) -> PrepareReport:
     """Make a store of all scans under `scans`, or go on with it, or add to it what is new.
 
@@ -70,39 +81,48 @@ def prepare(
     others: it is reported. `axis` and `normalisation` are by default those of the store if it is
     there, else those of the scans' convention; if it has no axis, that with the largest spacing.
     `split` is a file for `read_split`, which replaces an earlier one; by default the store keeps
-    the one it has.
+    the one it has. `selection` says what is wanted of the data set. `healthy` is a file of the ids
+    of scans that are known to have no lesion, one a line: no mask has to tell.
 
     Raises `ScanError` if no scan can be used, `StoreError` if the store is of another size, kind or
     protocol or another process is writing it, `StudyError` if the split is wrong, `DiskFullError`.
     """
     started = time.monotonic()
-    catalog = find_scans(scans)
+    catalog = find_scans(scans, selection)
     target = StoreFolder.at(store)
     with disk_full_explained(target.path), _locked(target) as folder:
         parameters = settled_parameters(folder, catalog, size, axis, normalisation)
         before = _finished_subjects(folder)
         patients = _patients(before, catalog)
-        given = settled_split(folder, split, {*patients, *catalog.problems}, patients)
+        known = {*patients, *catalog.problems}
+        given = settled_split(folder, split, catalog, known, patients)
+        known_healthy = read_ids(healthy, known) if healthy else frozenset()
         _begin(folder, parameters, given)
         missing, problems = _missing_scans(catalog, before)
-        work = _with_rows(missing, scans, folder, parameters, before)
+        base = scans if scans.is_dir() else scans.parent
+        work = _with_rows(missing, base, folder, parameters, before)
         problems |= _run(work, workers or usable_cpus(), progress)
         subjects = {
-            id_: replace(subject, patient=patients[id_])
+            id_: replace(
+                subject, patient=patients[id_], healthy=subject.healthy or id_ in known_healthy
+            )
             for id_, subject in _finished_subjects(folder).items()
         }
+        _require_healthy(subjects, parameters, healthy)
         problems |= refuse_copies(folder, subjects)
         skipped = {subject: _in_a_line(error) for subject, error in problems.items()}
         if not subjects:
             shutil.rmtree(folder.path)
             raise _nothing_usable(scans, skipped)
-        manifest = Manifest(parameters, subjects, skipped, split_to_keep(given, subjects))
+        kept = split_to_keep(given, subjects)
+        manifest = Manifest(parameters, subjects, skipped, kept, catalog.left_out)
         _publish(folder, target, manifest)
     return PrepareReport(
         subjects=len(subjects),
         patients=len(set(manifest.patient_of.values())),
         skipped=tuple(sorted(skipped.items())),
         left_out=manifest.left_out,
+        account=account(SliceStore(target, manifest)),
         fingerprint=manifest.fingerprint,
         seconds=time.monotonic() - started,
     )
@@ -166,10 +186,15 @@ def _missing_scans(
 ) -> tuple[list[ScanFiles], dict[str, ScanError]]:
     """The scans that are not in the store yet, and those that cannot come in."""
     ids = {same_scan(subject): subject for subject in finished}
-    missing = [files for files in catalog.scans if files.id not in finished]
+    missing = [
+        files
+        for files in catalog.scans
+        if files.id not in finished
+        or (files.label_file is not None and not finished[files.id].labelled)
+    ]
     problems = {id_: error for id_, error in catalog.problems.items() if id_ not in finished}
     for files in missing:
-        if same_scan(files.id) in ids:
+        if ids.get(same_scan(files.id), files.id) != files.id:
             found = f"the same subject twice: it is in the store as {ids[same_scan(files.id)]}"
             problems[files.id] = ScanError(found, where=files.channel_files[0].parent)
     return [files for files in missing if files.id not in problems], problems
@@ -212,6 +237,25 @@ def _publish(folder: StoreFolder, store: StoreFolder, manifest: Manifest) -> Non
         sync_folder(store.path.parent)
     shutil.rmtree(store.records)
     store.parameters.unlink()
+
+
+def _require_healthy(
+    subjects: Mapping[str, Subject], parameters: Parameters, where: Path | None
+) -> None:
+    lesion = parameters.meaning.lesion_values
+    ill = [
+        it.id
+        for it in subjects.values()
+        if it.healthy and any(it.lesion_mm3[k - 1] for k in lesion)
+    ]
+    if ill:
+        raise StudyError(
+            f"{len(ill)} scans are said to be healthy, and their masks show a lesion: "
+            f"{', '.join(sorted(ill)[:5])}{', ...' if len(ill) > 5 else ''}",
+            where=where,
+            expected="scans without any lesion",
+            remedy="take them out of the list, or correct the masks; what is prepared is kept",
+        )
 
 
 def _in_a_line(error: FewscanError) -> str:

@@ -4,6 +4,7 @@ The shards are written first, the record last: a subject with a record is done.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import numpy as np
 
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.catalog import ScanFiles
-from fewscan.storage.conventions.registry import LABELS
 from fewscan.storage.errors import ScanError
 from fewscan.storage.manifest import Parameters, StoreFolder, Subject
 from fewscan.storage.preprocess import ScanSlices, preprocess
@@ -26,7 +26,7 @@ class ScanToPrepare:
 
     files: ScanFiles
     scans: Path
-    """the folder that file names in the record are relative to"""
+    """the folder that file names in the record are relative to; some may lie outside"""
     row: int
     """where the subject goes in the store"""
     folder: StoreFolder
@@ -37,32 +37,24 @@ def prepare_scan(work: ScanToPrepare) -> tuple[str, ScanError | None]:
     """Write one scan's shards, then its record; return its id and what is wrong with it."""
     try:
         files, parameters = work.files, work.parameters
-        _require_labels(files)
         scan = read_scan(files)
         slices = preprocess(scan, parameters.size, parameters.axis, parameters.normalisation)
         _require_room(scan, slices, files, parameters)
     except ScanError as error:
         return work.files.id, error
-    assert slices.labels_NHW is not None
     folder, row = work.folder, work.row
     first, depth = slices.first, parameters.depth
+    labels_NHW = slices.labels_NHW
+    if labels_NHW is None:
+        shape_NHW = (len(slices.images_NCHW), parameters.size, parameters.size)
+        labels_NHW = np.zeros(shape_NHW, np.uint8)
     marks = (
         _write_shard(folder.images_shard(row), slices.images_NCHW, first, depth),
-        _write_shard(folder.labels_shard(row), slices.labels_NHW, first, depth),
+        _write_shard(folder.labels_shard(row), labels_NHW, first, depth),
     )
-    record = json.dumps(_subject(work, scan, slices, marks).to_json())
+    record = json.dumps(_subject(work, scan, slices, labels_NHW, marks).to_json())
     write_bytes(folder.record(files.id), record.encode())
     return files.id, None
-
-
-def _require_labels(files: ScanFiles) -> None:
-    if files.label_file is None:
-        raise ScanError(
-            "no segmentation",
-            where=files.channel_files[0].parent,
-            expected=f"a label file ({LABELS})",
-            remedy="add it; a store holds labelled scans only",
-        )
 
 
 def _require_room(scan: Scan, slices: ScanSlices, files: ScanFiles, parameters: Parameters) -> None:
@@ -87,17 +79,21 @@ def _write_shard(path: Path, slices_N: np.ndarray, first: int, depth: int) -> st
 
 
 def _subject(
-    work: ScanToPrepare, scan: Scan, slices: ScanSlices, marks: tuple[str, str]
+    work: ScanToPrepare,
+    scan: Scan,
+    slices: ScanSlices,
+    labels_NHW: np.ndarray,
+    marks: tuple[str, str],
 ) -> Subject:
-    labels_NHW = slices.labels_NHW
-    assert labels_NHW is not None
-    assert scan.labels_XYZ is not None
-    assert work.files.label_file is not None
     classes = range(1, len(work.parameters.classes) + 1)
     voxel_mm3 = abs(float(np.linalg.det(scan.affine[:3, :3])))
     pixels_NK = np.stack([(labels_NHW == k).sum(axis=(1, 2)) for k in classes], axis=1)
-    x, y, z = scan.labels_XYZ.shape
-    files = (*work.files.channel_files, work.files.label_file)
+    x, y, z = scan.channels_XYZ[0].shape
+    label_file = work.files.label_file
+    files = (*work.files.channel_files, *([label_file] if label_file else []))
+    volumes_mm3 = [0.0 for _ in classes]
+    if scan.labels_XYZ is not None:
+        volumes_mm3 = [np.count_nonzero(scan.labels_XYZ == k) * voxel_mm3 for k in classes]
     return Subject(
         id=work.files.id,
         row=work.row,
@@ -110,9 +106,10 @@ def _subject(
         quantiles=slices.quantiles,
         naming=work.files.naming,
         label_values=work.files.label_values,
-        files=tuple(path.relative_to(work.scans).as_posix() for path in files),
-        lesion_mm3=tuple(np.count_nonzero(scan.labels_XYZ == k) * voxel_mm3 for k in classes),
+        files=tuple(Path(os.path.relpath(path, work.scans)).as_posix() for path in files),
+        lesion_mm3=tuple(volumes_mm3),
         sha256=slices_sha256(slices.first, slices.images_NCHW, labels_NHW),
         patient=work.files.patient,
         marks=marks,
+        labelled=label_file is not None,
     )

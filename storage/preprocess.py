@@ -19,6 +19,7 @@ import numpy as np
 from fewscan.storage.errors import ScanError
 from fewscan.storage.geometry import Axis, Frame, slice_axis
 from fewscan.storage.intensity import Normalisation, normalised
+from fewscan.storage.labels import IGNORED
 from fewscan.storage.scans import Scan
 
 KEPT_SUM = 0.5
@@ -96,18 +97,26 @@ def resized_labels(labels_HWN: np.ndarray, frame: Frame) -> np.ndarray:
     """Interpolate class labels to (N, size, size).
 
     The lesion is exactly the published binary mask: the interpolated mask above one half. Inside it
-    a pixel gets the class with the largest interpolated share, the first of equal ones.
+    a pixel gets the class with the largest interpolated share, the first of equal ones. Pixels to
+    be ignored count as a class, the last.
     """
     resize = Resize.exact_for(np.dtype(bool), frame, filled_window([labels_HWN]))
     labels_NHW = np.zeros((labels_HWN.shape[2], frame.size, frame.size), np.uint8)
     seen_NHW = labels_NHW[:, *frame.window][:, *resize.outputs]
     for n in np.flatnonzero(labels_HWN.any(axis=(0, 1))):
         label_HW = labels_HWN[:, :, n]
-        classes = np.arange(1, label_HW.max() + 1)
+        classes = _values_of(label_HW)
         shares_KHW = np.stack([resize(label_HW == k) for k in classes])
         lesion_HW = 2 * shares_KHW.sum(axis=0) > resize.scale
         seen_NHW[n] = np.where(lesion_HW, classes[shares_KHW.argmax(axis=0)], 0)
     return labels_NHW
+
+
+def _values_of(label_HW: np.ndarray) -> np.ndarray:
+    """1, 2, … up to the last class that is there, and `IGNORED` if that is."""
+    ignored_HW = label_HW == IGNORED
+    last = int(label_HW[~ignored_HW].max(initial=0)) if ignored_HW.any() else int(label_HW.max())
+    return np.array([*range(1, last + 1), *([IGNORED] if ignored_HW.any() else [])])
 
 
 @dataclass(frozen=True, eq=False)

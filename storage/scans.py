@@ -13,6 +13,7 @@ import numpy as np
 
 from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.errors import ScanError
+from fewscan.storage.labels import IGNORED
 from fewscan.storage.nifti import Volume, read_nifti
 
 
@@ -23,7 +24,7 @@ class Scan:
     channels_XYZ: tuple[np.ndarray, ...]
     """one array a channel, in the file's own type"""
     labels_XYZ: np.ndarray | None
-    """uint8: 0 outside, k in the k-th class"""
+    """uint8: 0 outside, k in the k-th class, `IGNORED` where the truth is not known"""
     affine: np.ndarray
     """(4, 4) float64, voxel index → millimetres"""
     spacing_mm: tuple[float, float, float]
@@ -93,7 +94,8 @@ def _require_content(voxels_XYZ: np.ndarray, path: Path) -> None:
 def _class_indices(values_XYZ: np.ndarray, files: ScanFiles) -> np.ndarray:
     """Label values of the file → 0, 1..K."""
     flat = values_XYZ.ravel(order="K")
-    unknown = set(np.unique(flat[flat != 0]).tolist()) - set(files.label_values)
+    known = {*files.label_values, files.ignore_value}
+    unknown = set(np.unique(flat[flat != 0]).tolist()) - known
     if unknown:
         raise ScanError(
             f"label values {sorted(unknown)}",
@@ -102,6 +104,8 @@ def _class_indices(values_XYZ: np.ndarray, files: ScanFiles) -> np.ndarray:
             remedy="map the labels, or name the files like the data set whose labels they have",
         )
     classes_XYZ = np.zeros_like(values_XYZ, dtype=np.uint8)
+    if files.ignore_value is not None:
+        classes_XYZ[values_XYZ == files.ignore_value] = IGNORED
     for index, value in enumerate(files.label_values, start=1):
         classes_XYZ[values_XYZ == value] = index
     return classes_XYZ

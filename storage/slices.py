@@ -21,6 +21,7 @@ import numpy as np
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import StoreError
 from fewscan.storage.geometry import Frame, slice_axis
+from fewscan.storage.labels import LabelMeaning, PretrainSlices
 from fewscan.storage.manifest import PREPARE_AGAIN, Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.shards import ZSTD_LEVEL, DamagedShard, decode_shard
 from fewscan.storage.splits import Split, label_subset, published_split
@@ -55,6 +56,8 @@ class SliceStore:
     """names, in order"""
     classes: tuple[str, ...]
     """names of the lesion classes: label k is the k-th"""
+    meaning: LabelMeaning
+    """of the labels"""
     subjects: dict[str, Subject]
     """by id, sorted"""
     fingerprint: str
@@ -65,6 +68,7 @@ class SliceStore:
         self.folder, self.path, self.manifest = folder, folder.path, manifest
         self.protocol, self.size = manifest.parameters.protocol, manifest.parameters.size
         self.channels, self.classes = manifest.parameters.channels, manifest.parameters.classes
+        self.meaning = manifest.parameters.meaning
         self.subjects, self.fingerprint = manifest.subjects, manifest.fingerprint
 
     @classmethod
@@ -81,9 +85,44 @@ class SliceStore:
 
     @cached_property
     def split(self) -> Split:
-        """The given split, or the published one. Raises `StudyError` if subjects are too few."""
+        """Of the labelled scans: the given one, or by the published rule.
+
+        Raises `StudyError` if they are too few.
+        """
         manifest = self.manifest
-        return manifest.split or published_split(self.subjects, manifest.patient_of)
+        return manifest.split or published_split(manifest.labelled, manifest.patient_of)
+
+    @cached_property
+    def unlabelled(self) -> tuple[str, ...]:
+        """The unlabelled scans that may be trained on: not of a patient who is validated or tested.
+
+        Raises `StudyError` if there are labelled scans, too few for a split.
+        """
+        patient_of, kept = self.manifest.patient_of, set()
+        if self.manifest.labelled:
+            kept = {patient_of[i] for i in (*self.split.validation, *self.split.test)}
+        return tuple(i for i in self.manifest.unlabelled if patient_of[i] not in kept)
+
+    def pretraining(self, which: PretrainSlices) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The scans that a pre-training learns from, and those that it is validated on.
+
+        The training part and the unlabelled scans; the validation part. In a store without any
+        label a twentieth of the patients, chosen by the published rule, are for validation. Scans
+        without such slices are left out. Raises `StudyError` if there are too few for both.
+        """
+        if self.manifest.labelled:
+            parts = (*self.split.train, *self.unlabelled), self.split.validation
+        else:
+            rest = published_split(self.subjects, self.manifest.patient_of)
+            parts = (*rest.train, *rest.test), rest.validation
+        train, validation = (
+            tuple(i for i in ids if len(self.positions(self.subjects[i], which))) for ids in parts
+        )
+        return train, validation
+
+    def positions(self, subject: Subject, which: PretrainSlices) -> Sequence[int]:
+        """Slice indices of the kept slices of a subject, or of the healthy ones."""
+        return subject.healthy_positions(self.meaning) if which == "healthy" else subject.positions
 
     def labelled_subset(self, count: int, seed: int) -> tuple[str, ...]:
         """The `count` scans of the training part whose labels may be used: see `label_subset`.
@@ -103,23 +142,23 @@ class SliceStore:
         frame = Frame.of(found.shape_XYZ, found.spacing_mm, axis, parameters.size)
         return frame.spacing_mm(found.spacing_mm)
 
-    def read_subject(self, subject: str, healthy_only: bool = False) -> Slices:
-        """Read the kept slices of one subject, or those without a lesion. Raises `StoreError`."""
-        return self.read([subject], healthy_only)
+    def read_subject(self, subject: str, which: PretrainSlices = "all") -> Slices:
+        """Read the kept slices of one subject, or the healthy ones. Raises `StoreError`."""
+        return self.read([subject], which)
 
     def read(
         self,
         ids: Sequence[str],
-        healthy_only: bool = False,
+        which: PretrainSlices = "all",
         progress: Callable[[int, int], None] | None = None,
     ) -> Slices:
-        """Read the kept slices of these subjects, or those without a lesion, verifying checksums.
+        """Read the kept slices of these subjects, or the healthy ones, verifying checksums.
 
         `progress` is called with subjects done and subjects in all. Raises `StoreError` if a
         subject is not in the store or its slices are damaged.
         """
         subjects = [self.subject(subject) for subject in ids]
-        positions = [list(s.healthy_positions if healthy_only else s.positions) for s in subjects]
+        positions = [list(self.positions(subject, which)) for subject in subjects]
         slices = self.empty(
             tuple(ids),
             subjects_N=np.repeat(np.arange(len(ids)), [len(p) for p in positions]),
@@ -165,6 +204,12 @@ class SliceStore:
             raise StoreError(f"no subject {subject!r}", where=self.path, expected=expected)
         return self.subjects[subject]
 
+    def has_labels(self, subject: Subject) -> bool:
+        """Whether there is a shard of labels: Zarr keeps none of zeros."""
+        if subject.lesion_pixels_NK.any():
+            return True
+        return self.meaning.has_ignored and self.folder.labels_shard(subject.row).exists()
+
     def _read_subject_into(
         self,
         subject: Subject,
@@ -175,9 +220,9 @@ class SliceStore:
         """Read slices of one subject; the place for another way of reading."""
         of_images, of_labels = subject.marks
         shards = [(self.folder.images_shard(subject.row), images_NCHW, of_images)]
-        if subject.lesion_pixels_NK.any():
+        if self.has_labels(subject):
             shards.append((self.folder.labels_shard(subject.row), labels_NHW, of_labels))
-        else:  # Zarr keeps no shard of zeros
+        else:
             labels_NHW[...] = 0
         depth = self.manifest.parameters.depth
         for path, out, mark in shards:

@@ -156,6 +156,23 @@ def read_split(path: Path, known_ids: Collection[str]) -> Split:
     return split
 
 
+def read_ids(path: Path, known_ids: Collection[str]) -> frozenset[str]:
+    """Read a list of scans that a person gives: an id a line; `#` begins a comment.
+
+    Raises `StudyError` if it cannot be read, or an id is not among `known_ids`.
+    """
+    expected = "a text file with the id of a scan in each line"
+    try:
+        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(
+            f"the list cannot be read: {error}", where=path, expected=expected
+        ) from error
+    ids = frozenset(filter(None, lines))
+    _require_none(sorted(ids - set(known_ids)), "not among the scans", path)
+    return ids
+
+
 def _scans_by_patient(
     sorted_ids: Sequence[str], patient_of: Mapping[str, str] | None
 ) -> list[list[str]]:
@@ -230,7 +247,7 @@ def _parse(path: Path) -> Split:
 def _require_none(ids: list[str], what: str, path: Path) -> None:
     if ids:
         raise StudyError(
-            f"{len(ids)} ids {what}: {', '.join(ids)}",
+            f"{len(ids)} ids {what}: {', '.join(ids[:10])}{', ...' if len(ids) > 10 else ''}",
             where=path,
             expected="each subject of the data set at most once",
             remedy="correct the lists; `fewscan check STORE` and the folder of scans show the ids",

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from fewscan.storage.catalog import Catalog, ScanFiles
 from fewscan.storage.errors import ScanError, StoreError, StudyError
 from fewscan.storage.geometry import Axis, slice_axis, thickest_axis
 from fewscan.storage.intensity import Normalisation
+from fewscan.storage.labels import require_classes
 from fewscan.storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.nifti import Grid, read_grid
-from fewscan.storage.splits import Split, published_split, read_split
+from fewscan.storage.splits import PARTS, Split, published_split, read_split
 
 
 def settled_parameters(
@@ -25,7 +27,7 @@ def settled_parameters(
     try:
         present = _present_parameters(folder)
     except FileNotFoundError:
-        return _new_parameters(catalog, size, axis, normalisation)
+        return _new_parameters(folder, catalog, size, axis, normalisation)
     wanted = {
         "protocol": STORE_PROTOCOL,
         "size": size,
@@ -33,6 +35,8 @@ def settled_parameters(
         "classes": catalog.classes,
         "axis": present.axis if axis is None else axis,
         "normalisation": normalisation or present.normalisation,
+        "lesion": catalog.lesion or present.lesion,
+        "ignored": _has_ignored(catalog) or present.ignored,
     }
     for key, value in wanted.items():
         found = getattr(present, key)
@@ -43,7 +47,11 @@ def settled_parameters(
                 expected=f"{key} {value}, as asked for",
                 remedy="ask for what is there, choose another path, or delete this folder",
             )
-    return present
+    return replace(present, regions=catalog.regions or present.regions)
+
+
+def _has_ignored(catalog: Catalog) -> bool:
+    return any(files.ignore_value is not None for files in catalog.scans)
 
 
 def _present_parameters(folder: StoreFolder) -> Parameters:
@@ -53,7 +61,11 @@ def _present_parameters(folder: StoreFolder) -> Parameters:
 
 
 def _new_parameters(
-    catalog: Catalog, size: int, axis: Axis | None, normalisation: Normalisation | None
+    folder: StoreFolder,
+    catalog: Catalog,
+    size: int,
+    axis: Axis | None,
+    normalisation: Normalisation | None,
 ) -> Parameters:
     grids = [grid for files in catalog.scans if (grid := _grid_of(files))]
     if axis is None:
@@ -62,8 +74,19 @@ def _new_parameters(
         axis = thickest_axis([grid.spacing_mm for grid in grids])
     depth = max((grid.shape[slice_axis(axis, grid.affine)] for grid in grids), default=1)
     normalisation = normalisation or catalog.normalisation
-    names = catalog.channels, catalog.classes
-    return Parameters(STORE_PROTOCOL, size, depth, *names, axis, normalisation)
+    require_classes(catalog.classes, catalog.lesion, catalog.regions, folder.path)
+    return Parameters(
+        STORE_PROTOCOL,
+        size,
+        depth,
+        catalog.channels,
+        catalog.classes,
+        axis,
+        normalisation,
+        lesion=() if set(catalog.lesion) == set(catalog.classes) else catalog.lesion,
+        regions=tuple(it for it in catalog.regions if it[1] != (it[0],)),
+        ignored=_has_ignored(catalog),
+    )
 
 
 def _grid_of(files: ScanFiles) -> Grid | None:
@@ -76,16 +99,47 @@ def _grid_of(files: ScanFiles) -> Grid | None:
 
 
 def settled_split(
-    folder: StoreFolder, file: Path | None, known: Collection[str], patient_of: Mapping[str, str]
+    folder: StoreFolder,
+    file: Path | None,
+    catalog: Catalog,
+    known: Collection[str],
+    patient_of: Mapping[str, str],
 ) -> Split | None:
-    """The split that is asked for, or the one that the store has; None: the published rule.
+    """The split that is asked for, else the data set's own, else the one that the store has.
 
-    Raises `StudyError` if the file is wrong, or a patient's scans would be in two parts.
+    None: the published rule. Raises `StudyError` if the file is wrong, a scan without labels is in
+    it, or a patient's scans would be in two parts.
     """
-    split = _present_split(folder) if file is None else read_split(file, known)
+    if file is not None:
+        split: Split | None = read_split(file, known)
+    else:
+        split = _split_of(catalog) or _present_split(folder)
     if split is not None:
-        split.require_whole_patients(patient_of, where=file or folder.path)
+        where = file or folder.path
+        _require_labelled(split, catalog, where)
+        split.require_whole_patients(patient_of, where)
     return split
+
+
+def _split_of(catalog: Catalog) -> Split | None:
+    """The parts that the data set itself gives its labelled scans."""
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for files in catalog.scans:
+        if files.part and files.label_file is not None:
+            parts[files.part].append(files.id)
+    return Split.from_json(parts) if any(parts.values()) else None
+
+
+def _require_labelled(split: Split, catalog: Catalog, where: Path) -> None:
+    unlabelled = [it.id for it in catalog.scans if it.label_file is None and it.id in split.ids]
+    if unlabelled:
+        raise StudyError(
+            f"{len(unlabelled)} scans of the split have no labels: {', '.join(unlabelled[:5])}"
+            + (", ..." if len(unlabelled) > 5 else ""),
+            where=where,
+            expected="labelled scans in train, validation and test",
+            remedy="take them out of the lists: unlabelled scans are pre-trained on without them",
+        )
 
 
 def _present_split(folder: StoreFolder) -> Split | None:
@@ -105,7 +159,8 @@ def split_to_keep(given: Split | None, subjects: Mapping[str, Subject]) -> Split
             found = f"none of the scans in the part {part} of the split can be used"
             raise StudyError(found, expected="at least one", remedy="fix the scans or the split")
     with suppress(StudyError):  # too few subjects for the rule
-        by_rule = published_split(subjects, {i: s.patient for i, s in subjects.items()})
+        labelled = {i: s.patient for i, s in subjects.items() if s.labelled}
+        by_rule = published_split(labelled, labelled)
         if given.to_json() == by_rule.to_json():
             return None
     return given

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewscan.storage.labels import PretrainSlices
 from fewscan.storage.manifest import Subject
 from fewscan.storage.shards import DamagedShard, decode_index, decode_slice, index_bytes
 from fewscan.storage.slices import Slices, SliceStore, damaged
@@ -27,18 +28,21 @@ _SLICES_A_THREAD = 8
 
 
 class SliceStream:
-    """The kept slices of some subjects, or those without a lesion, without reading them first.
+    """The kept slices of some subjects, or the healthy ones, without reading them first.
 
     They are numbered as `SliceStore.read` orders them, and `gather` gives what indexing its arrays
     would. Use one in the process that made it: its threads and files do not survive a fork.
     """
 
-    def __init__(self, store: SliceStore, ids: Sequence[str], healthy_only: bool = False) -> None:
+    def __init__(
+        self, store: SliceStore, ids: Sequence[str], which: PretrainSlices = "all"
+    ) -> None:
         """Look up what there is; reads no slice. Raises `StoreError` for an unknown subject."""
         self.store = store
         self.ids = tuple(ids)
         self._subjects = [store.subject(id_) for id_ in ids]
-        positions = [s.healthy_positions if healthy_only else s.positions for s in self._subjects]
+        positions = [store.positions(subject, which) for subject in self._subjects]
+        self._labels_of = [store.has_labels(subject) for subject in self._subjects]
         self.subjects_N = np.repeat(np.arange(len(ids)), [len(p) for p in positions])
         self.positions_N = np.array([z for p in positions for z in p], np.int64)
         folder, depth = store.folder, store.manifest.parameters.depth
@@ -66,13 +70,19 @@ class SliceStream:
 
     def _read_into(self, slices: Slices, share: list[int]) -> None:
         for n in share:
-            subject = self._subjects[slices.subjects_N[n]]
+            number = slices.subjects_N[n]
+            subject = self._subjects[number]
             position = int(slices.positions_N[n])
             self._images.read(subject, position, slices.images_NCHW[n], subject.marks[0])
-            if subject.lesion_pixels_NK[position - subject.first].any():
+            if self._has_labels(number, position):
                 self._labels.read(subject, position, slices.labels_NHW[n], subject.marks[1])
             else:
                 slices.labels_NHW[n] = 0
+
+    def _has_labels(self, number: int, position: int) -> bool:
+        subject = self._subjects[number]
+        has_lesion = bool(subject.lesion_pixels_NK[position - subject.first].any())
+        return has_lesion or (self.store.meaning.has_ignored and self._labels_of[number])
 
 
 class _Array:

@@ -22,6 +22,7 @@ from fewscan.experiments.spec import Finetune, Network, Pretrain, RunSpec, Train
 from fewscan.experiments.stages import run_stage
 from fewscan.storage import shared_slices
 from fewscan.storage.errors import DeviceError
+from fewscan.storage.labels import PretrainSlices
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.shared_slices import SharedSlices
 from fewscan.storage.slice_format import SliceFormat
@@ -73,18 +74,22 @@ def test_the_same_bits_wherever_the_slices_are(
 
 
 @pytest.mark.parametrize("residency", KINDS)
-@pytest.mark.parametrize("healthy_only", [False, True])
+@pytest.mark.parametrize("which", ["all", "healthy"])
 @pytest.mark.parametrize("at_most", [None, 7])
 def test_batches_are_what_the_store_holds(
-    store: SliceStore, place: Devices, residency: Residency, healthy_only: bool, at_most: int | None
+    store: SliceStore,
+    place: Devices,
+    residency: Residency,
+    which: PretrainSlices,
+    at_most: int | None,
 ) -> None:
     ids = store.split.train[::-5]
-    slices = store.read(ids, healthy_only=healthy_only)
+    slices = store.read(ids, which)
     kept = np.arange(len(slices.images_NCHW))
     if at_most is not None:
         kept = np.arange(at_most) * len(kept) // at_most
     devices = replace(place, residency=residency)
-    data = SliceData.load(store, ids, devices, torch.float32, healthy_only, at_most)
+    data = SliceData.load(store, ids, devices, torch.float32, which, at_most)
     assert len(data) == len(kept)
     indices = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))
     for following in (indices[:3], indices[3:6], None):  # the first is fetched ahead
@@ -99,26 +104,25 @@ def test_batches_are_what_the_store_holds(
     assert torch.cat([which for _, which, _ in batches]).tolist() == list(range(len(data)))
 
 
-@pytest.mark.parametrize("healthy_only", [False, True])
+@pytest.mark.parametrize("which", ["all", "healthy"])
 def test_the_table_says_which_scan_a_slice_is_of_and_how_high_it_lies(
-    store: SliceStore, place: Devices, healthy_only: bool
+    store: SliceStore, place: Devices, which: PretrainSlices
 ) -> None:
     """Of the whole scan, which has six slices: also of those that are not kept."""
     ids = store.split.train[:3]
-    slices = store.read(ids, healthy_only=healthy_only)
-    table = SliceData.load(store, ids, place, torch.float32, healthy_only).table
+    slices = store.read(ids, which)
+    table = SliceData.load(store, ids, place, torch.float32, which).table
     assert (table.channels, table.size, len(table)) == (4, (16, 16), len(slices.positions_N))
     assert table.heights_N.tolist() == [position / 5 for position in slices.positions_N]
-    scans = [n for n, s in enumerate(ids) for _ in _positions(store, s, healthy_only)]
+    scans = [n for n, s in enumerate(ids) for _ in _positions(store, s, which)]
     assert table.scans_N.tolist() == scans
     few = table.of(np.array([4, 0]))
     assert few.heights_N.tolist() == [table.heights_N[4], table.heights_N[0]]
     assert few.scans_N.tolist() == [table.scans_N[4], table.scans_N[0]]
 
 
-def _positions(store: SliceStore, subject: str, healthy_only: bool) -> Sequence[int]:
-    found = store.subjects[subject]
-    return found.healthy_positions if healthy_only else found.positions
+def _positions(store: SliceStore, subject: str, which: PretrainSlices) -> Sequence[int]:
+    return store.positions(store.subjects[subject], which)
 
 
 def test_a_run_reads_its_own_subjects_once(

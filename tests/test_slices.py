@@ -70,7 +70,7 @@ def test_reading_equals_zarrs_reading(path: Path) -> None:
 def test_healthy_slices_are_those_without_a_lesion(path: Path) -> None:
     store = SliceStore.open(path)
     ids = list(store.subjects)[:4]
-    slices, healthy = store.read(ids), store.read(ids, healthy_only=True)
+    slices, healthy = store.read(ids), store.read(ids, "healthy")
     empty = ~slices.labels_NHW.any(axis=(1, 2))
     assert 0 < empty.sum() < len(empty)
     assert np.array_equal(healthy.images_NCHW, slices.images_NCHW[empty])

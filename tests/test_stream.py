@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fewscan.storage import stream
 from fewscan.storage.errors import StoreError
+from fewscan.storage.labels import PretrainSlices
 from fewscan.storage.prepare import prepare
 from fewscan.storage.slices import SliceStore
 from fewscan.storage.stream import SliceStream
@@ -28,12 +29,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(deadline=None, max_examples=30)
-@given(data=st.data(), healthy_only=st.booleans())
-def test_equals_indexing_a_whole_read(path: Path, data: st.DataObject, healthy_only: bool) -> None:
+@given(data=st.data(), which=st.sampled_from(["all", "healthy"]))
+def test_equals_indexing_a_whole_read(
+    path: Path, data: st.DataObject, which: PretrainSlices
+) -> None:
     store = SliceStore.open(path)
     ids = data.draw(st.permutations(list(store.subjects)))[:4]
-    whole = store.read(ids, healthy_only)
-    slices = SliceStream(store, ids, healthy_only)
+    whole = store.read(ids, which)
+    slices = SliceStream(store, ids, which)
     assert len(slices) == len(whole.images_NCHW)
     indices = data.draw(st.lists(st.integers(-len(slices), len(slices) - 1), max_size=40))
     gathered = slices.gather(indices)
