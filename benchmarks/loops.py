@@ -19,9 +19,11 @@ from fewscan.experiments.residency import InMemory
 from fewscan.experiments.schemes.scheme import SliceTable
 from fewscan.experiments.spec import Finetune, Network, Precision, Pretrain, Training
 from fewscan.experiments.train import Loop
+from fewscan.storage.labels import LabelMeaning
 from fewscan.storage.runs import RunFolder
 
 CHANNELS, CLASSES = 4, 3
+MEANING = LabelMeaning(tuple(f"class {k}" for k in range(1, CLASSES + 1)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def loop(kind: str, work: Work, precision: Precision, devices: Devices, folder: 
         outputs = CHANNELS
     else:
         spec = Finetune("made up", network, "multiclass", 1, training, seed=0)
-        task, outputs = SegmentTask(spec, CLASSES, data, data, devices), 1 + CLASSES
+        task, outputs = SegmentTask(spec, MEANING, data, data, devices), 1 + CLASSES
     run = RunFolder(folder)
     model, _ = initial_network(spec, CHANNELS, outputs, run, devices)
     made = Loop(model, task, training, run, devices, CheckpointWriter(run.checkpoint))

@@ -90,7 +90,10 @@ def scored(spec: Score, folder: RunFolder, store: SliceStore, numbers: random.Ra
     parents = [folder.sibling(run_id) for run_id in spec.parents]
     taught = RunRecord.read(parents[0]).spec
     target: Target = taught.target if isinstance(taught, Finetune) else "binary"
-    metrics, names = computed(spec.evaluation, target), structures(target, store.classes)
+    metrics, names = (
+        computed(spec.evaluation, target),
+        structures(target, store.classes, store.regions),
+    )
     columns = [m.column(name) for m in metrics if m.scope == "structure" for name in names]
     columns += [m.column() for m in metrics if m.scope == "patient"]
     rows: list[Row] = [
@@ -103,7 +106,7 @@ def scored(spec: Score, folder: RunFolder, store: SliceStore, numbers: random.Ra
         spec.kind,
         labelled=Result.read(parents[0]).labelled,
         validation={"threshold": 0.5},
-        test=test | means(rows, target, store.classes, spec.evaluation),
+        test=test | means(rows, target, store.classes, spec.evaluation, store.regions),
     )
 
 

@@ -16,6 +16,7 @@ from fewscan.experiments.catalogue import computed, structures
 from fewscan.experiments.measures import MEASURES, Masks
 from fewscan.experiments.metrics import PixelScores
 from fewscan.experiments.spec import Evaluation, Target
+from fewscan.storage.labels import LabelMeaning, Region, where_one_of
 
 Row = dict[str, float | str]
 """Column → number; nan is one that is not defined."""
@@ -33,12 +34,20 @@ class Case:
     """uint8: the classes, or 1 above the threshold; None where validation could choose none."""
     truth_ZHW: np.ndarray
     """uint8: the classes."""
+    true_lesion_ZHW: np.ndarray
+    """bool: those of them that are lesions."""
     lesion_ZHW: np.ndarray | None
     """bool: what scores above the threshold."""
     spacing_mm_ZHW: tuple[float, float, float]
 
 
-def case_row(case: Case, target: Target, classes: Sequence[str], evaluation: Evaluation) -> Row:
+def case_row(
+    case: Case,
+    target: Target,
+    meaning: LabelMeaning,
+    evaluation: Evaluation,
+    regions: Sequence[Region] = (),
+) -> Row:
     """The row of one scan."""
     row: Row = {
         "subject": case.subject,
@@ -50,24 +59,28 @@ def case_row(case: Case, target: Target, classes: Sequence[str], evaluation: Eva
         if metric.scope == "patient":
             row[metric.column()] = PATIENT[metric.key](case)
         elif metric.scope == "structure" and case.found_ZHW is not None:
-            names = structures(target, classes)
+            members = dict(regions)
             row |= {
-                metric.column(name): MEASURES[metric.key](_masks(case, target, k), evaluation)
-                for k, name in enumerate(names, start=1)
+                metric.column(name): MEASURES[metric.key](
+                    _masks(case, target, meaning.values_of(members.get(name, (name,)))), evaluation
+                )
+                for name in structures(target, meaning.classes, regions)
             }
     return row
 
 
-def _masks(case: Case, target: Target, label: int) -> Masks:
+def _masks(case: Case, target: Target, labels: Sequence[int]) -> Masks:
     assert case.found_ZHW is not None
-    truth_ZHW = case.truth_ZHW == label if target == "multiclass" else case.truth_ZHW > 0
-    return Masks(case.found_ZHW == label, truth_ZHW, case.spacing_mm_ZHW)
+    if target == "binary":
+        return Masks(case.found_ZHW == 1, case.true_lesion_ZHW, case.spacing_mm_ZHW)
+    found_ZHW, truth_ZHW = (where_one_of(it, labels) for it in (case.found_ZHW, case.truth_ZHW))
+    return Masks(found_ZHW, truth_ZHW, case.spacing_mm_ZHW)
 
 
 def _dice_at_threshold(case: Case) -> float:
     if case.lesion_ZHW is None:
         return math.nan
-    masks = Masks(case.lesion_ZHW, case.truth_ZHW > 0, case.spacing_mm_ZHW)
+    masks = Masks(case.lesion_ZHW, case.true_lesion_ZHW, case.spacing_mm_ZHW)
     return MEASURES["dice"](masks, Evaluation())
 
 
@@ -79,7 +92,11 @@ PATIENT = {
 
 
 def means(
-    rows: Sequence[Row], target: Target, classes: Sequence[str], evaluation: Evaluation
+    rows: Sequence[Row],
+    target: Target,
+    classes: Sequence[str],
+    evaluation: Evaluation,
+    regions: Sequence[Region] = (),
 ) -> dict[str, float]:
     """Means over patients, each the mean over its scans; of classes also the mean over them.
 
@@ -89,10 +106,11 @@ def means(
     for metric in computed(evaluation, target):
         if metric.compared != "difference" or metric.scope == "pooled":
             continue
-        names = structures(target, classes) if metric.scope == "structure" else ("",)
+        of_structures = metric.scope == "structure"
+        names = structures(target, classes, regions) if of_structures else ("",)
         each = {n: mean_over_patients(rows, metric.column(n)) for n in names}
-        if metric.scope == "structure" and target == "multiclass":
-            found[metric.result_key()] = mean_defined(np.array([*each.values()]))
+        if of_structures and target == "multiclass":
+            found[metric.result_key()] = mean_defined(np.array([each[name] for name in classes]))
         found |= {metric.result_key(name): value for name, value in each.items()}
     return found
 

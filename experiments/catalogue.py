@@ -10,8 +10,8 @@ A metric's scope says what one number of it is about, and with that its names:
     pooled     all pixels of the split together     –                     KEY
     patient    a test scan                          KEY                   patient_KEY
     structure  a test scan and a structure: a       KEY_STRUCTURE         class_KEY/CLASS and
-               class, or the lesion of a binary                           class_KEY_mean, or
-               run                                                        patient_KEY_lesion
+               class, a region of classes, or the                         class_KEY_mean, or
+               lesion of a binary run                                     patient_KEY_lesion
 """
 
 import math
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fewscan.experiments.spec import Evaluation, Target
+from fewscan.storage.labels import Region
 
 Scope = Literal["pooled", "patient", "structure"]
 Compared = Literal["difference", "quartiles", "no"]
@@ -224,6 +225,10 @@ def panels() -> list[tuple[Target, Metric]]:
     return [(metric.panel, metric) for metric in CATALOGUE if metric.panel is not None]
 
 
-def structures(target: Target, classes: Sequence[str]) -> tuple[str, ...]:
-    """What a run of the target segments: the classes of the store, or the lesion."""
-    return tuple(classes) if target == "multiclass" else (LESION,)
+def structures(
+    target: Target, classes: Sequence[str], regions: Sequence[Region] = ()
+) -> tuple[str, ...]:
+    """What a run of the target is scored on: the classes of the store and then the regions of them,
+    or the lesion. A mean over classes is one without regions."""
+    names = [name for name, _ in regions]
+    return (*classes, *names) if target == "multiclass" else (LESION,)

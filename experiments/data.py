@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewscan.experiments.devices import Devices
-from fewscan.experiments.residency import InMemory, Kept, Selection, keep
+from fewscan.experiments.residency import ChosenSlices, InMemory, Kept, keep
 from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes.scheme import SliceTable
 from fewscan.experiments.to_device import sent
@@ -79,7 +79,7 @@ class SliceData:
 
         `at_most` keeps that many, evenly spaced. Raises as `residency.keep`.
         """
-        selection = Selection(store, subjects, which, at_most)
+        selection = ChosenSlices(store, subjects, which, at_most)
         kept, note = keep(selection, devices)
         return cls(kept, selection.table(), dtype, devices.device, note)
 

@@ -25,6 +25,7 @@ from fewscan.experiments.results import Result
 from fewscan.experiments.seeds import generator_for, seed_for
 from fewscan.experiments.spec import Finetune
 from fewscan.experiments.train import train
+from fewscan.storage.labels import IGNORED, LabelMeaning
 from fewscan.storage.runs import RunFolder
 
 
@@ -37,7 +38,7 @@ def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
     classes = 1 if spec.target == "binary" else len(store.classes)
     task = SegmentTask(
         spec,
-        classes,
+        store.meaning,
         SliceData.load(store, labelled, devices, dtype),
         SliceData.load(store, store.split.validation, devices, dtype, at_most=at_most),
         devices,
@@ -61,12 +62,13 @@ class SegmentTask:
     def __init__(
         self,
         spec: Finetune,
-        classes: int,
+        meaning: LabelMeaning,
         training: SliceData,
         validation: SliceData,
         devices: Devices,
     ) -> None:
-        self.classes = classes
+        self.meaning = meaning
+        self.is_binary = spec.target == "binary"
         self.augmented = spec.augmentation.policy == "nnunet"
         self.training = training
         self.validation = validation
@@ -100,16 +102,23 @@ class SegmentTask:
 
     def loss_of(self, model: nn.Module, images_NCHW: Tensor, targets_NHW: Tensor) -> Tensor:
         """The loss of a batch; its images and targets decide it, and no random number."""
-        sums = segmentation_sums(model(images_NCHW), targets_NHW)
+        sums = segmentation_sums(model(images_NCHW), targets_NHW, self.meaning.has_ignored)
         return segmentation_loss(sums_over_ranks(sums))
 
     def validation_loss(self, model: nn.Module) -> float:
         """The loss of all validation slices taken as one batch, not augmented."""
-        sums = SegmentationSums.of_nothing(self.classes, self.devices.device)
+        classes = 1 if self.is_binary else len(self.meaning.classes)
+        sums = SegmentationSums.of_nothing(classes, self.devices.device)
         for _, _, batch in self.validation.validation_batches(self.devices):
             logits_NCHW = model(batch.images_NCHW)
-            sums += segmentation_sums(logits_NCHW, self._targets(batch.labels_NHW))
+            targets_NHW = self._targets(batch.labels_NHW)
+            sums += segmentation_sums(logits_NCHW, targets_NHW, self.meaning.has_ignored)
         return segmentation_loss(sums_over_ranks(sums)).item()
 
     def _targets(self, labels_NHW: Tensor) -> Tensor:
-        return (labels_NHW > 0).long() if self.classes == 1 else labels_NHW
+        if not self.is_binary:
+            return labels_NHW
+        lesion_NHW: Tensor = self.meaning.is_lesion(labels_NHW).long()
+        if not self.meaning.has_ignored:
+            return lesion_NHW
+        return lesion_NHW.where(self.meaning.is_known(labels_NHW), IGNORED)

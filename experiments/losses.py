@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_reduce
 
+from fewscan.storage.labels import IGNORED
+
 DICE_SMOOTH = 1e-5
 """Added to numerator and denominator of each class's Dice, as nnU-Net does."""
 
@@ -59,19 +61,28 @@ class SegmentationSums:
         return SegmentationSums(*map(torch.add, _values(self), _values(other)))
 
 
-def segmentation_sums(logits_NCHW: Tensor, labels_NHW: Tensor) -> SegmentationSums:
-    """The sums over a batch. Labels are integers: 0 is background, k is channel k of the logits."""
+def segmentation_sums(
+    logits_NCHW: Tensor, labels_NHW: Tensor, has_ignored: bool = False
+) -> SegmentationSums:
+    """The sums over a batch. Labels are integers: 0 is background, k is channel k of the logits.
+
+    `has_ignored`: pixels whose label is `IGNORED` count in none of the sums.
+    """
     log_probabilities = F.log_softmax(_precise(logits_NCHW), dim=1)
     classes = torch.arange(logits_NCHW.shape[1], device=logits_NCHW.device)
     is_class = labels_NHW.unsqueeze(1) == classes.view(1, -1, 1, 1)
     log_likelihood_C = _sum_per_channel(log_probabilities * is_class)
     lesion = log_probabilities[:, 1:].exp()
+    pixels = log_likelihood_C.new_full((), labels_NHW.numel())
+    if has_ignored:
+        known_NHW = labels_NHW != IGNORED
+        lesion, pixels = lesion * known_NHW.unsqueeze(1), known_NHW.sum().to(pixels)
     return SegmentationSums(
         intersection_K=_sum_per_channel(lesion * is_class[:, 1:]),
         prediction_K=_sum_per_channel(lesion),
         target_K=_sum_per_channel(is_class[:, 1:]),
         cross_entropy=-log_likelihood_C.sum(),
-        pixels=log_likelihood_C.new_full((), labels_NHW.numel()),
+        pixels=pixels,
     )
 
 
@@ -85,7 +96,8 @@ def segmentation_loss(sums: SegmentationSums) -> Tensor:
     """
     overlap_K = 2 * sums.intersection_K + DICE_SMOOTH
     total_K = sums.prediction_K + sums.target_K + DICE_SMOOTH
-    return sums.cross_entropy / sums.pixels + 1 - (overlap_K / total_K).mean()
+    # A batch of ignored pixels alone has no cross-entropy.
+    return sums.cross_entropy / sums.pixels.clamp(min=1) + 1 - (overlap_K / total_K).mean()
 
 
 def sums_over_ranks(sums: SegmentationSums) -> SegmentationSums:

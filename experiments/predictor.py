@@ -83,8 +83,13 @@ class Predictor:
         return self.scheme.anomaly_score(network, images_NCHW)[:, None]
 
 
-def lesion_score(maps_NKHW: Tensor) -> Tensor:
-    """scores_NHW, the higher, the more lesion: of any class, or the anomaly score."""
+def lesion_score(maps_NKHW: Tensor, lesion: Sequence[int] | None = None) -> Tensor:
+    """scores_NHW, the higher, the more lesion: of any class, or the anomaly score.
+
+    `lesion` are the classes that count where some are organs: 1, 2, …
+    """
+    if lesion is not None and len(lesion) < maps_NKHW.shape[1] - 1:
+        return maps_NKHW[:, list(lesion)].sum(dim=1)
     return maps_NKHW[:, 1:].sum(dim=1) if maps_NKHW.shape[1] > 1 else maps_NKHW[:, 0]
 
 

@@ -28,7 +28,7 @@ SHARE_OF_DEVICE = 0.5
 _LOADED_AT_ONCE = 256
 
 
-class Selection:
+class ChosenSlices:
     """Which slices of a store: the kept ones of some subjects, or the healthy ones."""
 
     def __init__(
@@ -118,7 +118,7 @@ class InMemory:
 class Mapped:
     """Slices in files that the processes of the node share; see `SharedSlices`."""
 
-    selection: Selection
+    selection: ChosenSlices
     maps: list[tuple[np.ndarray, np.ndarray]]
     """Of each subject, all kept slices."""
     pinned: bool
@@ -143,7 +143,7 @@ class Mapped:
 class Streamed:
     """Slices that are read from the store whenever they are needed."""
 
-    selection: Selection
+    selection: ChosenSlices
     pinned: bool
 
     def __len__(self) -> int:
@@ -159,7 +159,7 @@ class Streamed:
         return images_NCHW, labels_NHW
 
 
-def keep(selection: Selection, devices: Devices) -> tuple[Kept, str]:
+def keep(selection: ChosenSlices, devices: Devices) -> tuple[Kept, str]:
     """Keep the slices where `devices.residency` says, and say where and why.
 
     `auto`: on a GPU in its memory if they take at most half of the run's share of it, else as on a
@@ -188,7 +188,7 @@ def keep(selection: Selection, devices: Devices) -> tuple[Kept, str]:
     return Streamed(selection, on_gpu), f"stream: {_size(need)} are read as needed; {rooms}"
 
 
-def _shared(selection: Selection, devices: Devices) -> tuple[SharedSlices | None, str]:
+def _shared(selection: ChosenSlices, devices: Devices) -> tuple[SharedSlices | None, str]:
     """The first folder of the node that has room and is ours alone, and what was found."""
     for folder in devices.node_folders:
         shared = SharedSlices(selection.store, folder)
@@ -204,7 +204,7 @@ def _device_bytes(devices: Devices) -> float:
 
 
 def _loaded(
-    selection: Selection, shared: SharedSlices | None, device: str, pinned: bool = False
+    selection: ChosenSlices, shared: SharedSlices | None, device: str, pinned: bool = False
 ) -> InMemory:
     """All slices in one tensor, filled part by part."""
     images_NCHW, labels_NHW = selection.empty(len(selection), device, pinned)

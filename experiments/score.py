@@ -31,6 +31,7 @@ from fewscan.experiments.spec import Evaluation, Score
 from fewscan.experiments.surface_distance import require_surface_distances
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import RunError
+from fewscan.storage.labels import Region
 from fewscan.storage.runs import HEARTBEAT_EVERY_S, RunFolder
 from fewscan.storage.slices import Slices, SliceStore
 
@@ -54,7 +55,7 @@ def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
     validation, threshold = _score_validation(scorer)
     test: dict[str, float] = {}
     if spec.split == "test":
-        test, rows = score_test_split(scorer, spec.evaluation, threshold)
+        test, rows = score_test_split(scorer, spec.evaluation, threshold, spec.regions)
         write_bytes(folder.cases, to_csv(rows))
     return Result(
         spec.kind,
@@ -87,6 +88,8 @@ class Scored:
     """uint8; from networks that know classes."""
     truth_ZHW: np.ndarray
     """uint8."""
+    true_lesion_ZHW: np.ndarray
+    """bool: the classes that are lesions."""
 
 
 @dataclass
@@ -139,19 +142,37 @@ class _Scorer:
                 self.clock.scored_one()
 
     def _scored(self, subject: str, slices: Slices) -> Scored:
-        """All slices of a scan, a batch at a time."""
+        """All slices of a scan, a batch at a time.
+
+        Where the truth is not known nothing is found and nothing is there, for all that follows.
+        """
         pixels, scores, labels = PixelScores(), [], []
-        truth_NHW = torch.from_numpy(slices.labels_NHW).split(PREDICTION_BATCH)
+        meaning, truth_ZHW = self.store.meaning, slices.labels_NHW
+        lesion = meaning.lesion_values if self.predictor.has_classes else None
+        truth_NHW = torch.from_numpy(truth_ZHW).split(PREDICTION_BATCH)
         batches = self.predictor.in_batches(torch.from_numpy(slices.images_NCHW))
         for maps_NKHW, true_NHW in zip(batches, truth_NHW, strict=True):
-            scores_NHW = lesion_score(maps_NKHW)
-            pixels.update(scores_NHW, true_NHW.to(scores_NHW.device) > 0)
-            scores.append(scores_NHW.half().cpu())
+            scores_NHW = lesion_score(maps_NKHW, lesion)
+            true_NHW = true_NHW.to(scores_NHW.device)
             found_NHW = self.predictor.labels(maps_NKHW, None)
+            if meaning.has_ignored:
+                known_NHW = meaning.is_known(true_NHW)
+                pixels.update(scores_NHW[known_NHW], meaning.is_lesion(true_NHW)[known_NHW])
+                scores_NHW = scores_NHW * known_NHW
+                found_NHW = None if found_NHW is None else found_NHW * known_NHW
+            else:
+                pixels.update(scores_NHW, meaning.is_lesion(true_NHW))
+            scores.append(scores_NHW.half().cpu())
             if found_NHW is not None:
                 labels.append(found_NHW.cpu().numpy())
-        labels_ZHW = np.concatenate(labels) if labels else None
-        return Scored(subject, pixels, torch.cat(scores), labels_ZHW, slices.labels_NHW)
+        return Scored(
+            subject,
+            pixels,
+            torch.cat(scores),
+            np.concatenate(labels) if labels else None,
+            truth_ZHW,
+            meaning.is_lesion(truth_ZHW),
+        )
 
 
 def _score_validation(scorer: _Scorer) -> tuple[dict[str, float], float]:
@@ -167,7 +188,7 @@ def _score_validation(scorer: _Scorer) -> tuple[dict[str, float], float]:
 
 
 def score_test_split(
-    scorer: _Scorer, evaluation: Evaluation, threshold: float
+    scorer: _Scorer, evaluation: Evaluation, threshold: float, regions: Sequence[Region] = ()
 ) -> tuple[dict[str, float], list[Row]]:
     """All numbers of the catalogue, and a row a scan; masks are compared in threads."""
     store, target = scorer.store, scorer.predictor.target or "binary"
@@ -177,12 +198,13 @@ def score_test_split(
         for scored in scorer.each(store.split.test):
             pooled += scored.pixels
             case = _case(scored, store, threshold)
-            rows.append(threads.submit(case_row, case, target, store.classes, evaluation))
+            wanted = (target, store.meaning, evaluation, regions)
+            rows.append(threads.submit(case_row, case, *wanted))
             if len(rows) > PATIENTS_WAITING:
                 rows[-PATIENTS_WAITING].result()
     found = [row.result() for row in rows]
     numbers = _pooled_numbers(scorer, evaluation, pooled, threshold)
-    return numbers | means(found, target, store.classes, evaluation), found
+    return numbers | means(found, target, store.classes, evaluation, regions), found
 
 
 def _pooled_numbers(
@@ -218,6 +240,7 @@ def _case(scored: Scored, store: SliceStore, threshold: float) -> Case:
         scored.pixels,
         found_ZHW if scored.labels_ZHW is None else scored.labels_ZHW,
         scored.truth_ZHW,
+        scored.true_lesion_ZHW,
         lesion_ZHW,
         store.spacing_mm_ZHW(scored.subject),
     )
@@ -226,7 +249,7 @@ def _case(scored: Scored, store: SliceStore, threshold: float) -> Case:
 def without_specks(scored: Scored, threshold: float, max_voxels: int) -> tuple[int, int]:
     """Twice the hits, and predicted plus true pixels, without small components."""
     mask_ZHW = remove_small_components(above(scored.scores_ZHW, threshold).numpy(), max_voxels)
-    truth_ZHW = scored.truth_ZHW > 0
+    truth_ZHW = scored.true_lesion_ZHW
     return 2 * int((mask_ZHW & truth_ZHW).sum()), int(mask_ZHW.sum() + truth_ZHW.sum())
 
 

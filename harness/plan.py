@@ -214,7 +214,9 @@ class _Planner:
         """The score of one training."""
         evaluation, target = self.study.evaluation, place.target or "binary"
         metrics = tuple(metric.key for metric in computed(evaluation, target))
-        spec = Score(self.store.fingerprint, evaluation, (parent,), metrics=metrics)
+        regions = self.store.regions if target == "multiclass" else ()
+        data = self.store.fingerprint
+        spec = Score(data, evaluation, (parent,), metrics=metrics, regions=regions)
         return self._planned(spec, place, name)
 
     def _grid(self) -> Iterator[PlannedRun]:

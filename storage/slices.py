@@ -21,7 +21,7 @@ import numpy as np
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import StoreError
 from fewscan.storage.geometry import Frame, slice_axis
-from fewscan.storage.labels import LabelMeaning, PretrainSlices
+from fewscan.storage.labels import LabelMeaning, PretrainSlices, Region
 from fewscan.storage.manifest import PREPARE_AGAIN, Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.shards import ZSTD_LEVEL, DamagedShard, decode_shard
 from fewscan.storage.splits import Split, label_subset, published_split
@@ -58,6 +58,8 @@ class SliceStore:
     """names of the lesion classes: label k is the k-th"""
     meaning: LabelMeaning
     """of the labels"""
+    regions: tuple[Region, ...]
+    """what is scored beside the classes"""
     subjects: dict[str, Subject]
     """by id, sorted"""
     fingerprint: str
@@ -68,7 +70,7 @@ class SliceStore:
         self.folder, self.path, self.manifest = folder, folder.path, manifest
         self.protocol, self.size = manifest.parameters.protocol, manifest.parameters.size
         self.channels, self.classes = manifest.parameters.channels, manifest.parameters.classes
-        self.meaning = manifest.parameters.meaning
+        self.meaning, self.regions = manifest.parameters.meaning, manifest.parameters.regions
         self.subjects, self.fingerprint = manifest.subjects, manifest.fingerprint
 
     @classmethod

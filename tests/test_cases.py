@@ -11,10 +11,12 @@ from fewscan.experiments.cases import PATIENT, Case, Row, case_row, means, to_cs
 from fewscan.experiments.catalogue import CATALOGUE
 from fewscan.experiments.metrics import PixelScores
 from fewscan.experiments.spec import Evaluation, Target
+from fewscan.storage.labels import LabelMeaning
 
 SHAPE_ZHW = (24, 32, 28)
 UNEVEN_MM = (3.0, 1.5, 0.5)
 CLASSES = ("a", "b", "c")
+MEANING = LabelMeaning(CLASSES)
 NAN = math.nan
 
 
@@ -34,8 +36,8 @@ def row_of(
     target: Target = "multiclass",
 ) -> dict[str, str]:
     lesion = None if predicted is None else predicted > 0
-    case = Case("S", "P", PixelScores(), predicted, truth, lesion, UNEVEN_MM)
-    row = case_row(case, target, CLASSES, Evaluation(nsd_tolerance_mm=tolerance_mm))
+    case = Case("S", "P", PixelScores(), predicted, truth, truth > 0, lesion, UNEVEN_MM)
+    row = case_row(case, target, MEANING, Evaluation(nsd_tolerance_mm=tolerance_mm))
     (read,) = csv.DictReader(io.StringIO(to_csv([row]).decode()))
     return read
 
@@ -53,6 +55,18 @@ def test_volumes_are_voxels_in_cubic_millimetres() -> None:
     voxels_mm3 = 8 * 12 * 10 * math.prod(UNEVEN_MM)
     assert [float(row[f"volume_mm3_{k}"]) for k in "abc"] == [0, voxels_mm3, 0]
     assert [float(row[f"true_volume_mm3_{k}"]) for k in "abc"] == [voxels_mm3, 0, 0]
+
+
+def test_regions_are_scored_beside_classes_and_are_in_no_mean() -> None:
+    both = BOX + 2 * box((0, 0, 0), (2, 2, 2))
+    swapped = 2 * BOX + box((0, 0, 0), (2, 2, 2))
+    case = Case("S", "P", PixelScores(), both, swapped, swapped > 0, None, UNEVEN_MM)
+    regions = (("whole", ("a", "b")), ("rest", ("b", "c")))
+    row = case_row(case, "multiclass", MEANING, Evaluation(), regions)
+    assert (row["dice_a"], row["dice_b"], row["dice_whole"], row["dice_rest"]) == (0, 0, 1, 0)
+    found = means([row], "multiclass", CLASSES, Evaluation(), regions)
+    assert (found["class_dice/whole"], found["class_dice_mean"]) == (1, 0)
+    assert "dice_whole" not in case_row(case, "binary", MEANING, Evaluation(), regions)
 
 
 def test_without_a_tolerance_there_are_no_surfaces() -> None:
@@ -90,8 +104,8 @@ def test_where_validation_could_choose_no_threshold_nothing_is_said_of_masks() -
 def test_a_row_says_whose_scan_it_is() -> None:
     pixels = PixelScores()
     pixels.update(np.array([0.5, 0.1, 0.2], np.float32), np.array([True, False, True]))
-    case = Case("scan", "person", pixels, BOX, BOX, BOX > 0, UNEVEN_MM)
-    row = case_row(case, "multiclass", CLASSES, Evaluation())
+    case = Case("scan", "person", pixels, BOX, BOX, BOX > 0, BOX > 0, UNEVEN_MM)
+    row = case_row(case, "multiclass", MEANING, Evaluation())
     assert (row["subject"], row["patient"]) == ("scan", "person")
     assert (row["pixels"], row["lesion_pixels"]) == (3, 2)
     assert row["ap"] == pixels.average_precision()

@@ -103,7 +103,7 @@ def test_the_masks_are_those_that_were_scored(
         assert scored_again(plan, found.choice, patient) == pytest.approx(
             found.choice.dice[list(found.choice.patients)[n]], nan_ok=True
         )
-    draw_examples(found, "flair", plan.store.classes).canvas.draw()
+    draw_examples(found, "flair", plan.store.meaning).canvas.draw()
     for run in plan.runs:
         plan.folder_of(run).model.unlink(missing_ok=True)
     again = read_examples(plan, results)

@@ -14,7 +14,7 @@ import torch
 
 from fewscan.experiments.data import SliceData
 from fewscan.experiments.devices import Devices, Residency
-from fewscan.experiments.residency import Selection, keep
+from fewscan.experiments.residency import ChosenSlices, keep
 from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes import Denoise
 from fewscan.experiments.schemes.denoise import Noise
@@ -137,7 +137,7 @@ def test_a_run_reads_its_own_subjects_once(
     monkeypatch.setattr(SliceStore, "read_subject", counting)
     ids = store.split.train
     for few in (ids[:2], ids[1:3], ids[:3]):
-        keep(Selection(store, few), place)
+        keep(ChosenSlices(store, few), place)
     assert sorted(asked) == sorted(ids[:3])
     assert not list(place.node_folders[0].glob("*.partial"))
 
@@ -155,7 +155,7 @@ def test_shared_slices_are_mapped_not_copied(store: SliceStore, place: Devices) 
 def test_without_room_slices_go_to_the_next_place(
     store: SliceStore, place: Devices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    selection = Selection(store, store.split.train)
+    selection = ChosenSlices(store, store.split.train)
     monkeypatch.setattr(
         shared_slices, "free_bytes", lambda folder: 0 if folder.name == "node" else 10**9
     )

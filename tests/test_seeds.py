@@ -23,6 +23,7 @@ from fewscan.experiments.schemes.scheme import SliceTable
 from fewscan.experiments.seeds import seed_for
 from fewscan.experiments.spec import Finetune, Network, Pretrain, RunSpec, Training, run_id
 from fewscan.experiments.unet import UNet
+from fewscan.storage.labels import LabelMeaning
 from fewscan.storage.runs import RunFolder
 
 TRAINING = Training(iterations=6, validate_every=2, batch_size=4, precision="fp32")
@@ -63,7 +64,7 @@ def slices(count: int = 10) -> SliceData:
 def seen(spec: Pretrain | Finetune) -> list[Tensor]:
     """What a network is fed and asked in its first steps: order and all draws show in it."""
     task = (
-        SegmentTask(spec, 2, slices(), slices(), CPU)
+        SegmentTask(spec, LabelMeaning(("a", "b")), slices(), slices(), CPU)
         if isinstance(spec, Finetune)
         else PretextTask(spec, slices(), slices(), CPU)
     )
@@ -73,7 +74,7 @@ def seen(spec: Pretrain | Finetune) -> list[Tensor]:
 
 
 def order_of(spec: Finetune) -> list[list[int]]:
-    order = SegmentTask(spec, 2, slices(), slices(), CPU).order
+    order = SegmentTask(spec, LabelMeaning(("a", "b")), slices(), slices(), CPU).order
     return [order.indices(step).tolist() for step in range(6)]
 
 
@@ -124,7 +125,7 @@ def test_another_seed_changes_them_all(folder: RunFolder) -> None:
 
 def test_augmentation_is_drawn_anew_each_step() -> None:
     """From the cell's seed and the step: also where the batch is the same."""
-    task = SegmentTask(FINETUNE, 2, slices(4), slices(4), CPU)
+    task = SegmentTask(FINETUNE, LabelMeaning(("a", "b")), slices(4), slices(4), CPU)
     drawn = []
     for step in range(4):
         images_NCHW, _ = task.batch(step)

@@ -36,6 +36,7 @@ from fewscan.experiments.spec import Finetune, Network, Pretrain, Training
 from fewscan.experiments.train import Task, learning_rate, make_optimiser, train
 from fewscan.experiments.unet import UNet
 from fewscan.storage.errors import DeviceError, DiskFullError, RunError
+from fewscan.storage.labels import LabelMeaning
 from fewscan.storage.runs import RunFolder
 
 TRAINING = Training(
@@ -66,7 +67,7 @@ def train_once(spec: Pretrain | Finetune, folder: RunFolder, devices: Devices) -
     if isinstance(spec, Pretrain):
         task: Task = PretextTask(spec, *data, devices)
     else:
-        task = SegmentTask(spec, 2, *data, devices)
+        task = SegmentTask(spec, LabelMeaning(("a", "b")), *data, devices)
     outputs = 2 if isinstance(spec, Pretrain) else 3
     model, facts = initial_network(spec, 2, outputs, folder, devices)
     return train(model, task, spec.training, folder, devices, facts)

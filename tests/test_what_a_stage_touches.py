@@ -215,16 +215,15 @@ def test_a_finetuning_is_asked_for_any_lesion_or_for_the_classes(
     labels = torch.randint(4, (len(images), 16, 16), dtype=torch.uint8)
     table = SliceTable.unrelated(4, (16, 16), len(images))
     data = SliceData(InMemory(images, labels), table, torch.float32, "cpu")
-    classes = 1 if target == "binary" else 3
     spec = Finetune(store.fingerprint, NETWORK, target, 4, TRAINING, seed=0)
     plain = replace(spec, augmentation=Augmentation("none"))
-    task = SegmentTask(plain, classes, data, data, Devices())
+    task = SegmentTask(plain, store.meaning, data, data, Devices())
     indices = task.order.indices(0)
     images_NCHW, targets_NHW = task.batch(0)
     expected_NHW = labels[indices] > 0 if target == "binary" else labels[indices]
     assert torch.equal(targets_NHW, expected_NHW.long())
     assert torch.equal(images_NCHW, images[indices].float())
-    augmented_NCHW, _ = SegmentTask(spec, classes, data, data, Devices()).batch(0)
+    augmented_NCHW, _ = SegmentTask(spec, store.meaning, data, data, Devices()).batch(0)
     assert not torch.equal(augmented_NCHW, images_NCHW)
 
 

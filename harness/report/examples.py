@@ -31,6 +31,7 @@ from fewscan.harness.report.figures import new_figure
 from fewscan.harness.report.results import RunResults, cell_name, quantities
 from fewscan.harness.report.studies import one_study
 from fewscan.storage.atomic import write_bytes
+from fewscan.storage.labels import LabelMeaning
 
 CLASS_COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
 """Okabe and Ito's, without black."""
@@ -139,7 +140,8 @@ def _compute(plan: Plan, choice: Choice) -> Examples:
     shown = []
     for patient in choice.patients.values():
         slices = plan.store.read_subject(_scan_of(plan, patient))
-        largest = int((slices.labels_NHW > 0).sum(axis=(1, 2)).argmax())
+        lesion_NHW = plan.store.meaning.is_lesion(slices.labels_NHW)
+        largest = int(lesion_NHW.sum(axis=(1, 2)).argmax())
         parts = (slices.positions_N, slices.images_NCHW, slices.labels_NHW)
         shown.append([part[largest] for part in parts])
     positions, images_NCHW, truth_NHW = (np.stack(part) for part in zip(*shown, strict=True))
@@ -188,10 +190,10 @@ def _key(choice: Choice) -> str:
     return json.dumps(asdict(choice))
 
 
-def draw_examples(examples: Examples, channel: str, classes: Sequence[str]) -> Figure:
+def draw_examples(examples: Examples, channel: str, meaning: LabelMeaning) -> Figure:
     """Masks lie on the input's first channel, whose name is `channel`."""
     choice = examples.choice
-    names = structures(choice.target, classes)
+    names = structures(choice.target, meaning.classes)
     heads = [f"input ({channel})", "truth"]
     heads += [cell_name(arm, choice.labels) for arm in choice.arms]
     heads += [f"anomaly map ({choice.anomaly[0]})"] if choice.anomaly else []
@@ -203,7 +205,9 @@ def draw_examples(examples: Examples, channel: str, classes: Sequence[str]) -> F
         _show(axes[0], image_HW)
         axes[0].set_ylabel(f"{place}\n{patient}\nslice {examples.positions[n]}", fontsize=7)
         truth_HW = examples.truth_NHW[n]
-        _mask(axes[1], image_HW, truth_HW if choice.target == "multiclass" else truth_HW > 0)
+        lesion_HW, known_HW = meaning.is_lesion(truth_HW), meaning.is_known(truth_HW)
+        is_binary = choice.target == "binary"
+        _mask(axes[1], image_HW, lesion_HW if is_binary else truth_HW * known_HW)
         for ax, labels_NHW, dice in zip(
             axes[2:], examples.labels_ANHW, choice.dice[place], strict=False
         ):

@@ -128,14 +128,15 @@ def _quantities(studies: Studies, target: Target, metric: Metric) -> list[Quanti
         column = metric.column(LESION)
         return [Quantity(target, metric, column, title + unit, (column,), leads)]
     joint = " of" if metric.compared == "quartiles" else ","
+    store = studies.first.store
     each = []
-    for name in structures(target, studies.first.store.classes):
+    for name in structures(target, store.classes, store.regions):
         column, words = metric.column(name), f"{title}{joint} {name.replace('_', ' ')}{unit}"
         each.append(Quantity(target, metric, column, words, (column,)))
     if metric.compared == "quartiles":
         return each
     key, title = f"{metric.key}_class_mean", f"class-mean {title}{unit}"
-    columns = tuple(it.key for it in each)
+    columns = tuple(it.key for it in each[: len(store.classes)])
     return [Quantity(target, metric, key, title, columns, leads, is_mean=True), *each]
 
 

@@ -70,7 +70,7 @@ class Report:
         for it in self.leading:
             figures[it.quantity.target] = draw_evidence(it, colours)
         if self.examples is not None:
-            figures["examples"] = draw_examples(self.examples, store.channels[0], store.classes)
+            figures["examples"] = draw_examples(self.examples, store.channels[0], store.meaning)
         if losses := curves(self.logs):
             figures["training"] = draw_training(losses, colours)
         return figures
