@@ -58,7 +58,11 @@ def _trained(spec: RunSpec) -> int:
 def _validated(spec: RunSpec, store: SliceStore) -> int:
     if not isinstance(spec, Pretrain | Finetune):
         return 0
-    training, each = spec.training, _slices(store, store.split.validation)
+    if isinstance(spec, Pretrain):
+        _, validated = store.pretraining(spec.slices)
+    else:
+        validated = store.split.validation
+    training, each = spec.training, _slices(store, validated)
     if training.validation_slices is not None:
         each = min(each, training.validation_slices)
     views = spec.scheme.views if isinstance(spec, Pretrain) else 1  # a step counts them already

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from fewscan.experiments.checkpoint import load_model
 from fewscan.experiments.results import RunRecord
-from fewscan.experiments.schemes import Denoise
 from fewscan.experiments.schemes.scheme import Scheme
-from fewscan.experiments.spec import Finetune, Pretrain, Score, Target
+from fewscan.experiments.spec import Finetune, Imported, Pretrain, Score, Target
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder
 
@@ -122,13 +121,13 @@ def _taught(record: RunRecord, folder: RunFolder) -> tuple[Target | None, Scheme
             return target, None
         case Score():
             raise RunError("a score has no network", where=folder.path, expected="a training")
-        case Pretrain(scheme=scheme) if not scheme.has_anomaly_score:
+        case Pretrain(scheme=scheme) | Imported(scheme=scheme):
+            if scheme is not None and scheme.has_anomaly_score:
+                return None, scheme
+            how = f"was pre-trained by {scheme.kind}" if scheme else "segments, and is imported,"
             raise RunError(
-                f"a network that was pre-trained by {scheme.kind} has no anomaly score",
+                f"a network that {how} has no anomaly score",
                 where=folder.path,
                 expected="a scheme with one, such as denoise",
                 remedy="leave unsupervised out of the study's baselines for it",
             )
-        case Pretrain(scheme=scheme):
-            return None, scheme
-    return None, Denoise()  # imported weights are those of the public DenoisingAE code

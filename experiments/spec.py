@@ -199,6 +199,8 @@ class Imported:
     kind: ClassVar[str] = "imported"
     sha256: str
     """Of the tensors, so that the same weights in another file are the same run."""
+    scheme: Scheme | None = Denoise()
+    """How they were pre-trained: the public code denoises. None: they segment."""
     parents: ClassVar[tuple[str, ...]] = ()
 
 
@@ -209,7 +211,7 @@ _KINDS: dict[str, type[RunSpec]] = {c.kind: c for c in (Pretrain, Finetune, Scor
 def to_json(spec: RunSpec) -> dict[str, Any]:
     """The spec as plain values, with its kind and the protocol version."""
     value = {"protocol": PROTOCOL, "kind": spec.kind, **asdict(spec)}
-    if isinstance(spec, Pretrain):
+    if isinstance(spec, Pretrain | Imported) and spec.scheme is not None:
         value["scheme"] = scheme_to_json(spec.scheme)
     return value
 
@@ -245,7 +247,7 @@ def scheme_to_json(scheme: Scheme) -> dict[str, Any]:
 
 
 def _build(cls: Any, value: Any) -> Any:
-    if cls is Scheme:
+    if cls in (Scheme, Scheme | None) and value is not None:
         kind = value["kind"]
         _require_known({kind}, SCHEMES, "scheme")
         cls, value = SCHEMES[kind], {k: v for k, v in value.items() if k != "kind"}

@@ -203,11 +203,16 @@ def check(store: Path) -> None:
 @click.option("--as", "name", required=True, help="The name it gets in finetune.inits.")
 @set_option
 def import_checkpoint(file: Path, study: Path, name: str, overrides: tuple[str, ...]) -> None:
-    """Take a network trained with the public DenoisingAE code, to fine-tune from it."""
-    from fewscan.harness.imports import import_published
+    """Take a trained network, to fine-tune from it.
+
+    FILE is a checkpoint of the public DenoisingAE code, or the folder of a finished training of
+    another study of yours (STUDY/runs/ID).
+    """
+    from fewscan.harness.imports import import_published, import_run
     from fewscan.harness.study import load_study
 
-    run = import_published(file, load_study(study, overrides), name)
+    take = import_run if file.is_dir() else import_published
+    run = take(file, load_study(study, overrides), name)
     console.print(f"{name} is run {run}; add {name!r} to finetune.inits to start from it")
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm
+from fewscan.harness.concerns import concerns
 from fewscan.harness.plan import VERBS, Plan, PlannedRun
 from fewscan.harness.status import SYMBOLS, StudyStatus, mixtures, read_paces, read_status
 from fewscan.storage.runs import State
@@ -31,7 +32,8 @@ def render_plan(plan: Plan) -> RenderableType:
         body = [_groups(status), "--runs lists them one by one"]
     estimate = [] if status.is_finished else [render_estimate(status)]
     title = f"study {plan.study.name} on {plan.store.path}\n"
-    return Group(title, *body, "", summary(status), *estimate)
+    known = [f"[yellow]note:[/] {escape(sentence)}" for sentence in concerns(plan)]
+    return Group(title, *body, "", *known, summary(status), *estimate)
 
 
 def run_lines(status: StudyStatus) -> Iterator[str]:

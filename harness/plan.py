@@ -4,17 +4,23 @@ The plan is a function of the study file and the store; it runs nothing. Runs ar
 parents come before children.
 """
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from fewscan.experiments.catalogue import computed
 from fewscan.experiments.cost import run_flops
 from fewscan.experiments.results import RunRecord
+from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import Transfer
-from fewscan.experiments.spec import Finetune, Pretrain, RunSpec, Score, Target, run_id
+from fewscan.experiments.spec import Finetune, Imported, Pretrain, RunSpec, Score, Target, run_id
 from fewscan.harness.arms import SCRATCH, Arm, Place
+from fewscan.harness.concerns import (
+    require_fitting_store,
+    require_possible,
+    require_pretraining_possible,
+)
 from fewscan.harness.study import Share, Study, load_study
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder, StudyFolder
@@ -35,6 +41,8 @@ class PlannedRun:
     """For people: "fine-tune binary · denoise · 4 scans · seed 0"."""
     flops: float
     """Floating-point operations, roughly: for the order of runs and the estimate of hours."""
+    store: SliceStore | None = field(default=None, repr=False, compare=False)
+    """Whose slices it sees; None: the study's."""
 
     @cached_property
     def run_id(self) -> str:
@@ -61,11 +69,14 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study with its store, folder and runs."""
+    """A study with its stores, folder and runs."""
 
     study: Study
     store: SliceStore
+    """That it is fine-tuned and scored on."""
     runs: tuple[PlannedRun, ...]
+    stores: Mapping[str, SliceStore] = field(default_factory=dict)
+    """Pre-training's name → the store that it learns from; by default the study's."""
 
     @property
     def folder(self) -> StudyFolder:
@@ -89,31 +100,31 @@ class Plan:
 
     def record(self, run: PlannedRun) -> RunRecord:
         """What the run's `spec.json` says: its identity, and beside it place and names."""
-        return RunRecord(run.spec, self.study.name, run.name, self.slices, self.store.path)
+        store = run.store or self.store
+        return RunRecord(run.spec, self.study.name, run.name, slice_format(store), store.path)
 
-    @cached_property
-    def slices(self) -> SliceFormat:
-        """What a new scan must be made into, so that a run of this study can be used on it."""
-        return SliceFormat.of_store(self.store)
+    def store_of(self, pretraining: str) -> SliceStore:
+        """The store that a pre-training learns from."""
+        return self.stores.get(pretraining, self.store)
+
+
+@lru_cache(maxsize=16)  # the same for each of the runs of a study
+def slice_format(store: SliceStore) -> SliceFormat:
+    """What a new scan must be made into, so that a run on this store can be used on it."""
+    return SliceFormat.of_store(store)
 
 
 def make_plan(study: Study) -> Plan:
     """All runs of the study, parents first.
 
-    Raises `StoreError` if the store cannot be used and `StudyError` if a name, a count or the order
-    of the pre-trainings makes no sense for it.
+    Raises `StoreError` if a store cannot be used and `StudyError` if a name, a count, the order of
+    the pre-trainings or what they learn from makes no sense for it.
     """
     store = SliceStore.open(study.store)
-    if store.size >> (study.network.depth - 1) < 2:
-        raise StudyError(
-            f"slices of {store.size} × {store.size} pixels cannot be halved "
-            f"{study.network.depth - 1} times",
-            where="network.depth",
-            expected=f"at most {store.size.bit_length() - 1} levels for {store.path}",
-            remedy="lower network.depth, or prepare larger slices",
-        )
+    require_possible(study, store)
+    planner = _Planner(study, store)
     unique: dict[str, PlannedRun] = {}
-    for run in _Planner(study, store).runs():
+    for run in planner.runs():
         first = unique.setdefault(run.run_id, run)
         if first.name != run.name:
             raise StudyError(
@@ -122,7 +133,7 @@ def make_plan(study: Study) -> Plan:
                 expected="names for different things",
                 remedy="give one another seed or setting, or leave it out",
             )
-    return Plan(study, store, tuple(unique.values()))
+    return Plan(study, store, tuple(unique.values()), planner.stores)
 
 
 class _Planner:
@@ -132,6 +143,15 @@ class _Planner:
         self.imports = StudyFolder(study.folder).read_imports()
         self.ids: dict[str, str | None] = {SCRATCH: None, **self.imports}
         """What runs start from: name → run id. Pre-trainings are added as they are planned."""
+        self.stores = {name: self._store_of(name) for name in study.pretrain}
+
+    def _store_of(self, name: str) -> SliceStore:
+        path = self.study.pretrain[name].store
+        store = self.store if path is None else SliceStore.open(path)
+        require_pretraining_possible(self.study, name, store)
+        if store is not self.store:
+            require_fitting_store(self.study, name, store, self.store)
+        return store
 
     def runs(self) -> Iterator[PlannedRun]:
         pretrain, finetune = self.study.pretrain, self.study.finetune
@@ -142,9 +162,26 @@ class _Planner:
             yield run
         if "unsupervised" in self.study.baselines:
             names = [name for name in order if pretrain[name].scheme.has_anomaly_score]
-            names += [name for name in self.imports if name in finetune.inits]
+            names += [it for it in self.imports if it in finetune.inits and self._has_score(it)]
             yield from (self._unsupervised(name) for name in names)
         yield from self._grid()
+
+    def _has_score(self, imported: str) -> bool:
+        """Whether imported weights have an anomaly score."""
+        scheme = self._scheme_of(imported)
+        return scheme is not None and scheme.has_anomaly_score
+
+    def _scheme_of(self, init: str) -> Scheme | None:
+        """How a pre-training or imported weights were taught; None: not at all, or to segment."""
+        if init in self.study.pretrain:
+            scheme: Scheme = self.study.pretrain[init].scheme
+            return scheme
+        if init in self.imports:
+            folder = StudyFolder(self.study.folder).run(self.imports[init])
+            match RunRecord.read(folder).spec:
+                case Imported(scheme=taught):
+                    return taught
+        return None
 
     def _pretrainings_in_order(self) -> list[str]:
         """As in the file, but parents before children."""
@@ -187,22 +224,26 @@ class _Planner:
                 "(`fewscan import-checkpoint`)",
             )
 
-    def _planned(self, spec: RunSpec, place: Place, name: str) -> PlannedRun:
-        return PlannedRun(spec, place, name, run_flops(spec, self.study.network, self.store))
+    def _planned(
+        self, spec: RunSpec, place: Place, name: str, store: SliceStore | None = None
+    ) -> PlannedRun:
+        store = store or self.store
+        return PlannedRun(spec, place, name, run_flops(spec, self.study.network, store), store)
 
     def _pretraining(self, name: str) -> PlannedRun:
         wish = self.study.pretrain[name]
         spec = Pretrain(
-            data=self.store.fingerprint,
+            data=self.stores[name].fingerprint,
             network=self.study.network,
             scheme=wish.scheme,
             training=wish.training,
             seed=wish.seed,
             init=self.ids[wish.init],
+            slices=wish.slices,
         )
         init = None if wish.init == SCRATCH else wish.init
         place = Place(Arm("pre-training", init), None, None, wish.seed)
-        return self._planned(spec, place, f"pre-train {name}")
+        return self._planned(spec, place, f"pre-train {name}", self.stores[name])
 
     def _unsupervised(self, init: str) -> PlannedRun:
         parent = self.ids[init]
@@ -267,11 +308,11 @@ class _Planner:
 
     def _transfer(self, init: str) -> Transfer:
         """What a fine-tuning takes over from this init."""
-        wish, pretraining = self.study.finetune.transfer, self.study.pretrain.get(init)
-        if pretraining is None:
+        wish, scheme = self.study.finetune.transfer, self._scheme_of(init)
+        if scheme is None:
             return "all" if wish is None or init == SCRATCH else wish
-        transfer = wish or pretraining.scheme.transfer
-        if transfer == "all" and not pretraining.scheme.skips:
+        transfer = wish or scheme.transfer
+        if transfer == "all" and not scheme.skips:
             raise StudyError(
                 f"{init!r} was pre-trained without skip connections, so its decoder has not learnt "
                 "to use them",

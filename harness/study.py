@@ -39,6 +39,7 @@ from fewscan.experiments.spec import (
 from fewscan.harness.arms import SCRATCH
 from fewscan.slurm import Settings
 from fewscan.storage.errors import StudyError
+from fewscan.storage.labels import PretrainSlices
 
 Baseline = Literal["unsupervised", "supervised"]
 
@@ -68,6 +69,11 @@ class Pretraining:
     seed: int = 0
     init: str = SCRATCH
     """scratch, another pre-training's name, or the name of an imported checkpoint."""
+    slices: PretrainSlices = "healthy"
+    """healthy: slices without a lesion, as the masks of the labelled scans tell (published). all:
+    every slice of training and unlabelled scans; no mask is looked at."""
+    store: Path | None = None
+    """Another slice store to learn from, of as many channels and slices as large."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +230,12 @@ def parse_study(document: dict[str, Any], where: str) -> Study:
             expected="the keys and values of experiments/paper.yaml, which says what each means",
             remedy="fix each line above; `fewscan plan STUDY` checks the file and runs nothing",
         ) from None
-    return replace(study, store=study.store.absolute(), folder=study.folder.absolute())
+    pretrain = {
+        name: replace(it, store=it.store and it.store.absolute())
+        for name, it in study.pretrain.items()
+    }
+    store, folder = study.store.absolute(), study.folder.absolute()
+    return replace(study, store=store, folder=folder, pretrain=pretrain)
 
 
 def dump_study(study: Study) -> str:

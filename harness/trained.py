@@ -75,7 +75,7 @@ def load_trained(run: str | Path) -> Trained:
 
         return _from_mlflow(*load_logged(str(run)), where=str(run))
     folder = RunFolder(Path(run).absolute())
-    _require_finished(folder)
+    require_finished(folder)
     record = RunRecord.read(folder)
     trained, score = [folder], None
     match record.spec:
@@ -113,7 +113,8 @@ def _from_mlflow(network: UNet, facts: Mapping[str, Any], where: str) -> Trained
     return Trained(predictor, facts["run_id"], threshold, target is not None, slices)
 
 
-def _require_finished(folder: RunFolder) -> None:
+def require_finished(folder: RunFolder) -> None:
+    """Raise `RunError` that says what the folder is instead."""
     state = folder.state()
     if state == "finished":
         return

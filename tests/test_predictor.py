@@ -27,7 +27,7 @@ from fewscan.experiments.schemes import Denoise
 from fewscan.experiments.spec import Evaluation, Score, Target, run_id
 from fewscan.experiments.stages import run_stage
 from fewscan.experiments.unet import UNet
-from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.plan import Plan, PlannedRun, make_plan, slice_format
 from fewscan.harness.study import Study
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder
@@ -212,7 +212,7 @@ def ensemble(plan: Plan, target: Target) -> tuple[RunFolder, list[PlannedRun]]:
     assert len(members) == 2
     spec = Score(plan.store.fingerprint, EVALUATION, tuple(run.run_id for run in members))
     folder = plan.folder.run(run_id(spec))
-    RunRecord(spec, "tiny", "together", plan.slices, plan.store.path).write(folder)
+    RunRecord(spec, "tiny", "together", slice_format(plan.store), plan.store.path).write(folder)
     run_stage(folder, Devices())
     return folder, members
 

@@ -17,6 +17,7 @@ from rich.table import Table as TerminalTable
 
 from fewscan.experiments.catalogue import panels
 from fewscan.experiments.spec import PROTOCOL
+from fewscan.harness.concerns import concerns
 from fewscan.harness.report import study_tables
 from fewscan.harness.report.evidence import Evidence, Outcome, gather
 from fewscan.harness.report.examples import Examples, draw_examples, read_examples
@@ -184,4 +185,5 @@ def render_page(report: Report) -> str:
         protocol=PROTOCOL,
         tables=study_tables,
         mixtures=mixtures,
+        concerns=concerns,
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.experiments.results import Result, RunRecord
-from fewscan.experiments.schemes.denoise import Denoise
 from fewscan.experiments.spec import (
     PROTOCOL,
     Imported,
@@ -22,7 +21,7 @@ from fewscan.experiments.spec import (
     to_json,
 )
 from fewscan.harness.arms import SCRATCH
-from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.plan import Plan, PlannedRun, slice_format
 from fewscan.harness.tracking.points import (
     LABEL_COUNT,
     SECONDS,
@@ -233,12 +232,14 @@ def _trained(run: PlannedRun, folder: RunFolder) -> RunFolder | None:
 
 
 def _model_facts(plan: Plan, run: PlannedRun, trained: RunFolder, result: Result) -> dict[str, Any]:
-    scheme, slices = None, plan.slices
+    store = run.store or plan.store
+    scheme, slices = None, slice_format(store)
     match run.spec:
         case Pretrain():
             scheme = scheme_to_json(run.spec.scheme)
-        case Imported():  # weights of the public code, which denoises
-            scheme, slices = scheme_to_json(Denoise()), RunRecord.read(trained).slices
+        case Imported(scheme=taught):
+            scheme = None if taught is None else scheme_to_json(taught)
+            slices = RunRecord.read(trained).slices
     facts = {
         "run_id": run.run_id,
         "stage": run.kind,
@@ -246,7 +247,7 @@ def _model_facts(plan: Plan, run: PlannedRun, trained: RunFolder, result: Result
         "scheme": scheme,
         "protocol": PROTOCOL,
         "data": to_json(run.spec).get("data"),
-        "store_protocol": plan.store.protocol,
+        "store_protocol": store.protocol,
         **slices.to_json(),
         "best_step": Result.read(trained).best_step if trained.result.exists() else None,
         "threshold": result.threshold,

@@ -43,9 +43,15 @@ NETWORK = Network(width=2, depth=2)
 ROOT = Path(__file__).parents[2]
 
 
+class FakeStore(SimpleNamespace):
+    """As a store, it is itself alone."""
+
+    __hash__ = object.__hash__
+
+
 def make_plan(folder: Path, name: str = "a study") -> Plan:
     """A pre-training, two fine-tunings of it, its unsupervised score, the scores of the two."""
-    store = SimpleNamespace(
+    store = FakeStore(
         path=folder / "store",
         fingerprint=DATA,
         size=SIZE,

@@ -26,7 +26,7 @@ from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.spec import Imported, run_id
 from fewscan.experiments.unet import UNet
 from fewscan.harness.arms import Arm
-from fewscan.harness.plan import Plan
+from fewscan.harness.plan import Plan, slice_format
 from fewscan.harness.tracking.mlflow_run import view_of
 from fewscan.harness.tracking.models import load_logged
 from fewscan.harness.tracking.tracker import Tracker
@@ -295,7 +295,7 @@ def test_an_imported_checkpoint_is_shown_with_its_model(
 ) -> None:
     spec = Imported("ab" * 32)
     folder = plan.folder.run(run_id(spec))
-    slices = replace(plan.slices, slice_size=32)
+    slices = replace(slice_format(plan.store), slice_size=32)
     RunRecord(spec, plan.study.name, "imported dae", slices).write(folder)
     network = UNet(4, 4, 2, 2)
     save_model(folder.model, network, network.state_dict())

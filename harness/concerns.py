@@ -1,0 +1,187 @@
+"""What of a study cannot run on its stores, and what a person should know before it does.
+
+Both are found before anything runs: `require_possible` refuses, `concerns` tells.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from fewscan.harness.study import Study
+from fewscan.storage.account import named
+from fewscan.storage.errors import StudyError
+from fewscan.storage.slices import SliceStore
+
+if TYPE_CHECKING:
+    from fewscan.harness.plan import Plan
+
+SHOWN = 3
+"""Seeds that are named."""
+PREPARE_A_SPLIT = "give the store another split: `fewscan prepare SCANS STORE --split FILE`"
+
+
+def require_possible(study: Study, store: SliceStore) -> None:
+    """Raise `StudyError` if every run of the study would fail, or no score would mean anything."""
+    _require_size(study, store)
+    for part in ("validation", "test"):
+        ids: tuple[str, ...] = getattr(store.split, part)
+        if not any(store.subjects[i].lesion_slices(store.meaning) for i in ids):
+            raise StudyError(
+                f"no lesion in the {part} split: {named(ids)} have none",
+                where=store.path,
+                expected=f"a lesion in some of the {len(ids)} {part} scans, to score against",
+                remedy=PREPARE_A_SPLIT,
+            )
+
+
+def require_pretraining_possible(study: Study, name: str, store: SliceStore) -> None:
+    """Raise `StudyError` if a pre-training has no slices to learn from or to be validated on."""
+    which = study.pretrain[name].slices
+    parts = zip(("learn from", "be validated on"), store.pretraining(which), strict=True)
+    for what, ids in parts:
+        if not ids:
+            kind = "healthy slice" if which == "healthy" else "slice"
+            raise StudyError(
+                f"no {kind} to {what}",
+                where=f"pretrain.{name}, store {store.path}",
+                expected="slices without a lesion in the training and in the validation split",
+                remedy=f"set pretrain.{name}.slices to all, or leave the pre-training out "
+                "(finetune.inits: [scratch], baselines: [supervised])",
+            )
+
+
+def require_fitting_store(study: Study, name: str, own: SliceStore, store: SliceStore) -> None:
+    """Raise `StudyError` unless weights learnt on `own`, the pre-training's, fit the study's store.
+
+    And unless no scan of it is validated or tested there.
+    """
+    facts = {
+        "channels": (len(own.channels), len(store.channels)),
+        "size": (own.size, store.size),
+        "normalisation": (own.manifest.parameters.normalisation, normalisation_of(store)),
+    }
+    for what, (found, expected) in facts.items():
+        if found != expected:
+            raise StudyError(
+                f"the store of a pre-training has {what} {found}",
+                where=f"pretrain.{name}.store, {own.path}",
+                expected=f"{what} {expected}, as {store.path}",
+                remedy="prepare the scans anew, as those of the study",
+            )
+    kept = {_outline(store, i) for i in (*store.split.validation, *store.split.test)}
+    seen = chain(*own.pretraining(study.pretrain[name].slices))
+    same = [i for i in seen if _outline(own, i) in kept]
+    if same:
+        raise StudyError(
+            f"{len(same)} scans that the study validates or tests are in the store of a "
+            f"pre-training: {named(same)}",
+            where=f"pretrain.{name}.store, {own.path}",
+            expected="other scans",
+            remedy="prepare that store without them",
+        )
+
+
+def _outline(store: SliceStore, subject: str) -> tuple[object, ...]:
+    """The same for the same images, whether they are labelled or not."""
+    found = store.subjects[subject]
+    return found.first, found.last, found.shape_XYZ, found.quantiles
+
+
+def normalisation_of(store: SliceStore) -> str:
+    """How voxel values of a store became comparable."""
+    return store.manifest.parameters.normalisation
+
+
+def concerns(plan: "Plan") -> Iterator[str]:
+    """Sentences on what a person may not expect of the study, without a full stop."""
+    yield from _masks_of_pretrainings(plan)
+    yield from _labels_without_lesion(plan)
+    yield from _absent_classes(plan.store)
+    yield from _common_patients(plan)
+
+
+def _require_size(study: Study, store: SliceStore) -> None:
+    halvings = study.network.depth - 1
+    unit = 2**halvings
+    if store.size % unit == 0 and store.size // unit >= 2:
+        return
+    levels = next(n for n in range(halvings, -1, -1) if store.size % 2**n == 0)
+    smaller = max(store.size // unit, 2) * unit
+    larger = smaller + unit
+    raise StudyError(
+        f"slices of {store.size} × {store.size} pixels cannot be halved {halvings} times",
+        where="network.depth",
+        expected=f"at most {levels + 1} levels for them, or a multiple of {unit} pixels",
+        remedy=f"prepare slices of {smaller} or {larger} pixels (--size), or set network.depth to "
+        f"{max(levels + 1, 2)}",
+    )
+
+
+def _masks_of_pretrainings(plan: "Plan") -> Iterator[str]:
+    for name, wish in plan.study.pretrain.items():
+        if wish.slices == "healthy":
+            store = plan.store_of(name)
+            learnt, validated = (
+                sum(_mask_told(store, i) for i in ids) for ids in store.pretraining("healthy")
+            )
+            if learnt or validated:
+                yield (
+                    f"pre-training {name} learns from healthy slices, which the masks of {learnt} "
+                    f"training and {validated} validation scans tell: weak supervision"
+                )
+
+
+def _mask_told(store: SliceStore, subject: str) -> bool:
+    found = store.subjects[subject]
+    return found.labelled and not found.healthy
+
+
+def _labels_without_lesion(plan: "Plan") -> Iterator[str]:
+    """Cells whose labelled scans teach nothing of a lesion, or of some class."""
+    store, bare = plan.store, dict[str, dict[int, list[int]]]()
+    counts = sorted({run.place.labels for run in plan.grid if run.place.labels is not None})
+    for seed in plan.study.finetune.seeds:
+        for count in counts:
+            for name in _lacking(store, store.labelled_subset(count, seed)):
+                bare.setdefault(name, {}).setdefault(seed, []).append(count)
+    for name, cells in bare.items():
+        seeds = [f"seed {seed} at {', '.join(map(str, found))}" for seed, found in cells.items()]
+        first = next(iter(cells))
+        ids = named(store.labelled_subset(cells[first][0], first))
+        yield f"labelled scans show no {name}: {_first(seeds)} (seed {first}: {ids})"
+
+
+def _first(parts: Sequence[str]) -> str:
+    more = len(parts) - SHOWN
+    return "; ".join(parts[:SHOWN]) + (f"; and {more} more seeds" if more > 0 else "")
+
+
+def _lacking(store: SliceStore, ids: Sequence[str]) -> tuple[str, ...]:
+    """What none of the scans shows: a lesion, or some of the classes."""
+    subjects = [store.subjects[i] for i in ids]
+    if not any(subject.lesion_slices(store.meaning) for subject in subjects):
+        return ("lesion",)
+    pixels_K = sum(subject.lesion_pixels_NK.sum(axis=0) for subject in subjects)
+    return tuple(name for name, n in zip(store.classes, pixels_K, strict=True) if not n)
+
+
+def _absent_classes(store: SliceStore) -> Iterator[str]:
+    for part in ("validation", "test"):
+        lacking = _lacking(store, getattr(store.split, part))
+        if lacking:
+            yield f"no scan of the {part} split has {' or '.join(lacking)}: not defined there"
+
+
+def _common_patients(plan: "Plan") -> Iterator[str]:
+    split = plan.store.split
+    kept = {plan.store.patient(i) for i in (*split.validation, *split.test)}
+    for name in plan.study.pretrain:
+        store = plan.store_of(name)
+        if store is not plan.store:
+            learnt, _ = store.pretraining(plan.study.pretrain[name].slices)
+            common = kept & {store.patient(i) for i in learnt}
+            if common:
+                yield (
+                    f"pre-training {name} has patients of the same names as patients who are "
+                    f"validated or tested: {named(common)}; make sure that they are others"
+                )
