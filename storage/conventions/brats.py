@@ -175,10 +175,11 @@ class Brats(Convention):
         self, paths: Sequence[Path], channels: Sequence[str], classes: Sequence[str]
     ) -> ScanFiles | None:
         """The one scan; with an edition's label values if the model has its classes."""
-        groups = _groups(files_in(paths, self.endings))
+        files = files_in(paths, self.endings)
+        groups = _groups(files)
         if not groups:
             return None
-        require_one([scan_id for scan_id, _ in groups], paths[0].parent)
+        require_one([scan_id for scan_id, _ in groups], files[0].parent)
         ((scan_id, naming),) = groups
         names = tuple(naming.parts)
         if not channels or not set(channels) <= set(names):
