@@ -17,6 +17,7 @@ from rich.progress import Progress
 
 from fewscan.slurm.session import Session
 from fewscan.storage.conventions import registry
+from fewscan.storage.conventions.brats import KEYS
 from fewscan.storage.errors import (
     DiskFullError,
     FewscanError,
@@ -105,6 +106,24 @@ def phantom(out: Path, subjects: int, seed: int, workers: int | None, form: Any)
     console.print(f"{subjects} scans in {out}")
 
 
+def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """The names in a list with commas."""
+    return tuple(filter(None, (name.strip() for name in (text or "").split(","))))
+
+
+def _regions(
+    ctx: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Each NAME=CLASS,… as the name and the classes."""
+    found = []
+    for text in texts:
+        name, _, classes = text.partition("=")
+        if not name.strip() or not classes.strip(" ,"):
+            raise click.BadParameter(f"{text!r} is not NAME=CLASS,…", ctx, parameter)
+        found.append((name.strip(), _names(ctx, parameter, classes)))
+    return tuple(found)
+
+
 @command(
     "fewscan prepare BraTS2021_Training_Data brats2021.zarr",
     help=f"""Turn NIfTI scans into a Zarr store of slices.
@@ -142,6 +161,34 @@ def phantom(out: Path, subjects: int, seed: int, workers: int | None, form: Any)
     help="Take in scans without a segmentation as well: pre-training may use them.",
 )
 @click.option(
+    "--channels",
+    metavar="NAME,…",
+    callback=_names,
+    help="Some of the channels, in this order, such as t1c,t2f. Default: all.",
+)
+@click.option(
+    "--labels",
+    default="",
+    metavar="EDITION or VALUE=CLASS,…",
+    help="What the values in label files mean, where the data set does not say it: "
+    f"{', '.join(KEYS)}, or such as 1=tumour,2=cyst,255=ignore.",
+)
+@click.option(
+    "--lesion",
+    metavar="CLASS,…",
+    callback=_names,
+    help="The classes that are lesions; the others are organs, which healthy slices may show. "
+    "Default: what the data set says, else all.",
+)
+@click.option(
+    "--region",
+    "regions",
+    multiple=True,
+    metavar="NAME=CLASS,…",
+    callback=_regions,
+    help="Classes that are scored together as well, such as core=necrosis,enhancing. Repeatable.",
+)
+@click.option(
     "--healthy",
     type=PATH,
     help="A file of the ids of scans that are known to have no lesion, one a line.",
@@ -155,6 +202,10 @@ def prepare(
     normalisation: Any,
     split: Path | None,
     unlabelled: bool,
+    channels: tuple[str, ...],
+    labels: str,
+    lesion: tuple[str, ...],
+    regions: tuple[tuple[str, tuple[str, ...]], ...],
     healthy: Path | None,
     workers: int | None,
 ) -> None:
@@ -172,7 +223,7 @@ def prepare(
             through,
             normalisation,
             split,
-            Selection(unlabelled=unlabelled),
+            Selection(unlabelled, channels, labels, lesion, regions),
             healthy,
         )
     of = f" of {report.patients} patients" if report.patients < report.subjects else ""

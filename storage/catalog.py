@@ -25,7 +25,7 @@ class ScanFiles:
     label_file: Path | None
     """the segmentation; None for an unlabelled scan"""
     label_values: tuple[int, ...]
-    """the value in `label_file` of each class, in the order of the classes"""
+    """the value in `label_file` of each class, in the order of the classes; −1: it has none"""
     patient: str = ""
     """whose scan it is; by default what `patient_in_name` says"""
     volumes: tuple[int, ...] = ()
@@ -34,6 +34,8 @@ class ScanFiles:
     """the value in `label_file` of voxels that are neither trained on nor scored"""
     part: str = ""
     """train, validation or test, if the data set says so"""
+    aliases: tuple[tuple[int, int], ...] = ()
+    """further values in `label_file`: (value, the one of `label_values` that it stands for)"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patient", self.patient or patient_in_name(self.id))
@@ -57,6 +59,8 @@ class Selection:
     """which edition's label values the files have, or VALUE=CLASS,…, where names do not tell"""
     lesion: tuple[str, ...] = ()
     """the classes that are lesions; empty: what the data set says, else all"""
+    regions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """name → classes that are scored together as well; empty: what the data set says, else none"""
 
 
 @dataclass(frozen=True)

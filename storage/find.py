@@ -4,12 +4,14 @@ What names mean is known by the conventions alone (`conventions`); here they are
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fewscan.storage.catalog import Catalog, ScanFiles, Selection
 from fewscan.storage.conventions.convention import files_in, require_channels
 from fewscan.storage.conventions.registry import CONVENTIONS, ENDINGS, EXPECTED, NAMES
 from fewscan.storage.errors import ScanError
+from fewscan.storage.labels import require_classes
 
 ALL_LABELLED = Selection()
 
@@ -17,25 +19,42 @@ ALL_LABELLED = Selection()
 def find_scans(folder: Path, selection: Selection = ALL_LABELLED) -> Catalog:
     """Find the wanted scans in `folder`, by the first convention that it looks like.
 
-    Raises `ScanError` if the folder does not exist, looks like none of them, or is of a kind that
-    is not supported.
+    `folder` may be a table of scans. Raises `ScanError` if it does not exist, looks like none of
+    them, is of a kind that is not supported, or does not have what is wanted.
     """
-    if not folder.is_dir():
+    if not folder.exists():
         raise ScanError(
             "no such folder",
             where=folder,
-            expected="a folder of scans",
+            expected="a folder of scans, or a table of them",
             remedy="check the path; for synthetic scans: fewscan phantom",
         )
     for convention in CONVENTIONS:
         if convention.looks_like(folder):
-            return convention.find(folder, selection)
+            return _with_lesions(convention.find(folder, selection), selection, folder)
     raise ScanError(
         "no scans",
         where=folder,
         expected=EXPECTED,
-        remedy="check the path; for synthetic scans: fewscan phantom",
+        remedy="check the path; write a table of the scans (fewscan table); for synthetic scans: "
+        "fewscan phantom",
     )
+
+
+def _with_lesions(catalog: Catalog, selection: Selection, folder: Path) -> Catalog:
+    """What is said of lesions and regions is added, instead of what the data set says."""
+    catalog = replace(
+        catalog,
+        lesion=selection.lesion or catalog.lesion,
+        regions=selection.regions or catalog.regions,
+    )
+    require_classes(catalog.classes, catalog.lesion, catalog.regions, folder)
+    clash = [name for name, _ in catalog.regions if name in catalog.classes]
+    if clash or len(dict(catalog.regions)) < len(catalog.regions):
+        found = f"regions {', '.join(name for name, _ in catalog.regions)}"
+        expected = "names that differ from each other and from the classes'"
+        raise ScanError(found, where=folder, expected=expected)
+    return catalog
 
 
 def find_scan(paths: Sequence[Path], channels: Sequence[str], classes: Sequence[str]) -> ScanFiles:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from fewscan.storage.account import account
+from fewscan.storage.account import NAMED_AT_MOST, account
 from fewscan.storage.atomic import remove_leftovers, sync_folder, write_json
 from fewscan.storage.catalog import Catalog, ScanFiles, Selection
 from fewscan.storage.conventions.registry import patient_of, same_scan
@@ -113,7 +113,7 @@ def prepare(
         skipped = {subject: _in_a_line(error) for subject, error in problems.items()}
         if not subjects:
             shutil.rmtree(folder.path)
-            raise _nothing_usable(scans, skipped)
+            raise _nothing_usable(scans, {**catalog.left_out, **skipped})
         kept = split_to_keep(given, subjects)
         manifest = Manifest(parameters, subjects, skipped, kept, catalog.left_out)
         _publish(folder, target, manifest)
@@ -262,10 +262,13 @@ def _in_a_line(error: FewscanError) -> str:
     return "; ".join(line.strip() for line in str(error).splitlines())
 
 
-def _nothing_usable(scans: Path, skipped: Mapping[str, str]) -> ScanError:
-    reasons = "".join(f"\n    {subject}: {reason}" for subject, reason in sorted(skipped.items()))
+def _nothing_usable(scans: Path, reasons: Mapping[str, str]) -> ScanError:
+    named = sorted(reasons.items())[:NAMED_AT_MOST]
+    lines = "".join(f"\n    {subject}: {reason}" for subject, reason in named)
+    more = len(reasons) - len(named)
     return ScanError(
-        f"none of {len(skipped)} scans can be used:{reasons}",
+        f"none of {len(reasons)} scans can be used:{lines}"
+        + (f"\n    and {more} more" if more else ""),
         where=scans,
         expected="at least one good scan",
         remedy="fix what is named above and run the same command again",

@@ -94,8 +94,11 @@ def _require_content(voxels_XYZ: np.ndarray, path: Path) -> None:
 def _class_indices(values_XYZ: np.ndarray, files: ScanFiles) -> np.ndarray:
     """Label values of the file → 0, 1..K."""
     flat = values_XYZ.ravel(order="K")
-    known = {*files.label_values, files.ignore_value}
-    unknown = set(np.unique(flat[flat != 0]).tolist()) - known
+    index_of = {value: index for index, value in enumerate(files.label_values, start=1)}
+    index_of |= {value: index_of[meant] for value, meant in files.aliases}
+    if files.ignore_value is not None:
+        index_of[files.ignore_value] = IGNORED
+    unknown = set(np.unique(flat[flat != 0]).tolist()) - set(index_of)
     if unknown:
         raise ScanError(
             f"label values {sorted(unknown)}",
@@ -104,8 +107,6 @@ def _class_indices(values_XYZ: np.ndarray, files: ScanFiles) -> np.ndarray:
             remedy="map the labels, or name the files like the data set whose labels they have",
         )
     classes_XYZ = np.zeros_like(values_XYZ, dtype=np.uint8)
-    if files.ignore_value is not None:
-        classes_XYZ[values_XYZ == files.ignore_value] = IGNORED
-    for index, value in enumerate(files.label_values, start=1):
+    for value, index in index_of.items():
         classes_XYZ[values_XYZ == value] = index
     return classes_XYZ

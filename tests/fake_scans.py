@@ -32,7 +32,7 @@ def fake_images(
 def write_subject(folder: Path, subject: str, seed: int = 0, suffix: str = ".nii.gz") -> Path:
     """Write a subject into `folder/subject`, in BraTS 2023's naming if its id is of that kind."""
     channels, classes = fake_images(seed)
-    new = subject.startswith("BraTS-GLI")
+    new = subject.startswith("BraTS-")
     separator, parts, enhancing = ("-", PARTS_2023, 3) if new else ("_", PARTS_2021, 4)
     place = folder / subject
     place.mkdir(parents=True, exist_ok=True)

@@ -267,8 +267,8 @@ def spoil(scans: Path) -> None:
     (scans / "BraTS2021_00104").mkdir()
 
 
+UNLABELLED = {"BraTS2021_00100": "no segmentation; --unlabelled takes it in"}
 REASONS = {
-    "BraTS2021_00100": "no segmentation",
     "BraTS2021_00101": "missing: BraTS2021_00101_t1.nii.gz",
     "BraTS2021_00102": "ended before the end-of-stream marker",
     "BraTS2021_00103": "the same subject twice",
@@ -290,6 +290,7 @@ def test_bad_scans_are_listed_and_do_not_stop_the_good(uninterrupted: Path, tmp_
     require_reasons(dict(report.skipped))
     store = SliceStore.open(tmp_path / "s")
     require_reasons(store.manifest.skipped)
+    assert store.manifest.not_taken == UNLABELLED
     assert store.fingerprint == SliceStore.open(uninterrupted).fingerprint
 
 
@@ -390,7 +391,7 @@ def test_no_good_scan_leaves_nothing(tmp_path: Path) -> None:
     spoil(scans)
     with pytest.raises(ScanError, match="none of 5 scans can be used") as caught:
         prepare(scans, tmp_path / "s", SIZE, workers=1)
-    for subject, reason in REASONS.items():
+    for subject, reason in {**REASONS, **UNLABELLED}.items():
         assert subject in caught.value.found
         assert reason in caught.value.found
     assert [path.name for path in tmp_path.iterdir()] == ["scans"]
