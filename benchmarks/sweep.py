@@ -48,6 +48,8 @@ def measure(setting: Setting) -> list[Finding]:
 def study_of(runs: int, store: Path, folder: Path, name: str) -> Path:
     """A new study of about so many runs on two CPU devices: two arms, two targets, many
     seeds, and a training and a score of each."""
+    a_seed = ARMS * 2 * 2
+    counts = [1, 2, 4, 8, "all"][: max(1, runs // a_seed)]
     document = {
         "name": name,
         "store": str(store),
@@ -55,8 +57,8 @@ def study_of(runs: int, store: Path, folder: Path, name: str) -> Path:
         "network": {"width": 2, "depth": 2},
         "pretrain": {"denoise": {"training": TRAINING}},
         "finetune": {
-            "label_counts": [1, 2, 4, 8, "all"],
-            "seeds": list(range(max(1, round(runs / (5 * ARMS * 2 * 2))))),
+            "label_counts": counts,
+            "seeds": list(range(max(1, round(runs / (len(counts) * a_seed))))),
             "inits": ["scratch", "denoise"],
             "training": TRAINING,
         },

@@ -1,5 +1,6 @@
 """What many tests share: tiny scans, a tiny store, a tiny study."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny import tiny_values
+from whole_sweep import WholeSweep, sweep_own_data
 
 from fewscan.harness.study import Study, parse_study
 from fewscan.storage.nifti import write_nifti
@@ -68,3 +70,40 @@ def tiny_study(tiny_document: dict[str, Any]) -> Callable[..., Study]:
         return parse_study(tiny_document | changes, "tiny")
 
     return make
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are not drawn, which takes a second each."""
+    monkeypatch.setattr(
+        "fewscan.harness.report.write.as_data_uri", lambda figure: "data:image/svg+xml;base64,"
+    )
+    monkeypatch.setattr(
+        "fewscan.harness.report.write.save_figure", lambda figure, path: path.touch()
+    )
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated MLflow database, to copy: making one takes seconds. An earlier try was killed."""
+    from fewscan.harness.tracking import stores  # loads MLflow
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    path.with_name(".mlflow.db.1.partial").write_bytes(b"half a database")
+    stores.create_database(path)
+    return path
+
+
+@pytest.fixture
+def made_database(tiny_document: dict[str, Any], empty_database: Path) -> None:
+    """The tiny study has its database already."""
+    folder = Path(tiny_document["folder"])
+    folder.mkdir(parents=True)
+    shutil.copy(empty_database, folder / "mlflow.db")
+
+
+@pytest.fixture(scope="session")
+def whole_sweep(tmp_path_factory: pytest.TempPathFactory) -> WholeSweep:
+    """A finished sweep of ten runs, from the command line."""
+    folder = tmp_path_factory.mktemp("whole")
+    return sweep_own_data(tiny_values(folder / "mine.zarr", folder / "study"), folder)

@@ -23,6 +23,9 @@ TINY = (
     "finetune.training.iterations=2",
     "finetune.seeds=[0]",
     "finetune.label_counts=[1]",
+    "finetune.targets=[binary]",
+    "baselines=[unsupervised]",
+    "evaluation.nsd_tolerance_mm=null",  # MONAI takes seconds to load, in each process
 )
 
 

@@ -66,7 +66,7 @@ def test_damaged_examples_are_drawn_anew(plan: Plan) -> None:
 
 
 def test_everything_looks_at_it_and_the_next_sweep_computes_it_again(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    plan: Plan, undrawn: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = {run.name: plan.folder_of(run).result.read_bytes() for run in plan.runs}
     files = ("spec.json", "result.json", "events.jsonl", "cases.csv", "error.json", "progress.json")

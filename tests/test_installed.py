@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -14,11 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
+from whole_sweep import WholeSweep
 
 from fewscan.experiments.results import Result
 from fewscan.harness.plan import make_plan
 from fewscan.harness.ray_cluster import require_same_code
-from fewscan.harness.study import Study, parse_study
+from fewscan.harness.study import Study
 from fewscan.harness.trial import config_of, run_trial
 from fewscan.storage.code_digest import code_digest
 from fewscan.storage.errors import ClusterError
@@ -26,7 +26,6 @@ from fewscan.storage.errors import ClusterError
 ROOT = Path(__file__).parents[1]
 ROOMS = ("experiments", "harness", "slurm", "storage")
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "package", *ROOMS)
-FEWSCAN = Path(sysconfig.get_path("scripts")) / "fewscan"
 
 
 @pytest.fixture(scope="module")
@@ -105,35 +104,12 @@ def test_the_installed_wheel_works_from_another_directory(
     assert shown.stdout.split() == [str(site / "fewscan"), "True", code_digest()]
 
 
-def write_traps(folder: Path) -> None:
-    """What a person may have in her working directory: files of our names, a changed clone."""
-    for name in ("slurm.py", "storage.py", "harness/__init__.py", "experiments/__init__.py"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(
-            "raise SystemExit('the file of the working directory was run')\n"
-        )
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, folder / "fewscan" / room, dirs_exist_ok=True)
-    stages = folder / "fewscan" / "experiments" / "stages.py"
-    stages.write_text("raise SystemExit('the changed copy was run')\n")
-
-
 def test_a_sweep_runs_what_is_installed_whatever_lies_in_the_working_directory(
-    tiny_document: dict[str, Any], tmp_path: Path
+    whole_sweep: WholeSweep,
 ) -> None:
-    tiny_document |= {"pretrain": {}, "baselines": []}
-    tiny_document["finetune"] |= {"label_counts": [1], "inits": ["scratch"], "targets": ["binary"]}
-    write_traps(tmp_path)
-    study = tmp_path / "study.yaml"
-    study.write_text(yaml.safe_dump(tiny_document))
-    done = subprocess.run(
-        [FEWSCAN, "sweep", "study.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    plan = make_plan(parse_study(tiny_document, "tiny"))
+    plan = whole_sweep.plan
     results = [Result.read(plan.folder_of(run)) for run in plan.runs]
     assert {result.computed["code"] for result in results} == {code_digest()}
-    assert len(results) == 2
 
 
 def test_a_worker_with_other_code_refuses(tiny_study: Callable[..., Study], tmp_path: Path) -> None:

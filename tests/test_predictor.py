@@ -1,15 +1,15 @@
 """One predictor for all who predict: what scoring counted, alone, mirrored or as several."""
 
 import csv
-from collections.abc import Callable
+import shutil
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
-from tiny import run_in_process
+from tiny import run_in_process, tiny_values
 from torch import Tensor
 
 from fewscan.experiments.checkpoint import load_model
@@ -28,7 +28,7 @@ from fewscan.experiments.spec import Evaluation, Score, Target, run_id
 from fewscan.experiments.stages import run_stage
 from fewscan.experiments.unet import UNet
 from fewscan.harness.plan import Plan, PlannedRun, make_plan, slice_format
-from fewscan.harness.study import Study
+from fewscan.harness.study import parse_study
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder
 
@@ -148,15 +148,13 @@ def test_labels_are_the_most_probable_classes_or_what_is_above_the_threshold() -
     assert (found.tolist(), found.dtype) == ([[[0, 1]]], torch.uint8)
 
 
-@pytest.fixture
-def plan(tiny_study: Callable[..., Study], tiny_document: dict[str, Any]) -> Plan:
-    finetune = tiny_document["finetune"] | {"label_counts": [2], "seeds": [0, 1]}
-    study = tiny_study(
-        finetune=finetune,
-        baselines=["unsupervised"],
-        evaluation={"nsd_tolerance_mm": None},
-    )
-    plan = make_plan(study)
+@pytest.fixture(scope="module")
+def plan(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Finished; not to be changed."""
+    values = tiny_values(store_path, tmp_path_factory.mktemp("predictor"))
+    values["finetune"] |= {"label_counts": [2], "seeds": [0, 1]}
+    values |= {"baselines": ["unsupervised"], "evaluation": {"nsd_tolerance_mm": None}}
+    plan = make_plan(parse_study(values, "tiny"))
     run_in_process(plan, plan.runs)
     return plan
 
@@ -237,7 +235,9 @@ def test_a_score_of_several_networks_is_of_their_mean(plan: Plan, target: Target
     assert result.labelled == tuple(dict.fromkeys(learnt))
 
 
-def test_networks_that_were_taught_different_things_are_not_averaged(plan: Plan) -> None:
+def test_networks_that_were_taught_different_things_are_not_averaged(
+    plan: Plan, tmp_path: Path
+) -> None:
     def first(kind: str, target: Target | None) -> RunFolder:
         runs = (r for r in plan.runs if r.kind == kind and target in (None, r.place.target))
         return plan.folder_of(next(runs))
@@ -249,9 +249,10 @@ def test_networks_that_were_taught_different_things_are_not_averaged(plan: Plan)
             load_predictor(pair)
     with pytest.raises(RunError, match="a score has no network"):
         load_predictor([first("score", "binary")])
-    binary.model.unlink()
+    without_model = RunFolder(shutil.copytree(binary.path, tmp_path / binary.run_id))
+    without_model.model.unlink()
     with pytest.raises(RunError, match=r"(?s)model of a run is missing.*model\.pt"):
-        load_predictor([binary])
+        load_predictor([without_model])
 
 
 def test_moving_a_predictor_keeps_what_it_is() -> None:

@@ -41,17 +41,6 @@ FILES = {
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are not drawn, which takes a second each."""
-    monkeypatch.setattr(
-        "fewscan.harness.report.write.as_data_uri", lambda figure: "data:image/svg+xml;base64,"
-    )
-    monkeypatch.setattr(
-        "fewscan.harness.report.write.save_figure", lambda figure, path: path.touch()
-    )
-
-
-@pytest.fixture
 def plan(
     tiny_study: Callable[..., Study],
     tiny_document: dict[str, Any],

@@ -30,7 +30,9 @@ def document(tiny_document: dict[str, Any]) -> dict[str, Any]:
         tiny_document["finetune"]["training"],
     ):
         training |= {"iterations": 150, "validate_every": 25}
-    tiny_document["finetune"]["targets"] = ["multiclass"]
+    tiny_document["finetune"] |= {"label_counts": [1], "targets": ["multiclass"]}
+    tiny_document["baselines"] = ["unsupervised"]
+    tiny_document["evaluation"] = {"nsd_tolerance_mm": None}  # MONAI takes seconds to load
     return tiny_document
 
 
@@ -129,6 +131,7 @@ def check_shared_slices(plan: Plan) -> None:
     assert not [*Path("/dev/shm").glob(f"*{digest}*"), *Path("/tmp").glob(f"*{digest}*")]
 
 
+@pytest.mark.usefixtures("made_database")
 def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(
     document: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -1,8 +1,9 @@
 """A Tune program that stands for a sweep: short trials, none of which may fail even once.
 
-    python tune_driver.py OUT
+    python tune_driver.py OUT HOLD
 
-Leaves a line in OUT for each trial that began: its number, its Slurm job, when.
+Leaves a line in OUT for each trial that began: its number, its Slurm job, when. A trial ends once
+the file HOLD is gone.
 """
 
 import json
@@ -17,25 +18,30 @@ from ray import tune
 
 from fewscan.slurm.session import Session
 
-TRIALS, TRIAL_S = 6, 3.0
+TRIALS = 4
 
 
 def trial(config: dict[str, Any]) -> dict[str, float]:
-    """Say that it begins, and take a while."""
+    """Say that it begins, and end when that is allowed."""
     line = {"trial": config["trial"], "job": Session.here().job, "at": time.time()}
     with Path(config["out"]).open("a") as file:
         file.write(json.dumps(line) + "\n")
-    time.sleep(TRIAL_S)
+    while Path(config["hold"]).exists():
+        time.sleep(0.1)
     return {"done": 1.0}
 
 
-def main(out: Path) -> int:
+def main(out: Path, hold: Path) -> int:
     """Run all trials; how many have failed."""
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
     Session.here().ask_for_workers(1)
     results = tune.Tuner(
         trial,
-        param_space={"trial": tune.grid_search(list(range(TRIALS))), "out": str(out)},
+        param_space={
+            "trial": tune.grid_search(list(range(TRIALS))),
+            "out": str(out),
+            "hold": str(hold),
+        },
         tune_config=tune.TuneConfig(reuse_actors=False),
         run_config=tune.RunConfig(
             storage_path=str(out.parent / "tune"), failure_config=tune.FailureConfig(max_failures=0)
@@ -45,4 +51,4 @@ def main(out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(*map(Path, sys.argv[1:])))

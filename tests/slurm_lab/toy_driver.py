@@ -21,7 +21,7 @@ from fewscan.slurm.session import Session
 CHECKPOINT_EVERY = 5
 
 
-def run_unit(out: Path, unit: int, steps: int, step_s: float) -> str:
+def run_unit(out: Path, unit: int, steps: int, step_s: float, hold: Path | None = None) -> str:
     """Go on with `unit` from its checkpoint; "done", or "interrupted" if the node is leaving."""
     tempfile.mkdtemp(prefix="toy-")  # left behind on purpose
     result, checkpoint = out / f"result_{unit}.json", out / f"checkpoint_{unit}.json"
@@ -31,6 +31,8 @@ def run_unit(out: Path, unit: int, steps: int, step_s: float) -> str:
             replace(checkpoint, state)
             return "interrupted"
         time.sleep(step_s)
+        if hold is not None and hold.exists() and state["step"] == steps - 1:
+            continue
         state = {"step": state["step"] + 1, "value": next_value(state["value"], unit)}
         trace(out, unit, state["step"])
         if state["step"] % CHECKPOINT_EVERY == 0:
@@ -73,6 +75,7 @@ def main() -> int:
     parser.add_argument("--units", type=int, default=6)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--step-s", type=float, default=0.2)
+    parser.add_argument("--hold", type=Path, help="while it is there, no unit does its last step")
     options = parser.parse_args()
     tempfile.mkdtemp(prefix="toy-")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,7 @@ def main() -> int:
             return 3
         for unit in left:
             if unit not in running.values():
-                ref = work.remote(options.out, unit, options.steps, options.step_s)
+                ref = work.remote(options.out, unit, options.steps, options.step_s, options.hold)
                 running[ref] = unit
         done, _ = ray.wait(list(running), timeout=0.5)
         for ref in done:

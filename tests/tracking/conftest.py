@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,15 +20,6 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, stores.DEFAULTS[name])
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database, to copy: making one takes seconds. An earlier try was killed."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    path.with_name(".mlflow.db.1.partial").write_bytes(b"half a database")
-    stores.create_database(path)
-    return path
-
-
 @pytest.fixture
 def plan(tmp_path: Path, empty_database: Path) -> Plan:
     """A pre-training, two fine-tunings of it, the scores of all three; nothing has started."""
@@ -40,12 +32,22 @@ def plan(tmp_path: Path, empty_database: Path) -> Plan:
 @pytest.fixture(scope="session")
 def finished_study(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a study of 26 runs that are all finished, with their report, made without Ray."""
+    grid = {"label_counts": [1, 4, "all"], "seeds": [0, 1]}
+    return finish_study(store_path, tmp_path_factory.mktemp("finished"), grid)
+
+
+@pytest.fixture
+def small_study(store_path: Path, tmp_path: Path) -> Path:
+    """The same of ten runs."""
+    return finish_study(store_path, tmp_path, {})
+
+
+def finish_study(store_path: Path, folder: Path, grid: dict[str, Any]) -> Path:
     from fewscan.harness.report.studies import one_study  # seconds, which most tests do not need
     from fewscan.harness.report.write import write_report
 
-    folder = tmp_path_factory.mktemp("finished")
     values = tiny_values(store_path, folder / "study")
-    values["finetune"] |= {"label_counts": [1, 4, "all"], "seeds": [0, 1], "targets": ["binary"]}
+    values["finetune"] |= {"targets": ["binary"], **grid}
     values["resources"]["system_metrics_every_s"] = 0.05
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(values))

@@ -73,7 +73,7 @@ def test_a_server_is_stopped_and_started_during_a_sweep(
 def test_a_server_that_hangs_holds_up_neither_the_sweep_nor_its_progress(
     tiny_plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     looks: list[float] = []
     look = sweeping.announce

@@ -15,9 +15,9 @@ from fewscan.harness.tracking.tracker import sync
 
 
 def test_a_sync_that_is_killed_goes_on_and_twice_is_once(
-    finished_study: Path, empty_database: Path, tmp_path: Path
+    small_study: Path, empty_database: Path, tmp_path: Path
 ) -> None:
-    plan = load_plan(finished_study)
+    plan = load_plan(small_study)
     here, there = (f"sqlite:///{tmp_path / name}" for name in ("here.db", "there.db"))
     for uri in (here, there):
         Path(uri.removeprefix("sqlite:///")).write_bytes(empty_database.read_bytes())
@@ -25,7 +25,7 @@ def test_a_sync_that_is_killed_goes_on_and_twice_is_once(
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     with mlflow_server(there, port):
-        command = [sys.executable, "-m", "fewscan.harness.cli", "sync", str(finished_study)]
+        command = [sys.executable, "-m", "fewscan.harness.cli", "sync", str(small_study)]
         process = subprocess.Popen([*command, "--to", address])
         wait_for_runs(address, plan.study.name, 4)
         process.send_signal(signal.SIGKILL)
@@ -39,7 +39,7 @@ def test_a_sync_that_is_killed_goes_on_and_twice_is_once(
     assert parent["status"] == "FINISHED"
     assert "report" in parent["artifacts"]
     assert len(once) == 1 + len(plan.runs)
-    assert sum(len(run["models"]) for run in once.values()) == 13
+    assert sum(len(run["models"]) for run in once.values()) == 5
 
 
 def wait_for_runs(address: str, study: str, count: int) -> None:
