@@ -220,6 +220,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
 
 def parse_study(document: dict[str, Any], where: str) -> Study:
     """Validate plain values; paths in the study become absolute."""
+    document = _with_schemes(document)
     try:
         study = _STUDY.validate_python(document)
     except ValidationError as error:
@@ -236,6 +237,22 @@ def parse_study(document: dict[str, Any], where: str) -> Study:
     }
     store, folder = study.store.absolute(), study.folder.absolute()
     return replace(study, store=store, folder=folder, pretrain=pretrain)
+
+
+def _with_schemes(document: dict[str, Any]) -> dict[str, Any]:
+    """`pretrain: {NAME: {noise: …}}`, the short form for the published scheme, written out."""
+    wishes = document.get("pretrain")
+    if not isinstance(wishes, dict):
+        return document
+    long = {
+        name: {
+            **{key: value for key, value in wish.items() if key != "noise"},
+            "scheme": {"kind": Denoise.kind, "noise": wish["noise"]},
+        }
+        for name, wish in wishes.items()
+        if isinstance(wish, dict) and "noise" in wish and "scheme" not in wish
+    }
+    return {**document, "pretrain": {**wishes, **long}}
 
 
 def dump_study(study: Study) -> str:

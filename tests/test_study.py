@@ -181,3 +181,17 @@ def test_published_metrics_are_those_of_the_panels() -> None:
     expected = "expected one of: pooled_ap, pooled_best_dice, class_dice_mean"
     with pytest.raises(StudyError, match=expected):
         parse_study(document() | {"published": [entry]}, "x")
+
+
+def test_noise_alone_is_the_published_scheme(tiny_document: dict[str, Any]) -> None:
+    long = parse_study(tiny_document, "long")
+    wish = tiny_document["pretrain"]["denoise"]
+    short = {key: value for key, value in wish.items() if key != "scheme"}
+    short["noise"] = wish["scheme"]["noise"]
+    assert parse_study(tiny_document | {"pretrain": {"denoise": short}}, "short") == long
+    both = {"denoise": wish | {"noise": {"resolution": 2}}}
+    with pytest.raises(StudyError, match=r"pretrain\.denoise\.noise: unknown key"):
+        parse_study(tiny_document | {"pretrain": both}, "both")
+    wrong = {"denoise": short | {"noise": {"resolution": 0}}}
+    with pytest.raises(StudyError, match="resolution"):
+        parse_study(tiny_document | {"pretrain": wrong}, "wrong")
