@@ -25,7 +25,7 @@ from fewscan.harness.status import SYMBOLS, StudyStatus, read_status
 from fewscan.harness.study import dump_study
 from fewscan.slurm import processes
 from fewscan.slurm.session import Session
-from fewscan.storage.atomic import write_bytes
+from fewscan.storage.atomic import remove_leftovers, write_bytes
 from fewscan.storage.errors import FewscanError, StudyError, TrackingError
 from fewscan.storage.locks import exclusive
 from fewscan.storage.runs import OVER
@@ -76,6 +76,7 @@ def sweep(
         remedy="watch it with `fewscan status`, or end it first",
     )
     with exclusive(folder.lock, busy):
+        remove_leftovers(folder.path)
         as_swept = dump_study(plan.study).encode()
         if not folder.study.exists() or folder.study.read_bytes() != as_swept:
             write_bytes(folder.study, as_swept)

@@ -192,8 +192,11 @@ class HeadJob:
                     self.scheduler.requeue(self.share.job)
                     return
         try:
-            workers = [job for job in self.scheduler.look() if job.role == "worker"]
-            self.scheduler.cancel(job.id for job in workers if job.state == PENDING)
+            jobs = self.scheduler.look()
+            waiting = {it.id for it in jobs if it.role == "worker" and it.state == PENDING}
+            self.scheduler.cancel(waiting)
+            # A node that is missed later would bring a job back that has nothing to do any more.
+            self.scheduler.run_no_more(it.id for it in jobs if it.id not in waiting)
         except ClusterError as error:
             say(error)
 

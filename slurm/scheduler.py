@@ -91,6 +91,10 @@ class Scheduler(Protocol):
         """Hold these back no longer."""
         ...
 
+    def run_no_more(self, jobs: Iterable[str]) -> None:
+        """Do not run these again, even if their nodes die; what runs goes on."""
+        ...
+
     def log_of(self, job: str) -> Path:
         """Where the job's output is, or will be."""
         ...

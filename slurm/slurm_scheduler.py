@@ -89,6 +89,11 @@ class Slurm:
         """See `Scheduler`."""
         run(["scontrol", "update", f"JobId={','.join(jobs)}", "StartTime=now"])
 
+    def run_no_more(self, jobs: Iterable[str]) -> None:
+        """See `Scheduler`."""
+        if ids := ",".join(jobs):
+            run(["scontrol", "update", f"JobId={ids}", "Requeue=0"])
+
     def log_of(self, job: str) -> Path:
         """See `Scheduler`."""
         return self._folder.logs / f"{job}_0_log.out"  # submitit's name for it

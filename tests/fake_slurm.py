@@ -127,6 +127,9 @@ def scontrol(folder: Path, arguments: list[str]) -> int:
         if job["state"] != "RUNNING":
             sys.stderr.write("Job is pending execution\n")
             return 1
+        if job.get("once"):
+            sys.stderr.write(f"Requested operation is presently disabled for job {job['id']}\n")
+            return 1
         _stop(folder, job, requeue=True)
         return 0
     if arguments[:2] == ["show", "config"]:
@@ -136,8 +139,9 @@ def scontrol(folder: Path, arguments: list[str]) -> int:
         print(f"PartitionName={arguments[2]}\n   GraceTime=0 Hidden=NO")
         return 0
     assert arguments[0] == "update"
+    change = {"once": True} if arguments[2] == "Requeue=0" else {"reason": "Resources"}
     for number in arguments[1].partition("=")[2].split(","):
-        _save(folder, {**jobs(folder)[number], "reason": "Resources"})
+        _save(folder, {**jobs(folder)[number], **change})
     return 0
 
 

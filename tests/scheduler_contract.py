@@ -21,6 +21,7 @@ import pytest
 from fewscan.slurm.folder import Folder
 from fewscan.slurm.scheduler import PENDING, RUNNING, ClusterJob, Scheduler
 from fewscan.slurm.settings import Settings
+from fewscan.storage.errors import ClusterError
 
 MakeScheduler = Callable[[Folder, Settings], Scheduler]
 QUICK: dict[str, Any] = {"signal_delay_s": 30, "time_limit_min": 5}
@@ -155,6 +156,20 @@ class SchedulerContract:
 
         until(again)
         assert json.loads(seen.read_text())["share"]["job"] == job
+        scheduler.cancel([job])
+        until(lambda: gone(scheduler, job))
+
+    def test_a_job_that_is_to_run_no_more_is_not_run_again(
+        self, make: MakeScheduler, folder: Folder, tmp_path: Path
+    ) -> None:
+        scheduler, seen = make(folder, Settings(**QUICK)), tmp_path / "seen"
+        job = scheduler.submit("worker", self.program(folder, seen, 60))
+        until(seen.exists)
+        scheduler.run_no_more([job])
+        scheduler.run_no_more([])
+        assert [it.state for it in scheduler.look()] == [RUNNING]
+        with pytest.raises(ClusterError, match="disabled"):
+            scheduler.requeue(job)
         scheduler.cancel([job])
         until(lambda: gone(scheduler, job))
 

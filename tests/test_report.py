@@ -85,7 +85,8 @@ DICE = "dice_at_validation_threshold"
 
 
 def test_every_file_is_there(finished: Plan) -> None:
-    files = {file.name: file.stat().st_size for file in finished.folder.report.iterdir()}
+    report = finished.folder.report
+    files = {file.name: file.stat().st_size for file in report.glob("[!.]*")}
     assert files.keys() == FILES
     assert min(files.values()) > 0
 
@@ -353,3 +354,11 @@ def test_the_same_folders_give_the_same_bytes(finished: Plan) -> None:
     first = [(finished.folder.report / name).read_bytes() for name in names]
     write_report(one_study(finished))
     assert [(finished.folder.report / name).read_bytes() for name in names] == first
+
+
+def test_what_a_killed_writer_has_left_goes_with_the_next_report(finished: Plan) -> None:
+    left = finished.folder.report / ".training.pdf.3923.partial"
+    finished.folder.report.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"half")
+    write_report(one_study(finished))
+    assert not left.exists()

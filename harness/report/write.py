@@ -35,8 +35,11 @@ from fewscan.harness.report.run_log import RunLog, by_machine, curves, read_logs
 from fewscan.harness.report.studies import Studies
 from fewscan.harness.report.tables import scans, to_csv, to_latex
 from fewscan.harness.status import mixtures
-from fewscan.storage.atomic import write_bytes
+from fewscan.storage.atomic import remove_leftovers, write_bytes
 from fewscan.storage.errors import FewscanError, StudyError
+from fewscan.storage.locks import exclusive
+
+OTHERS_WRITE_WITHIN_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,12 @@ def write_report(studies: Studies) -> list[Path]:
     report = gather_report(studies, results)
     folder = studies.report_folder
     folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".lock", _busy(folder), wait_s=OTHERS_WRITE_WITHIN_S):
+        remove_leftovers(folder)
+        return _write(report, folder)
+
+
+def _write(report: Report, folder: Path) -> list[Path]:
     files = [folder / f"{name}.{kind}" for name in report.figures for kind in ("png", "pdf")]
     for file in files:
         save_figure(report.figures[file.stem], file)
@@ -102,6 +111,15 @@ def write_report(studies: Studies) -> list[Path]:
         write_bytes(folder / name, text.encode())
         files.append(folder / name)
     return files
+
+
+def _busy(folder: Path) -> StudyError:
+    return StudyError(
+        f"another process has been writing this report for {OTHERS_WRITE_WITHIN_S:.0f} s",
+        where=folder,
+        expected="a report written in seconds",
+        remedy="look for a `fewscan report` or `sweep` that hangs, and end it",
+    )
 
 
 def gather_report(studies: Studies, results: Sequence[RunResults]) -> Report:

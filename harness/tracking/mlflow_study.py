@@ -126,13 +126,18 @@ class MlflowStudy:
         sent.tags |= {**new_tags, DIGEST: wanted.digest}
 
     def log_report(self, folder: Path) -> None:
-        """Put the files of `folder` under "report/" on the study's run, unless they are there."""
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        """Put the files of `folder` under "report/" on the study's run, unless they are there.
+
+        Hidden ones are not of the report: a lock, what a killed writer has left.
+        """
+        files = sorted(file for file in folder.rglob("[!.]*") if file.is_file())
         content = hashlib.sha256()
         for file in files:
             content.update(str(file.relative_to(folder)).encode() + file.read_bytes())
         if files and self.parent.tags.get(REPORT) != content.hexdigest():
-            self.client.log_artifacts(self.parent.mlflow_id, str(folder), "report")
+            for file in files:
+                place = Path("report") / file.relative_to(folder).parent
+                self.client.log_artifact(self.parent.mlflow_id, str(file), place.as_posix())
             self.client.set_tag(self.parent.mlflow_id, REPORT, content.hexdigest())
             self.parent.tags[REPORT] = content.hexdigest()
 
