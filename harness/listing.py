@@ -96,6 +96,9 @@ def render_status(status: StudyStatus) -> RenderableType:
     parts += [_grid(status, target) for target in status.plan.study.finetune.targets]
     parts.append("  ".join(f"{symbol} {state}" for state, symbol in SYMBOLS.items()))
     parts.append(summary(status))
+    waits = status.plan.folder.read_waiting()
+    if waits and status.count()["running"]:  # else it is what a killed sweep has left
+        parts.append(f"[yellow]waiting:[/] {escape(waits)}")
     parts += [f"[yellow]mixed:[/] {sentence}" for sentence in mixtures(status.plan)]
     parts += _errors(status)
     return Group(*parts)

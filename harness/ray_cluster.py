@@ -30,7 +30,7 @@ DEFAULTS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # all trials as JSON, again and again; nobody reads it
     "TUNE_MAX_PENDING_TRIALS_PG": "10000",  # else Tune starts the actors one after the other
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a page for each process that died; ours is a line
-    "RAY_worker_niceness": "0",  # Ray's 15 would leave the cores to the neighbours
+    "RAY_worker_niceness": "0",  # not Ray's 15: how nice runs are, `resources.niceness` says
 }
 LOOK_EVERY_S = 1.0
 DAEMONS = ("raylet", "gcs_server")

@@ -8,7 +8,7 @@ folders, and starting again is the same as going on.
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,18 @@ class ReadyRuns(Searcher):  # type: ignore[misc] # Ray's classes have no types
         self._queue = RunQueue(plan, {r for r in self._runs if plan.folder.run(r).result.exists()})
         self._offered: dict[str, str] = {}
         self._silent: Counter[str] = Counter()
+        self._said: str | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The config of a run that can start; None while there is none; FINISHED at the end."""
+        config = self._next(trial_id)
+        words = self._waits_for()
+        if words != self._said:
+            self._said = words
+            self._plan.folder.say_waiting(words)
+        return config
+
+    def _next(self, trial_id: str) -> dict[str, Any] | str | None:
         session = Session.here()
         if session.stop_requested() and not self._offered:
             return FINISHED  # for this head; the next one goes on
@@ -100,18 +109,41 @@ class ReadyRuns(Searcher):  # type: ignore[misc] # Ray's classes have no types
         """
         if not self._offered:
             return True
-        under_way = [other for other in self._offered.values() if self._fit([other])]
         ranks_wait = self._plan.share_of(self._runs[run_id]).devices > 1 and not self._fit([run_id])
-        return ranks_wait or self._fit([*under_way, run_id])
+        return ranks_wait or self._fit([*self._under_way(), run_id])
+
+    def _under_way(self) -> list[str]:
+        """The runs that have been offered and hold something."""
+        return [run_id for run_id in self._offered.values() if self._fit([run_id])]
 
     def _fit(self, run_ids: Collection[str]) -> bool:
         resources = self._resources()
         wanted: defaultdict[str, float] = defaultdict(float)
         for run_id in run_ids:
-            share = self._plan.share_of(self._runs[run_id])
-            for name, amount in needs_of(share, self._use_gpu).items():
-                wanted[name] += share.devices * amount
+            for name, amount in self._wants(run_id).items():
+                wanted[name] += amount
         return all(n <= resources.get(name, 0.0) + ROUNDING for name, n in wanted.items())
+
+    def _wants(self, run_id: str) -> dict[str, float]:
+        """What all ranks of a run take together."""
+        share = self._plan.share_of(self._runs[run_id])
+        needs = needs_of(share, self._use_gpu)
+        return {name: share.devices * amount for name, amount in needs.items()}
+
+    def _waits_for(self) -> str:
+        """Which run is ready and finds too little, in one line; "" if there is none."""
+        too_large = [run_id for run_id in self._offered.values() if not self._fit([run_id])]
+        first = self._queue.first()
+        waiting = too_large[0] if too_large else first
+        if waiting is None or (not too_large and self._has_room_for(waiting)):
+            return ""
+        held = [self._wants(run_id) for run_id in self._under_way()]
+        for name, wanted in self._wants(waiting).items():
+            there = self._resources().get(name, 0.0)
+            words = shortage(name, wanted, there, [of_one.get(name, 0.0) for of_one in held])
+            if words:
+                return f"{self._runs[waiting].name} {words}"
+        return ""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -149,6 +181,20 @@ class ReadyRuns(Searcher):  # type: ignore[misc] # Ray's classes have no types
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: the folders say it all."""
+
+
+def shortage(name: str, wanted: float, there: float, held: Sequence[float]) -> str:
+    """What a run lacks of a resource of which others hold so much, each; "" for nothing.
+
+    Nor for a queue as it should be, where all is in use and the first run that ends makes room.
+    """
+    free = max(0.0, there - sum(held))
+    first_makes_room = free < ROUNDING and max(held, default=0.0) >= wanted - ROUNDING
+    if wanted <= free + ROUNDING or first_makes_room:
+        return ""
+    found, where = (free, "free") if wanted <= there + ROUNDING else (there, "there")
+    things, verb = name if wanted <= 1 else f"{name}s", "is" if found == 1 else "are"
+    return f"wants {wanted:.3g} {things}, {found:.3g} {verb} {where}"
 
 
 def _died(folder: RunFolder) -> RunError:
@@ -195,7 +241,7 @@ def run_all(
     # and it would go on to start runs on a node whose time is nearly over.
     alone = all(plan.share_of(run).devices == 1 for run in plan.runs)
     may_keep_actors = alone and not Session.here().is_on_cluster
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(partial(run_trial, stage=stage or run_stage), placement),
         tune_config=tune.TuneConfig(
             search_alg=ReadyRuns(plan, use_gpu, scratch, cluster_resources(), on_offer),
@@ -209,7 +255,11 @@ def run_all(
             callbacks=[Deaths({run.run_id: run.name for run in plan.runs}, tell)],
             failure_config=tune.FailureConfig(max_failures=INFRASTRUCTURE_RETRIES),
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    finally:
+        plan.folder.say_waiting("")
 
 
 class Deaths(tune.Callback):  # type: ignore[misc] # Ray's classes have no types

@@ -135,6 +135,8 @@ class Resources:
     """Seconds of work that a kill may cost."""
     system_metrics_every_s: PositiveFloat | None = None
     """Seconds between two samples of cores, memory and GPU, for MLflow. None: none are taken."""
+    niceness: Annotated[int, Field(ge=0, le=19)] = 0
+    """How far runs stand back where other programs want the same cores: 0 not at all, 19 wholly."""
 
     def __post_init__(self) -> None:
         if self.score is not None and self.score.devices > 1:

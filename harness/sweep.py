@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from fewscan.experiments.catalogue import panels
@@ -288,6 +289,8 @@ def watched(
             return
         Session.here().ask_for_workers(workers_wanted(now))
         words = describe(now) if watch.has_begun else "starting Ray"
+        if watch.has_begun and (waits := now.plan.folder.read_waiting()):
+            words += f"\nwaiting: {escape(waits)}"
         bar.update(task, completed=now.done_fraction, description=words)
 
     def on_offer(run_id: str) -> None:

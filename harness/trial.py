@@ -5,6 +5,7 @@ A run on one device trains in Tune's actor itself; one on several devices asks R
 
 import contextlib
 import math
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ def config_of(plan: Plan, run: PlannedRun, use_gpu: bool, scratch: Path) -> dict
         "residency": plan.study.resources.residency,
         "checkpoint_every_s": plan.study.resources.checkpoint_every_s,
         "sample_every_s": plan.study.resources.system_metrics_every_s,
+        "niceness": plan.study.resources.niceness,
         "scratch": str(scratch),
         "code": code_digest(),
     }
@@ -76,6 +78,7 @@ def run_trial(config: dict[str, Any], stage: Stage = run_stage) -> dict[str, flo
     folder = RunFolder(Path(config["folder"]))
     folder.error.unlink(missing_ok=True)
     share = Share(**config["share"])
+    be_nice(config["niceness"])
     try:
         require_same_code(config["code"])
         if share.devices > 1:
@@ -97,6 +100,17 @@ def run_trial(config: dict[str, Any], stage: Stage = run_stage) -> dict[str, flo
         if not folder.error.exists():
             folder.fail(error)
     return {"finished": float(folder.result.exists())}
+
+
+def be_nice(niceness: int) -> None:
+    """Raise this process to a niceness; it is never lowered, which only root could do.
+
+    To Linux it is a thread's, and a new thread has that of its maker: so all threads of now.
+    """
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            if niceness > os.getpriority(os.PRIO_PROCESS, thread):
+                os.setpriority(os.PRIO_PROCESS, thread, niceness)
 
 
 def await_room(folder: Path, should_stop: Callable[[], bool]) -> bool:
@@ -181,6 +195,7 @@ def errors_of_ranks(error: train.WorkerGroupError) -> Iterator[Exception]:
 
 
 def _rank_main(config: dict[str, Any]) -> None:
+    be_nice(config["niceness"])
     require_same_code(config["code"])
     context = train.get_context()
     devices = replace(

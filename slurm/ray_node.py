@@ -72,7 +72,7 @@ def ray_environment(folder: Folder) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(LOSE_HEAD_S),
         "RAY_grpc_enable_http_proxy": "0",
-        "RAY_worker_niceness": "0",  # Ray's 15 would leave a shared node's CPUs to the neighbours
+        "RAY_worker_niceness": "0",  # not Ray's 15: others on a shared node would have its CPUs
     }
 
 

@@ -7,6 +7,7 @@ JSON, not what a run computes.
       study.yaml           the resolved study, as last swept
       runs/ID/             one folder a run, see `RunFolder`
       damaged/ID-N/        run folders that a sweep set aside; nobody reads them
+      waiting.txt          what the sweep's next run waits for, while it has to
       study.id             by which MLflow knows the study
       mlflow.db, mlartifacts/    the MLflow view, rebuilt from the run folders at will
       report/              figures and tables
@@ -253,13 +254,7 @@ class RunFolder:
     def beat(self, step: int, steps: int) -> None:
         """Leave a heartbeat: readable at any moment, not worth an fsync, nor a run if it fails."""
         beat = {"step": step, "steps": steps, "host": socket.gethostname(), "time": time.time()}
-        temporary = self.progress.with_suffix(".tmp")
-        try:
-            temporary.write_text(json.dumps(beat))
-            os.replace(temporary, self.progress)
-        except OSError:  # a full disk: the next checkpoint says so
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        _replace_if_possible(self.progress, json.dumps(beat))
 
     def append_event(
         self, kind: EventKind, step: int, at_unix: float | None = None, **fields: Any
@@ -400,11 +395,41 @@ class StudyFolder:
     def lock(self) -> Path:
         return self.path / "lock"
 
+    @property
+    def waiting(self) -> Path:
+        return self.path / "waiting.txt"
+
     def run(self, run_id: str) -> RunFolder:
         return RunFolder(self.runs / run_id)
 
     def read_imports(self) -> dict[str, str]:
         return _read_json(self.imports) if self.imports.exists() else {}
+
+    def say_waiting(self, words: str) -> None:
+        """Leave word of what the next run waits for, "" for nothing; not worth a sweep."""
+        if words:
+            _replace_if_possible(self.waiting, words)
+        else:
+            with contextlib.suppress(OSError):
+                self.waiting.unlink()
+
+    def read_waiting(self) -> str:
+        """What the next run waits for; "" if it waits for nothing. Of a sweep under way alone."""
+        try:
+            return self.waiting.read_text()
+        except (OSError, ValueError):
+            return ""
+
+
+def _replace_if_possible(path: Path, text: str) -> None:
+    """For what is written again soon: without an fsync, and a full disk is for others to say."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _is_table(path: Path) -> bool:

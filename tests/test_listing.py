@@ -121,3 +121,16 @@ def test_a_mixture_of_threads_is_said_and_one_of_kinds_is_none(large: Plan) -> N
     said = " ".join(printed(render_status(read_status(large))).split())
     assert f"mixed: runs of {last.kind} were computed with different threads: " in said
     assert "4 (1 run); the last bits of their numbers may depend on it" in said
+
+
+def test_what_is_waited_for_is_said_while_runs_are_under_way(large: Plan) -> None:
+    waits = "fine-tune binary · scratch · 1 scan · seed 0 wants 2 CPUs, 1 is free"
+    large.folder.prepare()
+    large.folder.say_waiting(waits)
+    assert "waiting" not in printed(render_status(read_status(large))), "a killed sweep has left it"
+    folder = large.folder_of(large.runs[0])
+    large.record(large.runs[0]).write(folder)
+    folder.beat(1, 4)
+    assert f"waiting: {waits}" in printed(render_status(read_status(large)))
+    large.folder.say_waiting("")
+    assert "waiting" not in printed(render_status(read_status(large)))

@@ -95,6 +95,13 @@ def test_what_is_transferred_is_part_of_the_arm(
         make_plan(tiny_study(finetune=finetune | {"transfer": "all"}))
 
 
+def test_what_a_run_gets_of_a_machine_is_no_part_of_what_it_is(
+    tiny_study: Callable[..., Study],
+) -> None:
+    plain, nice = make_plan(tiny_study()), make_plan(tiny_study(resources={"niceness": 19}))
+    assert [run.run_id for run in nice.runs] == [run.run_id for run in plain.runs]
+
+
 def test_the_same_study_has_the_same_ids(tiny_study: Callable[..., Study], tmp_path: Path) -> None:
     here = [run.run_id for run in make_plan(tiny_study()).runs]
     there = [run.run_id for run in make_plan(tiny_study(folder=str(tmp_path / "b"))).runs]

@@ -128,10 +128,14 @@ def test_no_more_is_offered_than_there_is_room_for(tiny_study: Callable[..., Stu
     ready = ReadyRuns(plan, False, Path(), lambda: cluster)
     first = offered(ready, plan)
     assert [run.kind for _, run in first] == ["pretrain", "finetune"], "5 of 6 cores"
+    assert plan.folder.read_waiting().startswith("fine-tune binary · scratch")
+    assert plan.folder.read_waiting().endswith("wants 2 CPUs, 1 is free")
     cluster["CPU"] = 7.0
     assert len(offered(ready, plan, start=2)) == 1, "a node has joined"
+    assert plan.folder.read_waiting() == "", "all cores are in use, and each end makes room"
     cluster["CPU"] = 1.0
     assert ready.suggest("more") is None
+    assert plan.folder.read_waiting() == "pre-train denoise wants 3 CPUs, 1 is there"
     for trial_id, run in first:
         finish(plan.folder_of(run))
         ready.on_trial_complete(trial_id)
@@ -185,6 +189,26 @@ def test_ranks_that_wait_for_workers_keep_nobody_waiting(tiny_study: Callable[..
     ready.on_trial_complete("trial 1", {"finished": 1.0})
     again = offered(ready, plan, start=2)
     assert [run.kind == "pretrain" for _, run in again] == [True, False]
+
+
+def test_what_waits_for_several_to_end_is_said_although_all_is_in_use(
+    tiny_study: Callable[..., Study],
+) -> None:
+    """Two fine-tunings, on a core each, hold what the pre-training wants."""
+    plan = make_plan(tiny_study(resources={"pretrain": {"devices": 2}}))
+    room = {"CPU": 1.0}
+    ready = ReadyRuns(plan, False, Path(), lambda: room)
+    (ranks, _), *_ = offered(ready, plan)
+    assert plan.folder.read_waiting() == "pre-train denoise wants 2 CPUs, 1 is there"
+    ready.on_trial_complete(ranks, {"finished": 0.0, "preempted": 1.0})
+    pretraining = ready._queue.take()
+    room["CPU"] = 2.0
+    assert len(offered(ready, plan, start=2)) == 1
+    assert plan.folder.read_waiting() == "", "an ordinary queue"
+    assert pretraining is not None
+    ready._queue.put_back(pretraining)
+    assert ready.suggest("none") is None
+    assert plan.folder.read_waiting() == "pre-train denoise wants 2 CPUs, 0 are free"
 
 
 def test_a_head_that_leaves_or_ends_soon_starts_nothing(

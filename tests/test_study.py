@@ -111,6 +111,8 @@ def test_published_figures_survive_a_dump() -> None:
         ({"finetune": {"gpu_share": 0}}, r"resources.finetune.gpu_share: .* greater than 0"),
         ({"system_metrics_every_s": 0}, r"resources.system_metrics_every_s: .* greater than 0"),
         ({"score": {"device": 1}}, "resources.score.device: unknown key; did you mean 'devices'"),
+        ({"niceness": -1}, r"resources.niceness: .* greater than or equal to 0, found -1"),
+        ({"niceness": 20}, r"resources.niceness: .* less than or equal to 19, found 20"),
     ],
 )
 def test_what_a_run_gets_has_a_range(resources: dict[str, Any], message: str) -> None:

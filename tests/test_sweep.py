@@ -1,6 +1,7 @@
 """Sweeps through Ray, from the command line: DDP, failures, what a person reads."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from whole_sweep import NICENESS, WholeSweep
 
 from fewscan.experiments.devices import Devices
 from fewscan.experiments.stages import run_stage
@@ -110,3 +112,8 @@ def test_what_no_machine_like_this_has_is_refused(
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 64.0})
     with pytest.raises(StudyError, match=r"asks for 10000 CPU, and there are 64: it would wait"):
         run_all(plan, tmp_path)
+
+
+def test_runs_are_as_nice_as_the_study_asks(whole_sweep: WholeSweep) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert max(NICENESS, own) in whole_sweep.niceness.values()

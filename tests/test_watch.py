@@ -1,5 +1,6 @@
 """A sweep's view of its runs equals a look at all of them, and looks at few."""
 
+import io
 import random
 import threading
 import time
@@ -103,6 +104,23 @@ def test_a_slow_server_holds_up_neither_bar_nor_cluster(
         looks_meanwhile = len(asked)
         hung.set()
     assert looks_meanwhile >= 3
+
+
+def test_what_is_waited_for_stands_under_the_bar(
+    tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, shown = make_plan(tiny_study()), io.StringIO()
+    monkeypatch.setattr("fewscan.harness.sweep.LOOK_EVERY_S", 0.01)
+    plan.folder.prepare()
+    plan.folder.say_waiting("a run wants 2 CPUs, 1 is free")
+    console = Console(file=shown, force_terminal=True, width=160)
+    view = MlflowUpdates(plan, console)
+    monkeypatch.setattr(view, "update", lambda: None)
+    with watched(read_status(plan), console, view) as on_offer:
+        time.sleep(0.05)
+        assert "waiting" not in shown.getvalue(), "left by a sweep that was killed"
+        on_offer(plan.runs[0].run_id)
+    assert "waiting: a run wants 2 CPUs, 1 is free" in shown.getvalue()
 
 
 def test_mlflow_is_not_loaded_before_a_run_is_offered(

@@ -4,10 +4,13 @@ It starts where files lie that nobody may run, and is watched until its end.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sysconfig
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ FEWSCAN = Path(sysconfig.get_path("scripts")) / "fewscan"
 """The command as it is installed."""
 SPLIT = {"train": ["phantom_00000"], "validation": ["phantom_00001"], "test": ["phantom_00002"]}
 LOOK_EVERY_S = 0.3
+NICENESS = 3
+"""What the study asks for."""
 DAEMONS = ("gcs_server", "raylet", "dashboard.py", "agent.py", "log_monitor.py", "monitor.py")
 Listening = set[tuple[str, str]]
 """Process and address of all that listen."""
@@ -43,6 +48,8 @@ class WholeSweep:
     """What the sweep printed."""
     listening: Listening = field(default_factory=set)
     """During the sweep."""
+    niceness: dict[int, int] = field(default_factory=dict)
+    """Of the processes that execute runs, as last seen: process → the least of its threads."""
 
 
 def sweep_own_data(tiny: dict[str, Any], folder: Path) -> WholeSweep:
@@ -54,6 +61,7 @@ def sweep_own_data(tiny: dict[str, Any], folder: Path) -> WholeSweep:
     checked = fewscan("check", store)
     study = folder / "study.yaml"
     tiny["finetune"]["label_counts"] = ["all"]
+    tiny["resources"]["niceness"] = NICENESS
     study.write_text(yaml.safe_dump(tiny))
     swept = WholeSweep(scans, checked, study, load_plan(study), "")
     write_traps(folder / "traps")
@@ -62,7 +70,10 @@ def sweep_own_data(tiny: dict[str, Any], folder: Path) -> WholeSweep:
             [FEWSCAN, "sweep", str(study)], cwd=folder / "traps", stdout=said, stderr=said
         )
         while sweep.poll() is None:
-            swept.listening |= listening(sweep.pid)
+            family = [psutil.Process(sweep.pid)]
+            family += family[0].children(recursive=True)
+            swept.listening |= listening(family)
+            swept.niceness |= niceness_of_runs(family)
             time.sleep(LOOK_EVERY_S)
     swept.said = (folder / "said.txt").read_text()
     assert sweep.returncode == 0, swept.said
@@ -89,20 +100,32 @@ def write_traps(folder: Path) -> None:
     stages.write_text("raise SystemExit('the changed copy was run')\n")
 
 
-def listening(root: int) -> Listening:
-    """Process and address of everything that listens, as `ss -ltunp` shows it."""
+def niceness_of_runs(family: Sequence[psutil.Process]) -> dict[int, int]:
+    """Process → the least niceness of its threads."""
+    found = {}
+    for process in family:
+        with suppress(psutil.Error, ProcessLookupError):
+            if name_of(process) == "ImplicitFunc":
+                threads = [thread.id for thread in process.threads()]
+                found[process.pid] = min(os.getpriority(os.PRIO_PROCESS, id) for id in threads)
+    return found
+
+
+def listening(family: Sequence[psutil.Process]) -> Listening:
+    """Process and address of everything that listens."""
     found = set()
-    for process in [psutil.Process(root), *psutil.Process(root).children(recursive=True)]:
+    for process in family:
         try:
             for it in process.net_connections("inet"):
                 if it.status == psutil.CONN_LISTEN or it.type == 2:
-                    found.add((_name(process), it.laddr.ip.removeprefix("::ffff:")))
+                    found.add((name_of(process), it.laddr.ip.removeprefix("::ffff:")))
         except psutil.Error:
             continue
     return found
 
 
-def _name(process: psutil.Process) -> str:
+def name_of(process: psutil.Process) -> str:
+    """As docs/security.md calls it."""
     words = " ".join(process.cmdline())
     if "ray::" in words:
         return words.split()[0].removeprefix("ray::").partition(".")[0].partition("(")[0]
