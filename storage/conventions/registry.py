@@ -3,8 +3,10 @@
 from fewscan.storage.conventions.brats import Brats
 from fewscan.storage.conventions.convention import Convention
 from fewscan.storage.conventions.nnunet import NnUNet
+from fewscan.storage.conventions.table import Table
 
 CONVENTIONS: tuple[Convention, ...] = (
+    Table(),
     NnUNet(),
     Brats(),
 )
