@@ -315,8 +315,9 @@ class ConventionSuite:
         with pytest.raises(ScanError, match="2 scans"):
             self.kind().find_one(two, channels, classes)
         files = catalog.scans[0].channel_files
-        with pytest.raises(ScanError):
-            self.kind().find_one(files[:-1], channels, classes)
+        if len(set(files)) > 1:
+            with pytest.raises(ScanError):
+                self.kind().find_one(files[:-1], channels, classes)
         with pytest.raises(ScanError, match="channels") as caught:
             self.kind().find_one(files, (*channels[:-1], "other"), classes)
         assert caught.value.expected

@@ -2,11 +2,13 @@
 
 from fewscan.storage.conventions.brats import Brats
 from fewscan.storage.conventions.convention import Convention
+from fewscan.storage.conventions.decathlon import Decathlon
 from fewscan.storage.conventions.nnunet import NnUNet
-from fewscan.storage.conventions.table import Table
+from fewscan.storage.conventions.table import ScanTable
 
 CONVENTIONS: tuple[Convention, ...] = (
-    Table(),
+    ScanTable(),
+    Decathlon(),
     NnUNet(),
     Brats(),
 )

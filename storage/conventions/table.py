@@ -7,7 +7,7 @@
     P02-a,P02,P02/a/t1.nii.gz,P02/a/flair.nii.gz,,
 
 Only `id` and one channel are needed. An empty label says that a scan has none. Paths are relative
-to the table. The first lines may hold YAML behind `#`: its keys are those of `Head`.
+to the table. The first lines may hold YAML behind `#`: its keys are those of `TableHead`.
 """
 
 import csv
@@ -27,7 +27,7 @@ from fewscan.storage.conventions.convention import (
     ends_with,
     is_image,
     not_readable,
-    require_channels,
+    places_of,
     require_map,
     require_one,
     whole_number,
@@ -49,7 +49,7 @@ _SAVE_AS = "save it as CSV in UTF-8"
 
 
 @dataclass(frozen=True)
-class Head:
+class TableHead:
     """What the lines behind `#` may say, as YAML."""
 
     channels: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class Row:
     """column → what stands there, without spaces around it"""
 
 
-class Table(Convention):
+class ScanTable(Convention):
     """A table of files."""
 
     name = "a table"
@@ -137,8 +137,7 @@ class Table(Convention):
         for problem in catalog.problems.values():
             raise problem
         require_one([scan.id for scan in catalog.scans], paths[0])
-        if not channels or not set(channels) <= set(catalog.channels):
-            require_channels(catalog.channels, channels, "the table", paths[0])
+        places_of(channels, catalog.channels, "the table", paths[0])
         catalog = self.find(paths[0], Selection(channels=tuple(channels)))
         for scan in catalog.scans:
             known = catalog.classes == tuple(classes)
@@ -147,7 +146,7 @@ class Table(Convention):
         return None
 
 
-def read_table(path: Path) -> tuple[Head, tuple[str, ...], list[Row]]:
+def read_table(path: Path) -> tuple[TableHead, tuple[str, ...], list[Row]]:
     """The head, the names of the columns, and the rows of a table. Raises `ScanError`."""
     lines = _text(path).splitlines()
     start = next((k for k, line in enumerate(lines) if not _is_head(line)), len(lines))
@@ -202,7 +201,7 @@ def _delimiter(header: str, path: Path) -> str:
     return max(",;\t", key=header.count)
 
 
-def _read_head(lines: Sequence[str], delimiter: str, path: Path) -> Head:
+def _read_head(lines: Sequence[str], delimiter: str, path: Path) -> TableHead:
     import yaml  # not on every machine that trains
 
     kept = []
@@ -211,7 +210,7 @@ def _read_head(lines: Sequence[str], delimiter: str, path: Path) -> Head:
         if text.startswith('"'):
             text = text.strip('"').replace('""', '"')
         kept.append(text.removeprefix("#").removeprefix(" ") if text.startswith("#") else "")
-    keys = [entry.name for entry in fields(Head)]
+    keys = [entry.name for entry in fields(TableHead)]
     expected = f"YAML with some of the keys {', '.join(keys)}"
     try:
         value = yaml.safe_load("\n".join(kept)) or {}
@@ -227,7 +226,7 @@ def _read_head(lines: Sequence[str], delimiter: str, path: Path) -> Head:
     return _checked_head(value, path)
 
 
-def _checked_head(value: Mapping[str, Any], path: Path) -> Head:
+def _checked_head(value: Mapping[str, Any], path: Path) -> TableHead:
     from typing import get_args
 
     from fewscan.storage.geometry import Plane
@@ -259,7 +258,7 @@ def _checked_head(value: Mapping[str, Any], path: Path) -> Head:
     ignore = whole_number(value.get("ignore"))
     if value.get("ignore") is not None and not ignore:
         raise wrong("ignore", "a label value above 0")
-    return Head(
+    return TableHead(
         channels=names("channels"),
         classes=mapping("classes", "{tumour: 1, cyst: 2}"),
         lesion=names("lesion"),
@@ -321,7 +320,7 @@ def _channel_columns(columns: Sequence[str], rows: Sequence[Row], path: Path) ->
     return tuple(found)
 
 
-def _labels(head: Head, path: Path) -> Labels:
+def _labels(head: TableHead, path: Path) -> Labels:
     names: dict[int, str] = {}
     for name, given in (head.classes or {"lesion": 1}).items():
         for value in given if isinstance(given, list) else [given]:
@@ -338,7 +337,7 @@ def _labels(head: Head, path: Path) -> Labels:
     return Labels.of(names, path)
 
 
-def _regions(head: Head, path: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _regions(head: TableHead, path: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
     found = []
     for name, classes in (head.regions or {}).items():
         if not isinstance(classes, list) or not classes:
@@ -408,6 +407,6 @@ def _file(cell: str, table: Path, where: str) -> Path:
             expected="a file; paths are relative to the table",
             remedy="correct the path, or copy the file there",
         )
-    if not ends_with(cell, Table.endings):
-        raise not_readable(path, Table.endings)
+    if not ends_with(cell, ScanTable.endings):
+        raise not_readable(path, ScanTable.endings)
     return path

@@ -8,7 +8,7 @@ from convention_suite import ConventionSuite
 from fake_nnunet import AFFINE, fake_case
 
 from fewscan.storage.catalog import ScanFiles, Selection
-from fewscan.storage.conventions.table import Table
+from fewscan.storage.conventions.table import ScanTable
 from fewscan.storage.errors import ScanError
 from fewscan.storage.find import find_scan, find_scans
 from fewscan.storage.nifti import write_nifti
@@ -40,7 +40,7 @@ def write_table(folder: Path, ids: Sequence[str], head: str = HEAD) -> Path:
 
 
 class TestTheContract(ConventionSuite):
-    kind = Table
+    kind = ScanTable
     ids = ("A", "B", "C")
     time_points = ("sub-7_ses-01", "sub-7_ses-02")
     patient = "sub-7"
