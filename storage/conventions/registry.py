@@ -1,5 +1,6 @@
 """The conventions that there are: a line each, and what the program says about all of them."""
 
+from fewscan.storage.conventions.bids import Bids
 from fewscan.storage.conventions.brats import Brats
 from fewscan.storage.conventions.convention import Convention
 from fewscan.storage.conventions.decathlon import Decathlon
@@ -10,6 +11,7 @@ CONVENTIONS: tuple[Convention, ...] = (
     ScanTable(),
     Decathlon(),
     NnUNet(),
+    Bids(),
     Brats(),
 )
 """the first one that a folder looks like reads it: those with a file of their own come first"""

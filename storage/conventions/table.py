@@ -12,7 +12,7 @@ to the table. The first lines may hold YAML behind `#`: its keys are those of `T
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -152,23 +152,15 @@ def read_table(path: Path) -> tuple[TableHead, tuple[str, ...], list[Row]]:
     start = next((k for k, line in enumerate(lines) if not _is_head(line)), len(lines))
     delimiter = _delimiter(lines[start] if start < len(lines) else "", path)
     head = _read_head(lines[:start], delimiter, path)
-    rows = list(_cells(lines[start:], delimiter, start, path))
-    if not rows:
-        raise ScanError("an empty table", where=path, expected="a line of column names, then rows")
-    (header_line, names), *others = rows
-    columns = _columns(names, header_line, path)
-    found = []
-    for line, cells in others:
-        if len(cells) > len(columns) and any(cells[len(columns) :]):
-            raise ScanError(
-                f"{len(cells)} cells, but {len(columns)} columns",
-                where=f"{path}, line {line}",
-                expected=f"a cell for each of {', '.join(columns)[:200]}",
-                remedy="put quotes around a cell that holds the delimiter",
-            )
-        padded = [*cells, *[""] * (len(columns) - len(cells))]
-        found.append(Row(line, dict(zip(columns, padded, strict=False))))
-    return head, columns, found
+    names, rows = _rows(lines[start:], delimiter, start, path)
+    return head, _columns(names, start + 1, path), rows
+
+
+def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    """The names of the columns and the rows of any table without a head. Raises `ScanError`."""
+    lines = _text(path).splitlines()
+    names, rows = _rows(lines, _delimiter(lines[0] if lines else "", path), 0, path)
+    return names, rows
 
 
 def _text(path: Path) -> str:
@@ -269,26 +261,51 @@ def _checked_head(value: Mapping[str, Any], path: Path) -> TableHead:
     )
 
 
-def _cells(
+def _rows(
     lines: Sequence[str], delimiter: str, before: int, path: Path
-) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of each row that is not blank."""
+) -> tuple[tuple[str, ...], list[Row]]:
+    """The names of the columns, and the rows that are not blank."""
+    header: tuple[str, ...] = ()
+    rows = []
     reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter)
     try:
         for cells in reader:
             plain = [cell.strip() for cell in cells]
-            if any(plain):
-                yield before + reader.line_num, plain
+            line = before + reader.line_num
+            while plain and not plain[-1]:
+                plain.pop()
+            if plain and not header:
+                header = _own_names(plain)
+            elif plain:
+                rows.append(_row(line, plain, header, path))
     except csv.Error as error:
         where = f"{path}, line {before + reader.line_num}"
         raise ScanError(f"no table: {error}", where=where, remedy=_SAVE_AS) from error
+    if not header:
+        raise ScanError("an empty table", where=path, expected="a line of column names, then rows")
+    return header, rows
 
 
-def _columns(names: Sequence[str], line: int, path: Path) -> tuple[str, ...]:
+def _own_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns' names; those that mean something here in small letters."""
     own = {name.casefold(): name for name in (ID, PATIENT, LABEL, SPLIT)}
-    while names and not names[-1]:
-        names = names[:-1]
-    columns = tuple(own.get(name.casefold(), name) for name in names)
+    return tuple(own.get(name.casefold(), name) for name in names)
+
+
+def _row(line: int, cells: Sequence[str], columns: Sequence[str], path: Path) -> Row:
+    if len(cells) > len(columns):
+        raise ScanError(
+            f"{len(cells)} cells, but {len(columns)} columns",
+            where=f"{path}, line {line}",
+            expected=f"a cell for each of {', '.join(columns)[:200]}",
+            remedy="put quotes around a cell that holds the delimiter",
+        )
+    padded = [*cells, *[""] * (len(columns) - len(cells))]
+    return Row(line, dict(zip(columns, padded, strict=True)))
+
+
+def _columns(columns: tuple[str, ...], line: int, path: Path) -> tuple[str, ...]:
+    """The names, if they are those of a table of scans."""
     where = f"{path}, line {line}"
     if ID not in columns or not all(columns) or len(set(columns)) < len(columns):
         raise ScanError(
