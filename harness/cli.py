@@ -237,6 +237,88 @@ def prepare(
     sys.exit(1 if report.skipped else 0)
 
 
+def _patterns(
+    ctx: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, str]:
+    """Each NAME=PATTERN as the name and the pattern."""
+    pairs = [text.partition("=") for text in texts]
+    wrong = [
+        text
+        for text, (name, _, pattern) in zip(texts, pairs, strict=True)
+        if not name.strip() or not pattern.strip()
+    ]
+    if wrong or len({name.strip() for name, _, _ in pairs}) < len(pairs):
+        raise click.BadParameter(f"not NAME=PATTERN, each name once: {wrong}", ctx, parameter)
+    return {name.strip(): pattern.strip() for name, _, pattern in pairs}
+
+
+@command(
+    "fewscan table UPENN-GBM scans.csv --channel flair='*_FLAIR.nii.gz' "
+    "--channel t1c='*_T1GD.nii.gz' --label '*_segm.nii.gz' --labels 1=core,2=oedema,4=enhancing",
+)
+@click.argument("folder", type=PATH)
+@click.argument("out", type=PATH, default="scans.csv")
+@click.option(
+    "--channel",
+    "channels",
+    metavar="NAME=PATTERN",
+    multiple=True,
+    required=True,
+    callback=_patterns,
+    help="Which files are this channel: a pattern of their names, or of their paths in FOLDER if "
+    "there is a / in it. Repeatable.",
+)
+@click.option("--label", default="", metavar="PATTERN", help="Which files are segmentations.")
+@click.option(
+    "--id",
+    "id_pattern",
+    default="",
+    metavar="REGEX",
+    help="What a scan's id looks like in a file's path. Default: what * stands for in its name, "
+    "else its folder.",
+)
+@click.option(
+    "--patient",
+    default="",
+    metavar="REGEX",
+    help="Likewise the patient's id, where one has several scans. Default: as in BIDS and BraTS.",
+)
+@click.option("--labels", default="", metavar="VALUE=CLASS,…", help="What the label values mean.")
+@click.option("--lesion", metavar="CLASS,…", callback=_names, help="The classes that are lesions.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+def table(
+    folder: Path,
+    out: Path,
+    channels: dict[str, str],
+    label: str,
+    id_pattern: str,
+    patient: str,
+    labels: str,
+    lesion: tuple[str, ...],
+    overwrite: bool,
+) -> None:
+    """Write a table of the scans in FOLDER, of any naming, for `fewscan prepare OUT STORE`.
+
+    Look through it, and change it as you like: a row a scan. Exits with 1 if files do not make
+    whole scans; they are named.
+    """
+    from fewscan.storage.table_of_files import write_table
+
+    found = write_table(
+        folder, out, channels, label, id_pattern, patient, labels, lesion, overwrite
+    )
+    console.print(f"{found.scans} scans, {found.labelled} with a label, in {out}", soft_wrap=True)
+    for scan, missing in found.incomplete.items():
+        click.echo(f"{scan}: no file for {missing}", err=True)
+    for path in found.unmatched:
+        click.echo(f"a label of no scan: {path}", err=True)
+    for path in found.unreadable:
+        click.echo(f"a folder that may not be read: {path}", err=True)
+    if found.not_matched:
+        click.echo(f"{found.not_matched} images that no pattern means", err=True)
+    sys.exit(1 if found.incomplete or found.unmatched or found.unreadable else 0)
+
+
 @command("fewscan check brats2021.zarr")
 @click.argument("store", type=PATH)
 def check(store: Path) -> None:

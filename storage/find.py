@@ -60,8 +60,9 @@ def _with_lesions(catalog: Catalog, selection: Selection, folder: Path) -> Catal
 def find_scan(paths: Sequence[Path], channels: Sequence[str], classes: Sequence[str]) -> ScanFiles:
     """The files of the one scan in `paths`, a folder or files, for a model of these channels.
 
-    Files with names of no convention, given one by one, are taken in the order given; their label
-    values are 1, 2, …. A segmentation beside the channels is not looked at.
+    Files with names of no convention, given one by one, are taken in the order given; one file for
+    several channels has them along its fourth axis. Their label values are 1, 2, …. A segmentation
+    beside the channels is not looked at.
 
     Raises `ScanError` if files are missing, belong to several scans, or are of other channels.
     """
@@ -81,6 +82,11 @@ def find_scan(paths: Sequence[Path], channels: Sequence[str], classes: Sequence[
             expected=f"one scan with the channels {', '.join(channels)}",
             remedy="give the channels' files one by one, in this order",
         )
-    require_channels(["unnamed"] * len(paths), channels, "files", paths[0], by_name=False)
     values = tuple(range(1, len(classes) + 1))
-    return ScanFiles(paths[0].name.partition(".")[0], "files", tuple(paths), None, values)
+    scan_id = paths[0].name.partition(".")[0]
+    if len(paths) == 1 < len(channels):
+        count = len(channels)
+        files, volumes = tuple(paths) * count, tuple(range(count))
+        return ScanFiles(scan_id, "one file", files, None, values, volumes=volumes)
+    require_channels(["unnamed"] * len(paths), channels, "files", paths[0], by_name=False)
+    return ScanFiles(scan_id, "files", tuple(paths), None, values)

@@ -71,10 +71,20 @@ def read_nifti(path: Path) -> Volume:
     data = _gunzipped(path)
     header = _header(data, path)
     raw_XYZ = _voxels(data, header, path)
-    slope, intercept = header.get_slope_inter()
-    if slope not in (None, 1.0) or intercept not in (None, 0.0):
-        raw_XYZ = raw_XYZ * np.float64(slope) + np.float64(intercept)
-    return Volume(raw_XYZ, _affine(header, path))
+    return Volume(_scaled(raw_XYZ, header), _affine(header, path))
+
+
+def read_volumes(path: Path) -> tuple[Volume, ...]:
+    """Read the volumes along the fourth axis of a file; it is one if there are three axes.
+
+    Raises `ScanError` as `read_nifti` does.
+    """
+    data = _gunzipped(path)
+    header = _header(data, path)
+    raw_XYZN = _scaled(_voxels(data, header, path, axes=(3, 4)), header)
+    volumes = np.moveaxis(raw_XYZN, 3, 0) if raw_XYZN.ndim == 4 else [raw_XYZN]
+    affine = _affine(header, path)
+    return tuple(Volume(raw_XYZ, affine) for raw_XYZ in volumes)
 
 
 def read_grid(path: Path) -> Grid:
@@ -103,7 +113,7 @@ def write_nifti_like(path: Path, array: np.ndarray, template: Path) -> None:
     """
     require_nifti_name(path)
     header = _header_of(template).copy()
-    assert array.shape[:3] == _shape(header)
+    assert array.shape[:3] == _shape(header)[:3]
     is_second = isinstance(header, nibabel.Nifti2Header)
     spacing_mm = header.get_zooms()[:3]
     header.set_data_dtype(array.dtype)
@@ -199,10 +209,22 @@ def _no_nifti(found: str, path: Path) -> ScanError:
     return ScanError(found, where=path, expected=expected, remedy=_COPY_AGAIN)
 
 
-def _voxels(data: bytes | memoryview, header: nibabel.Nifti1Header, path: Path) -> np.ndarray:
+def _scaled(raw: np.ndarray, header: nibabel.Nifti1Header) -> np.ndarray:
+    slope, intercept = header.get_slope_inter()
+    if slope not in (None, 1.0) or intercept not in (None, 0.0):
+        return raw * np.float64(slope) + np.float64(intercept)
+    return raw
+
+
+def _voxels(
+    data: bytes | memoryview,
+    header: nibabel.Nifti1Header,
+    path: Path,
+    axes: tuple[int, ...] = (3,),
+) -> np.ndarray:
     dtype, offset = header.get_data_dtype(), header.get_data_offset()
     shape = _shape(header)
-    if len(shape) != 3 or min(shape) < 1 or dtype.kind not in "iuf":
+    if len(shape) not in axes or min(shape) < 1 or dtype.kind not in "iuf":
         expected = "three dimensions of real numbers"
         raise ScanError(f"shape {shape} of {dtype}", where=path, expected=expected)
     count = int(np.prod(shape))

@@ -13,8 +13,9 @@ import numpy as np
 
 from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.errors import ScanError
+from fewscan.storage.images import read_channels, read_labels
 from fewscan.storage.labels import IGNORED
-from fewscan.storage.nifti import Volume, read_nifti
+from fewscan.storage.nifti import Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +38,13 @@ def read_scan(files: ScanFiles) -> Scan:
     Raises `ScanError` if a file is damaged, the grids differ, a channel is empty or not finite, or
     a label value is unknown.
     """
-    volumes = [read_nifti(path) for path in files.channel_files]
+    volumes = read_channels(files)
     for path, volume in zip(files.channel_files, volumes, strict=True):
         _require_grid(volume, path, volumes[0], files.channel_files[0])
         _require_content(volume.voxels_XYZ, path)
     labels_XYZ = None
     if files.label_file is not None:
-        labels = read_nifti(files.label_file)
+        labels = read_labels(files.label_file)
         _require_grid(labels, files.label_file, volumes[0], files.channel_files[0])
         labels_XYZ = _class_indices(labels.voxels_XYZ, files)
     channels_XYZ = tuple(volume.voxels_XYZ for volume in volumes)

@@ -9,10 +9,11 @@ from pathlib import Path
 from fewscan.storage.catalog import Catalog, ScanFiles
 from fewscan.storage.errors import ScanError, StoreError, StudyError
 from fewscan.storage.geometry import Axis, slice_axis, thickest_axis
+from fewscan.storage.images import grid_of
 from fewscan.storage.intensity import Normalisation
 from fewscan.storage.labels import require_classes
 from fewscan.storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
-from fewscan.storage.nifti import Grid, read_grid
+from fewscan.storage.nifti import Grid
 from fewscan.storage.splits import PARTS, Split, published_split, read_split
 
 
@@ -92,7 +93,7 @@ def _new_parameters(
 def _grid_of(files: ScanFiles) -> Grid | None:
     """By the first file's header; None if it is damaged, which the worker will find."""
     try:
-        grid = read_grid(files.channel_files[0])
+        grid = grid_of(files)
     except ScanError:
         return None
     return grid if len(grid.shape) == 3 else None

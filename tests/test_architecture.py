@@ -35,6 +35,7 @@ MLFLOW_ROOMS = (
 )
 ONE_ROOM = {
     "nibabel": {"storage/nifti.py"},
+    "PIL": {"storage/pictures.py"},
     "zarr": {"storage/slices.py"},
     "ray": {"harness/schedule.py", "harness/trial.py", "harness/ray_cluster.py"},
     "mlflow": {f"harness/tracking/{name}.py" for name in MLFLOW_ROOMS},

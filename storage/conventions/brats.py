@@ -24,7 +24,7 @@ from fewscan.storage.conventions.convention import (
     is_image,
     labels_given,
     not_readable,
-    require_channels,
+    places_of,
     require_one,
     walk,
 )
@@ -181,9 +181,7 @@ class Brats(Convention):
             return None
         require_one([scan_id for scan_id, _ in groups], files[0].parent)
         ((scan_id, naming),) = groups
-        names = tuple(naming.parts)
-        if not channels or not set(channels) <= set(names):
-            require_channels(names, channels, naming.name, paths[0])
+        places_of(channels, tuple(naming.parts), naming.name, paths[0])
         (scan,) = self._group(groups, channels).values()
         if isinstance(scan, ScanError):
             raise scan

@@ -191,6 +191,16 @@ def chosen(
     return places or tuple(range(len(names)))
 
 
+def places_of(
+    wanted: Sequence[str], names: Sequence[str], what: str, where: Path
+) -> tuple[int, ...]:
+    """The places in a scan's channels, `names`, of those that a model wants. Raises `ScanError`."""
+    if wanted and len(set(wanted)) == len(wanted) and set(wanted) <= set(names):
+        return tuple(names.index(name) for name in wanted)
+    require_channels(names, wanted, what, where)
+    return tuple(range(len(names)))
+
+
 def ends_with(name: str, endings: tuple[str, ...]) -> bool:
     """Whether the file's name ends so, in small letters or capitals."""
     return name.lower().endswith(endings)

@@ -27,6 +27,7 @@ from fewscan.storage.conventions.convention import (
     files_left_out,
     is_image,
     not_readable,
+    places_of,
     read_json,
     require_channels,
     require_map,
@@ -148,10 +149,7 @@ def _numbers_of(wanted: tuple[str, ...], files: Sequence[Path], where: Path) -> 
     described = [folder / DATASET for path in files for folder in path.absolute().parents[:2]]
     names = next((_channels_in(path) for path in described if path.is_file()), None)
     if names is not None:
-        if wanted and set(wanted) <= set(names) and len(set(names)) == len(names):
-            return chosen(wanted, names, where)
-        require_channels(names, wanted, NAME, where)
-        return tuple(range(len(names)))
+        return places_of(wanted, names, NAME, where)
     if not (len(files) == 1 and _is_picture(files[0])):
         numbers = sorted(found[1] for path in files if (found := recognise(path.name)))
         too_many = [k for k in numbers if k >= len(wanted)]

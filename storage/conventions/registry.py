@@ -1,11 +1,17 @@
 """The conventions that there are: a line each, and what the program says about all of them."""
 
+from fewscan.storage.conventions.bids import Bids
 from fewscan.storage.conventions.brats import Brats
 from fewscan.storage.conventions.convention import Convention
+from fewscan.storage.conventions.decathlon import Decathlon
 from fewscan.storage.conventions.nnunet import NnUNet
+from fewscan.storage.conventions.table import ScanTable
 
 CONVENTIONS: tuple[Convention, ...] = (
+    ScanTable(),
+    Decathlon(),
     NnUNet(),
+    Bids(),
     Brats(),
 )
 """the first one that a folder looks like reads it: those with a file of their own come first"""
