@@ -12,7 +12,7 @@ import numpy as np
 
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.catalog import ScanFiles
-from fewscan.storage.errors import ScanError
+from fewscan.storage.errors import FewscanError, ScanError
 from fewscan.storage.manifest import Parameters, StoreFolder, Subject
 from fewscan.storage.preprocess import ScanSlices, preprocess
 from fewscan.storage.scans import Scan, read_scan, told_of_scan
@@ -62,6 +62,12 @@ def prepare_scan(work: ScanToPrepare) -> tuple[str, ScanError | None]:
     record = json.dumps(_subject(work, scan, slices, labels_NHW, marks).to_json())
     write_bytes(folder.record(files.id), record.encode())
     return files.id, None
+
+
+def killed_at(work: ScanToPrepare, error: FewscanError) -> tuple[str, ScanError]:
+    """What `prepare_scan` would say of a scan at which its process was killed."""
+    where = work.files.channel_files[0]
+    return work.files.id, ScanError(error.found, where=where, remedy=error.remedy)
 
 
 def _require_short_id(files: ScanFiles) -> None:
