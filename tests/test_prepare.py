@@ -272,7 +272,7 @@ def test_not_enough_memory_for_a_scan(
         raise MemoryError
 
     monkeypatch.setattr(prepare_scan, "read_scan", too_large)
-    with pytest.raises(ScanError, match=r"(\n.*not enough memory.*){6}") as caught:
+    with pytest.raises(ScanError, match=r"(\n.*not enough memory.*){5}") as caught:
         prepare(scans, tmp_path / "s", SIZE, workers=1)
     assert "fewer workers" in str(caught.value)
 
