@@ -21,10 +21,10 @@ from fewscan.harness.trained import Trained, load_trained
 from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.errors import ScanError
 from fewscan.storage.find import find_scan
-from fewscan.storage.geometry import Frame, Turn, orientation
-from fewscan.storage.nifti import require_nifti_name, spacing_of, write_nifti_like
+from fewscan.storage.geometry import Frame, orientation
+from fewscan.storage.nifti import require_nifti_name, write_nifti_like
 from fewscan.storage.preprocess import ScanSlices, preprocess
-from fewscan.storage.scans import Scan, read_scan
+from fewscan.storage.scans import Scan, read_scan, told_of_scan
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +69,12 @@ def predict(
     files = find_scan(
         [Path(path) for path in paths], trained.slices.channels, trained.slices.classes
     )
-    original = read_scan(files)
-    turn = Turn.between(orientation(original.affine), _orientation(trained, original))
-    turned = _turned(original, turn)
     made = trained.slices
-    slices = preprocess(turned, made.slice_size, made.axis, made.normalisation)
+    with told_of_scan(files):
+        original = read_scan(files)
+        turn = original.turn_to(_orientation(trained, original))
+        turned = original.turned(turn)
+        slices = preprocess(turned, made.slice_size, made.axis, made.normalisation)
     depth = turned.channels_XYZ[0].shape[slices.frame.axis]
     predictor = replace(trained.predictor, mirror=mirror).to(device)
     maps = predictor.in_batches(torch.from_numpy(slices.images_NCHW))
@@ -139,12 +140,6 @@ def _orientation(trained: Trained, scan: Scan) -> str:
     own = orientation(scan.affine)
     known = trained.slices.orientations
     return own if own in known else known[0]
-
-
-def _turned(scan: Scan, turn: Turn) -> Scan:
-    affine = turn.affine(scan.affine, scan.channels_XYZ[0].shape)
-    channels_XYZ = tuple(turn.there(channel) for channel in scan.channels_XYZ)
-    return Scan(channels_XYZ, None, affine, spacing_of(affine))
 
 
 def _volumes(

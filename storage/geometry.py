@@ -8,6 +8,7 @@ Letters: X, Y, Z the scan's own axes; H and W rows and columns of a slice, Z the
 axes with the one through the slices moved to the end, the others in their order, none flipped.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -62,6 +63,15 @@ class Turn:
         axes = tuple(old.index(k) if k in old else old.index(opposite[k]) for k in new)
         return cls(axes, tuple(k for k, letter in enumerate(new) if letter not in old))
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether both orientations are the same."""
+        return self.axes == (0, 1, 2) and not self.flipped
+
+    def shape(self, shape_XYZ: Sequence[int]) -> tuple[int, ...]:
+        """Of the turned volume, from that of a volume."""
+        return tuple(shape_XYZ[axis] for axis in self.axes)
+
     def there(self, volume: np.ndarray) -> np.ndarray:
         """A view of the volume, turned."""
         return np.flip(volume.transpose(self.axes), self.flipped)
@@ -80,6 +90,27 @@ class Turn:
             old_of_new[old, new] = -1 if new in self.flipped else 1
             old_of_new[old, 3] = shape_XYZ[old] - 1 if new in self.flipped else 0
         return affine @ old_of_new
+
+
+def single_slice_axis(shape_XYZ: Sequence[int]) -> int | None:
+    """The axis of length 1, if there is exactly one: the image is a single slice across it."""
+    found = [axis for axis, length in enumerate(shape_XYZ) if length == 1]
+    return found[0] if len(found) == 1 else None
+
+
+def usual_axis(shapes_XYZ: Sequence[Sequence[int]], spacings_mm: Sequence[Sequence[float]]) -> int:
+    """The axis through the slices that suits scans of these shapes and spacings.
+
+    If most are a single slice, the axis of length 1 that is the most frequent; else that with the
+    largest voxels in the median scan; the third unless another clearly is.
+    """
+    singles = Counter(single_slice_axis(shape) for shape in shapes_XYZ)
+    if 2 * singles[None] < len(shapes_XYZ):
+        del singles[None]
+        axis: int | None = singles.most_common(1)[0][0]
+        assert axis is not None
+        return axis
+    return thickest_axis(spacings_mm)
 
 
 def thickest_axis(spacings_mm: Sequence[Sequence[float]]) -> int:

@@ -37,7 +37,7 @@ def grid_of(files: ScanFiles) -> Grid:
     """The grid of a scan, by the header of its first file. Raises `ScanError`."""
     path = files.channel_files[0]
     if _is_picture(path):
-        return Grid(picture_shape(path), picture_affine(path))
+        return Grid(picture_shape(path), picture_affine(path), "mm", has_orientation=True)
     grid = read_grid(path)
     return replace(grid, shape=grid.shape[:3]) if files.volumes else grid
 
@@ -68,4 +68,7 @@ def _read_all(path: Path, is_label: bool = False) -> tuple[Volume, ...]:
     if not _is_picture(path):
         return read_volumes(path)
     affine = picture_affine(path)
-    return tuple(Volume(values_HWZ, affine) for values_HWZ in read_picture(path, is_label))
+    colours = read_picture(path, is_label)
+    return tuple(
+        Volume(it_HWZ, Grid(it_HWZ.shape, affine, "mm", has_orientation=True)) for it_HWZ in colours
+    )

@@ -1,17 +1,23 @@
 """Voxel values in units of the scan itself: 0 background, 1 bright.
 
 `quantile` is the published rule, for skull-stripped images with nothing below zero: divide by the
-0.99 quantile of the voxels above zero. `percentiles` is our choice for all others (CT, images with
-their background, images already shifted): the 0.5 to 99.5 percentile of the foreground is mapped to
-0 … 1 and what lies outside is clipped, as nnU-Net clips CT; per scan and channel, and without
-labels, because an unlabelled scan must be treated alike. Background is the one value that all eight
-corners of the volume share (what was masked out or padded, air); if they differ, all is foreground.
+0.99 quantile of the voxels above zero. Where tissue lies on both sides of a background of 0 (images
+already z-scored) it would cancel itself out, for slices are kept whose voxels sum to more than a
+half. So a channel is refused if its voxels below zero sum to more than 5 % of those above; what
+interpolation leaves there is less, and BraTS has nothing.
+
+`percentiles` is our choice for all others (CT, images with their background, images already
+shifted): the 0.5 to 99.5 percentile of the foreground is mapped to 0 … 1 and what lies outside is
+clipped, as nnU-Net clips CT; per scan and channel, and without labels, because an unlabelled scan
+must be treated alike. Background is the one value that all eight corners of the volume share (what
+was masked out or padded, air); if they differ, all is foreground.
 
 Letters: X, Y, Z the scan's own axes.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -22,25 +28,46 @@ Normalisation = Literal["quantile", "percentiles"]
 QUANTILE = 0.99
 LOW, HIGH = 0.005, 0.995
 _LARGEST_HALF = 65504.0
+_MOST_BELOW_ZERO = 0.05
 
 
-def normalised(
-    channels_XYZ: Sequence[np.ndarray], normalisation: Normalisation
-) -> tuple[list[np.ndarray], tuple[float, ...], tuple[float, ...]]:
-    """Channels, what is left to divide each by, and the value in its file that becomes 1.
+@dataclass(frozen=True, eq=False)
+class Normalised:
+    """The channels of a scan, each in units of its own."""
+
+    channels_XYZ: list[np.ndarray]
+    divisors: tuple[float, ...]
+    """what is left to divide each by"""
+    tops: tuple[float, ...]
+    """the value in each channel's file that becomes 1"""
+    voxels_below_zero: int = 0
+    """of all channels, under the published rule, which expects none"""
+
+
+def normalised(channels_XYZ: Sequence[np.ndarray], normalisation: Normalisation) -> Normalised:
+    """Bring each channel to units of its own.
 
     The published rule leaves the voxels as they are, so that small integers can be interpolated
-    exactly before they are divided. Raises `ScanError` if a channel has nothing to scale by.
+    exactly before they are divided. Raises `ScanError` if a channel has nothing to scale by, or is
+    of a kind that the rule is not for.
     """
     if normalisation == "quantile":
-        _require_bright(channels_XYZ)
+        ranges = [(float(c.min()), float(c.max())) for c in channels_XYZ]
+        _require_bright(ranges)
+        below = sum(
+            _voxels_below_zero(channel, number)
+            for number, (channel, (least, _)) in enumerate(
+                zip(channels_XYZ, ranges, strict=True), start=1
+            )
+            if least < 0
+        )
         quantiles = tuple(map(bright_quantile, channels_XYZ))
-        _require_half_range(channels_XYZ, quantiles)
-        return list(channels_XYZ), quantiles, quantiles
+        _require_half_range(ranges, quantiles)
+        return Normalised(list(channels_XYZ), quantiles, quantiles, below)
     windows = [foreground_window(channel) for channel in channels_XYZ]
     _require_contrast(windows)
     volumes = [windowed(c, *window) for c, window in zip(channels_XYZ, windows, strict=True)]
-    return volumes, (1.0,) * len(volumes), tuple(high for _, high in windows)
+    return Normalised(volumes, (1.0,) * len(volumes), tuple(high for _, high in windows))
 
 
 def bright_quantile(voxels_XYZ: np.ndarray) -> float:
@@ -105,14 +132,30 @@ def _quantiles(values: np.ndarray, *quantiles: float) -> list[float]:
     return found
 
 
-def _require_bright(channels_XYZ: Sequence[np.ndarray]) -> None:
-    for number, voxels_XYZ in enumerate(channels_XYZ, start=1):
-        if voxels_XYZ.max() <= 0:
+def _require_bright(ranges: Sequence[tuple[float, float]]) -> None:
+    for number, (_, largest) in enumerate(ranges, start=1):
+        if largest <= 0:
             raise ScanError(
                 f"no voxel of channel {number} is above zero",
                 expected="a skull-stripped image, whose tissue is above zero",
                 remedy="leave this scan out, or prepare with --normalisation percentiles",
             )
+
+
+def _voxels_below_zero(voxels_XYZ: np.ndarray, number: int) -> int:
+    """How many there are in the channel of this number, if they are few enough."""
+    below = voxels_XYZ[voxels_XYZ < 0]
+    sum_below = -float(below.sum(dtype=np.float64))
+    sum_above = float(voxels_XYZ.sum(dtype=np.float64)) + sum_below
+    if sum_below > _MOST_BELOW_ZERO * sum_above:
+        raise ScanError(
+            f"channel {number} has {below.size / voxels_XYZ.size:.0%} of its voxels below zero, "
+            f"which sum to {sum_below / sum_above:.0%} of those above",
+            expected=f"at most {_MOST_BELOW_ZERO:.0%}: images that are not shifted, as published",
+            remedy="prepare with --normalisation percentiles, or give the images as they were "
+            "before they were z-scored",
+        )
+    return int(below.size)
 
 
 def _require_contrast(windows: Sequence[tuple[float, float]]) -> None:
@@ -125,12 +168,12 @@ def _require_contrast(windows: Sequence[tuple[float, float]]) -> None:
             )
 
 
-def _require_half_range(channels_XYZ: Sequence[np.ndarray], quantiles: Sequence[float]) -> None:
-    for channel, (voxels_XYZ, quantile) in enumerate(zip(channels_XYZ, quantiles, strict=True)):
-        largest = max(abs(float(voxels_XYZ.max())), abs(float(voxels_XYZ.min()))) / quantile
+def _require_half_range(ranges: Sequence[tuple[float, float]], quantiles: Sequence[float]) -> None:
+    for number, ((least, most), quantile) in enumerate(zip(ranges, quantiles, strict=True), 1):
+        largest = max(abs(most), abs(least)) / quantile
         if largest > _LARGEST_HALF:
             raise ScanError(
-                f"a voxel of channel {channel + 1} is {largest:.3g} times the 0.99 quantile",
+                f"a voxel of channel {number} is {largest:.3g} times the 0.99 quantile",
                 expected=f"at most {_LARGEST_HALF:.0f} times, the range of half precision",
                 remedy="repair the outlier voxels of this file",
             )

@@ -85,6 +85,7 @@ _BY_DEFAULT = {
     "lesion": (),
     "regions": (),
     "ignored": False,
+    "orientation": "",
 }
 
 
@@ -112,6 +113,8 @@ class Parameters:
     """what is scored beside the classes"""
     ignored: bool = False
     """whether labels may be `IGNORED`"""
+    orientation: str = ""
+    """that all scans were turned to ("LPS": see `geometry.orientation`); empty: all had the same"""
 
     @property
     def meaning(self) -> LabelMeaning:
@@ -277,9 +280,10 @@ class Manifest:
         The same however the store was made. Every run's id depends on it, so two splits never share
         a result. Patients with one scan do not count: with and without them the numbers are equal.
         """
-        # Regions concern scores alone, and stand in their specs.
-        parameters = self.parameters.to_json()
-        parameters = {k: v for k, v in parameters.items() if k not in ("depth", "regions")}
+        # Regions concern scores alone, and stand in their specs. That scans were turned shows in
+        # the slices, and does not depend on which came first.
+        beside = ("depth", "regions", "orientation")
+        parameters = {k: v for k, v in self.parameters.to_json().items() if k not in beside}
         content = sorted((subject.id, subject.sha256) for subject in self.subjects.values())
         shared = sorted(self.shared_patients.values())
         patients = [{"patients": shared}] if shared else []

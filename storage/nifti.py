@@ -3,29 +3,60 @@
 The only module that knows nibabel, which reads the header; ISA-L undoes the gzip stream in half of
 zlib's time. What a file means (modality, labels) is decided in `scans`.
 
+Lengths are in millimetres here, whatever unit the header has. Rounding that other readers tolerate
+is tolerated: as in nifti1_io.c, the reference reader, a quaternion a hair too long is made one of
+length 1, and a slope without a finite intercept has the intercept 0.
+
 Letters: X, Y, Z the array's own axes.
 """
 
+import logging
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 from isal import igzip, igzip_lib
 
 from fewscan.storage.atomic import write_bytes
-from fewscan.storage.errors import ScanError
+from fewscan.storage.errors import FewscanError, ScanError
 
-_UNREADABLE: Any = (OSError, EOFError, igzip_lib.IsalError)  # Any: isal's stubs type it as a value
 _MOST_INFLATED = 1032  # deflate cannot make more of a byte
 _INFLATED_AT_ONCE = 2**17
 _GZIP_MAGIC = b"\x1f\x8b"
 _LONGEST_HEADER = 540
 _COPY_AGAIN = "copy or download the file again"
+_UNHEARD = logging.Logger("nibabel", logging.CRITICAL + 1)
+"""its own words, of what it mends, do not say of which file"""
+_UNITS = {1: "metre", 2: "mm", 3: "micron"}
+_MILLIMETRES = {"metre": 1000.0, "mm": 1.0, "micron": 0.001}
+_LONGEST_QUATERNION = 1.01
+"""a longer one is damage, not rounding"""
+_FLATTEST = 1e-6
+"""volume of a voxel, as a part of that of a box with its edges, below which it has no volume"""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of a file lie."""
+
+    shape: tuple[int, ...]
+    """three lengths, or more; an image with two axes is one slice: (H, W, 1)"""
+    affine: np.ndarray
+    """(4, 4) float64, voxel index → millimetres"""
+    unit: str
+    """of the header's lengths: metre, mm, micron; mm as well if it does not say one"""
+    has_orientation: bool
+    """whether the header says how the patient lies; else the affine is made of the spacing"""
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxels along each axis."""
+        return spacing_of(self.affine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,27 +65,17 @@ class Volume:
 
     voxels_XYZ: np.ndarray
     """values in the file's own type, native byte order; float64 if the header scales them"""
-    affine: np.ndarray
-    """(4, 4) float64, voxel index → millimetres"""
+    grid: Grid
+
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4) float64, voxel index → millimetres."""
+        return self.grid.affine
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distance between neighbouring voxels along each axis."""
-        return spacing_of(self.affine)
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Where the voxels of a file lie."""
-
-    shape: tuple[int, ...]
-    affine: np.ndarray
-    """(4, 4) float64, voxel index → millimetres"""
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Distance between neighbouring voxels along each axis."""
-        return spacing_of(self.affine)
+        return self.grid.spacing_mm
 
 
 def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
@@ -68,10 +89,10 @@ def read_nifti(path: Path) -> Volume:
 
     Raises `ScanError` if it cannot be read, is damaged, is no NIfTI, or is not three-dimensional.
     """
-    data = _gunzipped(path)
-    header = _header(data, path)
-    raw_XYZ = _voxels(data, header, path)
-    return Volume(_scaled(raw_XYZ, header), _affine(header, path))
+    with _damage_explained(path):
+        data = _gunzipped(path)
+        header = _header(data, path)
+        return Volume(_scaled(_voxels(data, header, path), header), _grid(header, path))
 
 
 def read_volumes(path: Path) -> tuple[Volume, ...]:
@@ -79,18 +100,20 @@ def read_volumes(path: Path) -> tuple[Volume, ...]:
 
     Raises `ScanError` as `read_nifti` does.
     """
-    data = _gunzipped(path)
-    header = _header(data, path)
-    raw_XYZN = _scaled(_voxels(data, header, path, axes=(3, 4)), header)
-    volumes = np.moveaxis(raw_XYZN, 3, 0) if raw_XYZN.ndim == 4 else [raw_XYZN]
-    affine = _affine(header, path)
-    return tuple(Volume(raw_XYZ, affine) for raw_XYZ in volumes)
+    with _damage_explained(path):
+        data = _gunzipped(path)
+        header = _header(data, path)
+        raw_XYZN = _scaled(_voxels(data, header, path, axes=(3, 4)), header)
+        volumes = np.moveaxis(raw_XYZN, 3, 0) if raw_XYZN.ndim == 4 else [raw_XYZN]
+        grid = _grid(header, path)
+        grid = replace(grid, shape=grid.shape[:3])
+        return tuple(Volume(raw_XYZ, grid) for raw_XYZ in volumes)
 
 
 def read_grid(path: Path) -> Grid:
     """Read the grid from the header alone, in a millisecond. Raises `ScanError`."""
-    header = _header_of(path)
-    return Grid(_shape(header), _affine(header, path))
+    with _damage_explained(path):
+        return _grid(_header_of(path), path)
 
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
@@ -112,13 +135,16 @@ def write_nifti_like(path: Path, array: np.ndarray, template: Path) -> None:
     A fourth axis of `array` holds one volume a class. Raises `ScanError`.
     """
     require_nifti_name(path)
-    header = _header_of(template).copy()
+    with _damage_explained(template):
+        header = _header_of(template)
     assert array.shape[:3] == _shape(header)[:3]
     is_second = isinstance(header, nibabel.Nifti2Header)
-    spacing_mm = header.get_zooms()[:3]
+    if array.ndim == 3 and header["dim"][0] == 2:
+        array = array[:, :, 0]
+    spacing = header["pixdim"][1:4].tolist()  # in the template's unit, as its affines are
     header.set_data_dtype(array.dtype)
     header.set_data_shape(array.shape)
-    header.set_zooms(spacing_mm + (1.0,) * (array.ndim - 3))
+    header.set_zooms((*spacing, 1.0)[: array.ndim])
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the template's window of brightness
     header["descrip"] = b"fewscan"
@@ -140,7 +166,7 @@ def _write(path: Path, image: nibabel.Nifti1Image) -> None:
 
 
 def _header_of(path: Path) -> nibabel.Nifti1Header:
-    with _damage_explained(path), path.open("rb") as file:
+    with path.open("rb") as file:
         zipped = file.read(2) == _GZIP_MAGIC
         file.seek(0)
         start = igzip.IGzipFile(fileobj=file) if zipped else file
@@ -155,9 +181,8 @@ def _gzipped(data: bytes) -> bytes:
 
 
 def _gunzipped(path: Path) -> bytes | memoryview:
-    with _damage_explained(path):
-        data = path.read_bytes()
-        return _inflated(data) if data[:2] == _GZIP_MAGIC else data
+    data = path.read_bytes()
+    return _inflated(data) if data[:2] == _GZIP_MAGIC else data
 
 
 def _inflated(data: bytes) -> bytes | memoryview:
@@ -182,15 +207,32 @@ def _inflated(data: bytes) -> bytes | memoryview:
 
 @contextmanager
 def _damage_explained(path: Path) -> Iterator[None]:
+    """Say of which file it is, whatever the system, ISA-L, nibabel or numpy raise about it."""
     try:
-        yield
-    except _UNREADABLE as error:
+        # Numbers too large for their type show in what they become: infinite voxels, no volume.
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except (FewscanError, MemoryError):
+        raise
+    except PermissionError as error:
         raise ScanError(
-            f"the file cannot be read: {error}",
+            f"the file cannot be read: {error.strerror}",
+            where=path,
+            expected="a file that you may read",
+            remedy="ask its owner for permission to read it",
+        ) from error
+    except Exception as error:
+        raise ScanError(
+            f"the file cannot be read: {_short(error)}",
             where=path,
             expected="a whole .nii or .nii.gz file",
             remedy=_COPY_AGAIN,
         ) from error
+
+
+def _short(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]} …"
 
 
 def _header(data: bytes | memoryview, path: Path) -> nibabel.Nifti1Header:
@@ -198,10 +240,32 @@ def _header(data: bytes | memoryview, path: Path) -> nibabel.Nifti1Header:
     for kind, size in sizes.items():
         if {bytes(data[:4])} & {size.to_bytes(4, "little"), size.to_bytes(4, "big")}:
             try:
-                return kind(bytes(data[:size]))
+                header = kind(bytes(data[:size]), check=False)
+                header.check_fix(_UNHEARD)  # raises, or mends what is of no consequence
+                _shorten_quaternion(header)
+                header.get_data_offset()  # the one number that nibabel does not look at before
             except Exception as error:  # nibabel raises many kinds for a header of rubbish
-                raise _no_nifti(f"a broken NIfTI header ({error})", path) from error
+                raise _no_nifti(f"a broken NIfTI header ({_short(error)})", path) from error
+            return header
     raise _no_nifti(f"no NIfTI header in {len(data)} bytes", path)
+
+
+def _shorten_quaternion(header: nibabel.Nifti1Header) -> None:
+    """Make a quaternion that rounding made a hair too long one of length 1, a turn by 180°."""
+    if header["qform_code"] == 0:
+        return
+    names = ("quatern_b", "quatern_c", "quatern_d")
+    length = math.sqrt(sum(float(header[name]) ** 2 for name in names))
+    if 1 < length <= _LONGEST_QUATERNION:
+        for name in names:
+            header[name] = float(header[name]) / length
+
+
+def _slope_and_intercept(header: nibabel.Nifti1Header) -> tuple[float, float]:
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not math.isfinite(slope):  # the standard's "not scaled"
+        return 1.0, 0.0
+    return slope, intercept if math.isfinite(intercept) else 0.0
 
 
 def _no_nifti(found: str, path: Path) -> ScanError:
@@ -210,10 +274,10 @@ def _no_nifti(found: str, path: Path) -> ScanError:
 
 
 def _scaled(raw: np.ndarray, header: nibabel.Nifti1Header) -> np.ndarray:
-    slope, intercept = header.get_slope_inter()
-    if slope not in (None, 1.0) or intercept not in (None, 0.0):
-        return raw * np.float64(slope) + np.float64(intercept)
-    return raw
+    slope, intercept = _slope_and_intercept(header)
+    if (slope, intercept) == (1.0, 0.0):
+        return raw
+    return raw * np.float64(slope) + np.float64(intercept)
 
 
 def _voxels(
@@ -227,7 +291,7 @@ def _voxels(
     if len(shape) not in axes or min(shape) < 1 or dtype.kind not in "iuf":
         expected = "three dimensions of real numbers"
         raise ScanError(f"shape {shape} of {dtype}", where=path, expected=expected)
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     size = offset + count * dtype.itemsize
     if len(data) < size:
         found = f"the file ends after {len(data)} of {size} bytes"
@@ -240,12 +304,27 @@ def _shape(header: nibabel.Nifti1Header) -> tuple[int, ...]:
     shape = tuple(int(length) for length in header.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    return shape
+    return (*shape, 1) if len(shape) == 2 else shape
 
 
-def _affine(header: nibabel.Nifti1Header, path: Path) -> np.ndarray:
+def _grid(header: nibabel.Nifti1Header, path: Path) -> Grid:
+    shape, unit = _shape(header), _UNITS.get(int(header["xyzt_units"]) & 7, "mm")
     affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+    affine[:3] *= _MILLIMETRES[unit]
+    for axis in range(3):  # some write 0 for the thickness of the only slice
+        if shape[axis : axis + 1] == (1,) and not affine[:3, axis].any():
+            affine[:3, axis] = _across(affine, axis)
+    spacing_mm = np.array(spacing_of(affine))
+    solid = np.isfinite(affine).all() and (spacing_mm > 0).all()
+    if not solid or abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < _FLATTEST:
         found = f"an affine that is not invertible: {affine.tolist()}"
         raise ScanError(found, where=path, expected="millimetres per voxel in the header")
-    return affine
+    has_orientation = bool(header["sform_code"] or header["qform_code"])
+    return Grid(shape, affine, unit, has_orientation)
+
+
+def _across(affine: np.ndarray, axis: int) -> np.ndarray:
+    """1 mm at right angles to the other two axes."""
+    first, second = (affine[:3, k] for k in range(3) if k != axis)
+    normal = np.cross(first, second) * (-1 if axis == 1 else 1)
+    return normal / max(float(np.linalg.norm(normal)), np.finfo(float).tiny)

@@ -33,7 +33,7 @@ from fewscan.storage.geometry import Axis
 from fewscan.storage.intensity import Normalisation
 from fewscan.storage.locks import exclusive
 from fewscan.storage.manifest import Manifest, Parameters, StoreFolder, Subject
-from fewscan.storage.prepare_scan import ScanToPrepare, prepare_scan
+from fewscan.storage.prepare_scan import ScanToPrepare, killed_at, prepare_scan
 from fewscan.storage.slices import SliceStore, describe_arrays
 from fewscan.storage.splits import Split, read_ids
 from fewscan.storage.store_settings import settled_parameters, settled_split, split_to_keep
@@ -152,12 +152,16 @@ def _is_empty(path: Path) -> bool:
 
 def _begin(folder: StoreFolder, parameters: Parameters, split: Split | None) -> None:
     """Make room for the work, and sweep away what a killed process left half-written."""
-    arrays = folder.images_shard(0).parent, folder.labels_shard(0).parent
-    for subfolder in (folder.path, folder.records, *arrays):
+    for subfolder in _folders_of(folder):
         subfolder.mkdir(exist_ok=True)
         remove_leftovers(subfolder)
     given = {"split": split.to_json()} if split else {}
     write_json(folder.parameters, {**parameters.to_json(), **given})
+
+
+def _folders_of(folder: StoreFolder) -> tuple[Path, ...]:
+    arrays = folder.images_shard(0).parent, folder.labels_shard(0).parent
+    return folder.path, folder.records, *arrays
 
 
 def _finished_subjects(folder: StoreFolder) -> dict[str, Subject]:
@@ -218,7 +222,7 @@ def _run(
 ) -> dict[str, ScanError]:
     """Prepare the scans; return the problems by id."""
     problems = {}
-    prepared = in_processes(prepare_scan, work, workers)
+    prepared = in_processes(prepare_scan, work, workers, killed_at)
     for done, (subject, problem) in enumerate(prepared, start=1):
         if problem is not None:
             problems[subject] = problem
@@ -229,6 +233,8 @@ def _run(
 
 def _publish(folder: StoreFolder, store: StoreFolder, manifest: Manifest) -> None:
     """Make the store show `manifest`; put it in place if it was partial."""
+    for subfolder in _folders_of(folder):  # a killed worker leaves something, too
+        remove_leftovers(subfolder)
     rows = 1 + max(subject.row for subject in manifest.subjects.values())
     describe_arrays(folder, manifest.parameters, rows)
     manifest.write(folder.manifest)

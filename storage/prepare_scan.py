@@ -12,12 +12,15 @@ import numpy as np
 
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.catalog import ScanFiles
-from fewscan.storage.errors import ScanError
+from fewscan.storage.errors import FewscanError, ScanError
 from fewscan.storage.manifest import Parameters, StoreFolder, Subject
 from fewscan.storage.preprocess import ScanSlices, preprocess
-from fewscan.storage.scans import Scan, read_scan
+from fewscan.storage.scans import Scan, read_scan, told_of_scan
 from fewscan.storage.shards import encode_shard, mark_of
 from fewscan.storage.slices import slices_sha256
+
+_LONGEST_ID = 200
+"""file systems take names of 255 bytes, and files that are being written have longer ones"""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,13 @@ def prepare_scan(work: ScanToPrepare) -> tuple[str, ScanError | None]:
     """Write one scan's shards, then its record; return its id and what is wrong with it."""
     try:
         files, parameters = work.files, work.parameters
-        scan = read_scan(files)
-        slices = preprocess(scan, parameters.size, parameters.axis, parameters.normalisation)
-        _require_room(scan, slices, files, parameters)
+        with told_of_scan(files):
+            _require_short_id(files)
+            scan = read_scan(files)
+            if parameters.orientation:
+                scan = scan.turned(scan.turn_to(parameters.orientation))
+            slices = preprocess(scan, parameters.size, parameters.axis, parameters.normalisation)
+            _require_room(scan, slices, files, parameters)
     except ScanError as error:
         return work.files.id, error
     folder, row = work.folder, work.row
@@ -55,6 +62,23 @@ def prepare_scan(work: ScanToPrepare) -> tuple[str, ScanError | None]:
     record = json.dumps(_subject(work, scan, slices, labels_NHW, marks).to_json())
     write_bytes(folder.record(files.id), record.encode())
     return files.id, None
+
+
+def killed_at(work: ScanToPrepare, error: FewscanError) -> tuple[str, ScanError]:
+    """What `prepare_scan` would say of a scan at which its process was killed."""
+    where = work.files.channel_files[0]
+    return work.files.id, ScanError(error.found, where=where, remedy=error.remedy)
+
+
+def _require_short_id(files: ScanFiles) -> None:
+    length = len(os.fsencode(files.id))
+    if length > _LONGEST_ID:
+        raise ScanError(
+            f"an id of {length} bytes",
+            where=files.channel_files[0],
+            expected=f"at most {_LONGEST_ID}, so that files can be named after it",
+            remedy="rename the files of this scan",
+        )
 
 
 def _require_room(scan: Scan, slices: ScanSlices, files: ScanFiles, parameters: Parameters) -> None:
@@ -92,8 +116,8 @@ def _subject(
     label_file = work.files.label_file
     files = (*work.files.channel_files, *([label_file] if label_file else []))
     volumes_mm3 = [0.0 for _ in classes]
-    if scan.labels_XYZ is not None:
-        volumes_mm3 = [np.count_nonzero(scan.labels_XYZ == k) * voxel_mm3 for k in classes]
+    if slices.lesion_voxels_ZK is not None:
+        volumes_mm3 = [n * voxel_mm3 for n in slices.lesion_voxels_ZK.sum(axis=0).tolist()]
     return Subject(
         id=work.files.id,
         row=work.row,

@@ -17,13 +17,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewscan.storage.errors import ScanError
-from fewscan.storage.geometry import Axis, Frame, slice_axis
+from fewscan.storage.geometry import Axis, Frame, single_slice_axis, slice_axis
 from fewscan.storage.intensity import Normalisation, normalised
 from fewscan.storage.labels import IGNORED
 from fewscan.storage.scans import Scan
 
 KEPT_SUM = 0.5
 """a slice counts if the mean over channels of the normalised voxels sums to more than this"""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What of a scan is not in its kept slices."""
+
+    slices: int = 0
+    """that are not kept: there is too little in them"""
+    lesion_slices: int = 0
+    """of them, those with a lesion in the file"""
+    lesion_voxels: int = 0
+    """in them"""
+    faded_slices: int = 0
+    """kept slices with a lesion in the file, too small to be seen at the size of the slices"""
+    faded_voxels: int = 0
+    """in them"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +56,41 @@ class ScanSlices:
     """the value of each channel's file that became 1"""
     frame: Frame
     """where they lie in the scan"""
+    depth: int
+    """slices of the scan, kept or not"""
+    lesion_voxels_ZK: np.ndarray | None
+    """int64 (depth, classes): voxels of each class in each slice of the scan, kept or not, at the
+    scan's own resolution; None for a scan without labels"""
+    voxels_below_zero: int
+    """of all channels, under the published rule, which expects none"""
+
+    @property
+    def lesion_voxels_NK(self) -> np.ndarray | None:
+        """Of the kept slices. A slice is healthy if it has none; its pixels here may have lost them
+        all."""
+        counts_ZK = self.lesion_voxels_ZK
+        kept = slice(self.first, self.first + len(self.images_NCHW))
+        return None if counts_ZK is None else counts_ZK[kept]
+
+    def losses(self, lesion: Sequence[int] = ()) -> Losses:
+        """What of the scan is not in the kept slices.
+
+        `lesion` are the labels of the lesion classes; empty: all classes are.
+        """
+        dropped = self.depth - len(self.images_NCHW)
+        if self.lesion_voxels_ZK is None or self.labels_NHW is None:
+            return Losses(slices=dropped)
+        values = lesion or range(1, self.lesion_voxels_ZK.shape[1] + 1)
+        voxels_Z = self.lesion_voxels_ZK[:, [k - 1 for k in values]].sum(axis=1)
+        voxels_N = voxels_Z[self.first : self.first + len(self.labels_NHW)]
+        faded_N = (voxels_N > 0) & ~np.isin(self.labels_NHW, list(values)).any(axis=(1, 2))
+        return Losses(
+            slices=dropped,
+            lesion_slices=int((voxels_Z > 0).sum() - (voxels_N > 0).sum()),
+            lesion_voxels=int(voxels_Z.sum() - voxels_N.sum()),
+            faded_slices=int(faded_N.sum()),
+            faded_voxels=int(voxels_N[faded_N].sum()),
+        )
 
 
 def preprocess(
@@ -47,13 +98,14 @@ def preprocess(
 ) -> ScanSlices:
     """Normalise, choose and interpolate the slices of `scan`.
 
-    Raises `ScanError` if no slice has anything in it, a channel has no contrast, or a voxel is
-    beyond half precision.
+    Raises `ScanError` if no slice has anything in it, a channel has no contrast or is of a kind
+    that the normalisation is not for, a voxel is beyond half precision, or the scan is a single
+    slice across another axis.
     """
-    channels_XYZ, divisors, quantiles = normalised(scan.channels_XYZ, normalisation)
-    through = slice_axis(axis, scan.affine)
-    frame = Frame.of(channels_XYZ[0].shape, scan.spacing_mm, through, size)
-    channels_HWZ = [frame.as_slices(channel) for channel in channels_XYZ]
+    units = normalised(scan.channels_XYZ, normalisation)
+    divisors, shape_XYZ = units.divisors, scan.channels_XYZ[0].shape
+    frame = Frame.of(shape_XYZ, scan.spacing_mm, _axis_through(scan, axis), size)
+    channels_HWZ = [frame.as_slices(channel) for channel in units.channels_XYZ]
     seen = filled_window(channels_HWZ)
     kept = kept_slices([channel[seen] for channel in channels_HWZ], divisors)
     images_NCHW = np.zeros((len(kept), len(divisors), size, size), np.float16)
@@ -64,11 +116,33 @@ def preprocess(
         seen_NHW = inner_NCHW[:, channel, *resize.outputs]
         for n, z in enumerate(kept):
             seen_NHW[n] = resize(voxels_HWZ[:, :, z]) / scale
-    labels_NHW = None
+    labels_NHW = counts_ZK = None
     if scan.labels_XYZ is not None:
         labels_HWZ = frame.as_slices(scan.labels_XYZ)
         labels_NHW = resized_labels(labels_HWZ[:, :, kept.start : kept.stop], frame)
-    return ScanSlices(kept.start, images_NCHW, labels_NHW, quantiles, frame)
+        counts_ZK = class_counts(labels_HWZ, scan.class_count or int(scan.labels_XYZ.max()))
+    return ScanSlices(
+        first=kept.start,
+        images_NCHW=images_NCHW,
+        labels_NHW=labels_NHW,
+        quantiles=units.tops,
+        frame=frame,
+        depth=shape_XYZ[frame.axis],
+        lesion_voxels_ZK=counts_ZK,
+        voxels_below_zero=units.voxels_below_zero,
+    )
+
+
+def _axis_through(scan: Scan, axis: Axis) -> int:
+    shape_XYZ = scan.channels_XYZ[0].shape
+    through, single = slice_axis(axis, scan.affine), single_slice_axis(shape_XYZ)
+    if single not in (None, through):  # it would be cut into lines
+        raise ScanError(
+            f"shape {shape_XYZ}: a single slice across axis {single}",
+            expected=f"slices across axis {through}, as those of the other scans",
+            remedy=f"prepare such images into a store of their own, with --axis {single}",
+        )
+    return through
 
 
 def kept_slices(channels_HWZ: Sequence[np.ndarray], divisors: Sequence[float]) -> range:
@@ -117,6 +191,15 @@ def _values_of(label_HW: np.ndarray) -> np.ndarray:
     ignored_HW = label_HW == IGNORED
     last = int(label_HW[~ignored_HW].max(initial=0)) if ignored_HW.any() else int(label_HW.max())
     return np.array([*range(1, last + 1), *([IGNORED] if ignored_HW.any() else [])])
+
+
+def class_counts(labels_HWZ: np.ndarray, classes: int) -> np.ndarray:
+    """int64 (Z, classes): the voxels of each class in each slice."""
+    counts_ZK = np.zeros((labels_HWZ.shape[2], classes), np.int64)
+    for z in np.flatnonzero(labels_HWZ.any(axis=(0, 1))):
+        counts = np.bincount(labels_HWZ[:, :, z].ravel(order="K"), minlength=classes + 1)
+        counts_ZK[z] = counts[1 : classes + 1]
+    return counts_ZK
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,14 +1,18 @@
 """What a store is made with: what is asked for, what is there already, what suits the scans."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from fewscan.storage.catalog import Catalog, ScanFiles
 from fewscan.storage.errors import ScanError, StoreError, StudyError
-from fewscan.storage.geometry import Axis, slice_axis, thickest_axis
+from fewscan.storage.geometry import Axis, Turn, orientation, slice_axis, usual_axis
 from fewscan.storage.images import grid_of
 from fewscan.storage.intensity import Normalisation
 from fewscan.storage.labels import require_classes
@@ -26,7 +30,7 @@ def settled_parameters(
 ) -> Parameters:
     """The parameters of the store, which must be those asked for. Raises `StoreError`."""
     try:
-        present = _present_parameters(folder)
+        present = _oriented(_present_parameters(folder), folder, catalog)
     except FileNotFoundError:
         return _new_parameters(folder, catalog, size, axis, normalisation)
     wanted = {
@@ -69,10 +73,13 @@ def _new_parameters(
     normalisation: Normalisation | None,
 ) -> Parameters:
     grids = [grid for files in catalog.scans if (grid := _grid_of(files))]
+    towards = _orientation_if_mixed(grids)
+    grids = [_turned(grid, towards) for grid in grids]
+    shapes_XYZ = [grid.shape for grid in grids]
     if axis is None:
         axis = catalog.axis
     if axis is None:
-        axis = thickest_axis([grid.spacing_mm for grid in grids])
+        axis = usual_axis(shapes_XYZ, [grid.spacing_mm for grid in grids])
     depth = max((grid.shape[slice_axis(axis, grid.affine)] for grid in grids), default=1)
     normalisation = normalisation or catalog.normalisation
     require_classes(catalog.classes, catalog.lesion, catalog.regions, folder.path)
@@ -87,6 +94,7 @@ def _new_parameters(
         lesion=() if set(catalog.lesion) == set(catalog.classes) else catalog.lesion,
         regions=tuple(it for it in catalog.regions if it[1] != (it[0],)),
         ignored=_has_ignored(catalog),
+        orientation=towards,
     )
 
 
@@ -97,6 +105,51 @@ def _grid_of(files: ScanFiles) -> Grid | None:
     except ScanError:
         return None
     return grid if len(grid.shape) == 3 else None
+
+
+def _orientation_if_mixed(grids: Sequence[Grid]) -> str:
+    """The most frequent orientation, of equal ones the first; "" if all have the same, or none."""
+    known = Counter(orientation(grid.affine) for grid in grids if grid.has_orientation)
+    if not known or known.total() == len(grids) == known.most_common(1)[0][1]:
+        return ""
+    return known.most_common(1)[0][0]
+
+
+def _turned(grid: Grid, towards: str) -> Grid:
+    if not (towards and grid.has_orientation):
+        return grid
+    turn = Turn.between(orientation(grid.affine), towards)
+    affine = turn.affine(grid.affine, grid.shape)
+    return replace(grid, shape=turn.shape(grid.shape), affine=affine)
+
+
+def _oriented(present: Parameters, folder: StoreFolder, catalog: Catalog) -> Parameters:
+    """The same, with the orientation of the scans in the store if new ones have another.
+
+    It is not noted where all had the same; it is where scans are turned to it.
+    """
+    if present.orientation:
+        return present
+    affines = _affines_in(folder)
+    grids = [
+        grid
+        for files in catalog.scans
+        if files.id not in affines and (grid := _grid_of(files)) and grid.has_orientation
+    ]
+    found = Counter(orientation(np.array(affine)) for affine in affines.values())
+    if not grids or not found:
+        return present
+    usual = found.most_common(1)[0][0]
+    others = any(orientation(grid.affine) != usual for grid in grids)
+    return replace(present, orientation=usual) if others else present
+
+
+def _affines_in(folder: StoreFolder) -> dict[str, Any]:
+    """The affine of each subject that is in the store, finished or not."""
+    if folder.manifest.exists():
+        return {i: s.affine for i, s in Manifest.read(folder.manifest).subjects.items()}
+    records = (json.loads(path.read_bytes()) for path in folder.records.glob("*.json"))
+    return {record["id"]: record["affine"] for record in records}
 
 
 def settled_split(

@@ -18,7 +18,8 @@ def ct(padding: int = -1024, seed: int = 0) -> np.ndarray:
 
 def test_ct_is_clipped_to_the_percentiles_of_what_is_not_padding() -> None:
     image = ct()
-    (result,), divisors, tops = normalised([image], "percentiles")
+    found = normalised([image], "percentiles")
+    (result,), divisors, tops = found.channels_XYZ, found.divisors, found.tops
     inside = image[image != -1024].astype(float)
     low, high = np.quantile(inside, [0.005, 0.995])
     assert divisors == (1.0,)
@@ -30,8 +31,8 @@ def test_ct_is_clipped_to_the_percentiles_of_what_is_not_padding() -> None:
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.float64])
 def test_every_type_gives_the_same(dtype: type) -> None:
-    (expected,), _, _ = normalised([ct().astype(np.float64)], "percentiles")
-    (result,), _, _ = normalised([np.asfortranarray(ct().astype(dtype))], "percentiles")
+    (expected,) = normalised([ct().astype(np.float64)], "percentiles").channels_XYZ
+    (result,) = normalised([np.asfortranarray(ct().astype(dtype))], "percentiles").channels_XYZ
     np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
@@ -39,7 +40,7 @@ def test_background_stays_zero_in_an_image_that_was_shifted() -> None:
     """Skull-stripped and z-scored: the brain is on both sides of the background's 0."""
     image = np.zeros((10, 10, 6), np.float32)
     image[2:8, 2:8] = np.random.default_rng(1).standard_normal((6, 6, 6))
-    (result,), _, _ = normalised([image], "percentiles")
+    (result,) = normalised([image], "percentiles").channels_XYZ
     assert not result[image == 0].any()
     assert result[image > 0].mean() > result[image < 0].mean() > 0
 
@@ -55,14 +56,15 @@ def test_background_is_what_all_corners_share() -> None:
 
 
 def test_units_do_not_matter() -> None:
-    (one,), _, _ = normalised([ct()], "percentiles")
-    (other,), _, _ = normalised([ct().astype(float) * 3 + 500], "percentiles")
+    (one,) = normalised([ct()], "percentiles").channels_XYZ
+    (other,) = normalised([ct().astype(float) * 3 + 500], "percentiles").channels_XYZ
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_the_published_rule_leaves_the_voxels_and_says_what_to_divide_by() -> None:
     image = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
-    (result,), divisors, tops = normalised([image], "quantile")
+    found = normalised([image], "quantile")
+    (result,), divisors, tops = found.channels_XYZ, found.divisors, found.tops
     assert result is image
     assert divisors == tops == (np.quantile(image[image > 0].astype(float), 0.99),)
 

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from fake_scans import AFFINE, write_subject, write_subjects
 
-from fewscan.storage import atomic
+from fewscan.storage import atomic, prepare_scan
 from fewscan.storage.check import check
 from fewscan.storage.errors import DiskFullError, FewscanError, ScanError, StoreError
 from fewscan.storage.find import find_scans
-from fewscan.storage.manifest import Manifest, StoreFolder
+from fewscan.storage.manifest import Manifest, Parameters, StoreFolder
 from fewscan.storage.nifti import read_nifti, write_nifti
 from fewscan.storage.prepare import prepare
+from fewscan.storage.prepare_scan import ScanToPrepare, killed_at
 from fewscan.storage.preprocess import preprocess
 from fewscan.storage.scans import read_scan
 from fewscan.storage.slices import SliceStore
@@ -217,16 +218,74 @@ def members_of_session(session: int) -> list[int]:
     return members
 
 
-def test_a_worker_that_dies_is_named_and_the_rest_is_kept(scans: Path, tmp_path: Path) -> None:
-    def die(*_: object) -> None:
-        worker = multiprocessing.active_children()[0]
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGKILL)
+def test_a_worker_that_dies_costs_nothing(scans: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    killed: list[int] = []
 
-    with pytest.raises(FewscanError, match="worker process was killed"):
-        prepare(scans, tmp_path / "s", SIZE, workers=2, progress=die)
-    assert 1 <= len(list((tmp_path / "s.partial" / "records").iterdir())) <= 6
-    assert prepare(scans, tmp_path / "s", SIZE, workers=1).subjects == 6
+    def die(*_: object) -> None:
+        workers = multiprocessing.active_children()
+        if workers and not killed:
+            killed.append(workers[0].pid or 0)
+            os.kill(killed[0], signal.SIGKILL)
+
+    prepare(scans, tmp_path / "s", SIZE, workers=2, progress=die)
+    assert killed
+    assert files_of(tmp_path / "s") == files_of(uninterrupted)
+
+
+def test_a_scan_that_kills_its_worker_is_named(scans: Path, tmp_path: Path) -> None:
+    files = find_scans(scans).scans[2]
+    parameters = Parameters(1, SIZE, 10, ("a", "b", "c", "d"), ("e", "f", "g"))
+    work = ScanToPrepare(files, scans, 0, StoreFolder(tmp_path), parameters)
+    id_, error = killed_at(work, FewscanError("killed", remedy="fewer workers"))
+    assert id_ == files.id
+    assert (error.found, error.remedy) == ("killed", "fewer workers")
+    assert error.where == str(files.channel_files[0])
+
+
+@pytest.mark.parametrize("module", ["read_scan", "preprocess"])
+def test_whatever_is_raised_is_told_with_its_scan(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    plain = getattr(prepare_scan, module)
+    seen: list[int] = []
+
+    def strange_once(*arguments: object) -> object:
+        seen.append(1)
+        if len(seen) == 3:
+            raise LookupError("a case that nobody thought of " * 100)
+        return plain(*arguments)
+
+    monkeypatch.setattr(prepare_scan, module, strange_once)
+    report = prepare(scans, tmp_path / "s", SIZE, workers=1)
+    assert report.subjects == 5
+    ((subject, reason),) = report.skipped
+    assert subject == "BraTS2021_00002"
+    assert "BraTS2021_00002_flair.nii.gz" in reason
+    assert "LookupError" in reason
+    assert len(reason) < 1000
+
+
+def test_not_enough_memory_for_a_scan(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(files: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(prepare_scan, "read_scan", too_large)
+    with pytest.raises(ScanError, match=r"(\n.*not enough memory.*){5}") as caught:
+        prepare(scans, tmp_path / "s", SIZE, workers=1)
+    assert "fewer workers" in str(caught.value)
+
+
+def test_an_id_that_is_too_long_for_a_file_name(scans: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    shutil.copytree(scans, folder)
+    write_subject(folder, "x" * 190 + "é" * 6)
+    report = prepare(folder, tmp_path / "s", SIZE, workers=1)
+    assert report.subjects == 6
+    assert "an id of 202 bytes" in report.skipped[0][1]
+    write_subject(folder, "y" * 200, seed=77)
+    assert prepare(folder, tmp_path / "s", SIZE, workers=1).subjects == 7
 
 
 @pytest.mark.parametrize("file", [0, 1, 5, 19, 22])
