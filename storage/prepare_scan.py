@@ -115,7 +115,7 @@ def _subject(
     x, y, z = scan.channels_XYZ[0].shape
     label_file = work.files.label_file
     files = (*work.files.channel_files, *([label_file] if label_file else []))
-    volumes_mm3 = [0.0 for _ in classes]
+    volumes_mm3, meaning = [0.0 for _ in classes], work.parameters.meaning
     if slices.lesion_voxels_ZK is not None:
         volumes_mm3 = [n * voxel_mm3 for n in slices.lesion_voxels_ZK.sum(axis=0).tolist()]
     return Subject(
@@ -136,4 +136,7 @@ def _subject(
         patient=work.files.patient,
         marks=marks,
         labelled=label_file is not None,
+        hidden_lesions=slices.faded(meaning.lesion_values),
+        dropped_lesion_slices=slices.losses(meaning.lesion_values).lesion_slices,
+        notes=tuple(scan.assumed.sentences()),
     )

@@ -72,6 +72,18 @@ class ScanSlices:
         kept = slice(self.first, self.first + len(self.images_NCHW))
         return None if counts_ZK is None else counts_ZK[kept]
 
+    def faded(self, lesion: Sequence[int]) -> tuple[int, ...]:
+        """Indices of the kept slices whose lesions in the file no pixel shows here."""
+        return tuple(self.first + int(n) for n in np.flatnonzero(self._is_faded_N(lesion)))
+
+    def _is_faded_N(self, lesion: Sequence[int]) -> np.ndarray:
+        counts_NK = self.lesion_voxels_NK
+        if counts_NK is None or self.labels_NHW is None:
+            return np.zeros(len(self.images_NCHW), bool)
+        has_lesion_N = counts_NK[:, [k - 1 for k in lesion]].any(axis=1)
+        shown_N = np.isin(self.labels_NHW, list(lesion)).any(axis=(1, 2))
+        return np.asarray(has_lesion_N & ~shown_N)
+
     def losses(self, lesion: Sequence[int] = ()) -> Losses:
         """What of the scan is not in the kept slices.
 
@@ -83,7 +95,7 @@ class ScanSlices:
         values = lesion or range(1, self.lesion_voxels_ZK.shape[1] + 1)
         voxels_Z = self.lesion_voxels_ZK[:, [k - 1 for k in values]].sum(axis=1)
         voxels_N = voxels_Z[self.first : self.first + len(self.labels_NHW)]
-        faded_N = (voxels_N > 0) & ~np.isin(self.labels_NHW, list(values)).any(axis=(1, 2))
+        faded_N = self._is_faded_N(values)
         return Losses(
             slices=dropped,
             lesion_slices=int((voxels_Z > 0).sum() - (voxels_N > 0).sum()),
