@@ -40,6 +40,7 @@ from lab_study import LabStudy, design, results, run_alone
 from tiny import tiny_values
 
 from fewscan.slurm.folder import Folder
+from fewscan.slurm.scheduler import ENDING
 from fewscan.storage.errors import RunError
 from fewscan.storage.prepare import prepare
 from fewscan.storage.runs import HEARTBEAT_EVERY_S, RunFolder
@@ -62,6 +63,8 @@ LOST_S = 60.0
 ENDS_WITHIN_S = 600.0
 LEAVES_WITHIN_S = 60.0
 """From a study's end to that of its last process."""
+SLURM_ENDS_WITHIN_S = 180.0
+"""A job whose node has to be asked again, as after a restart of the controller, is ending so long."""
 LARGEST_LOSS_S = 60.0
 OVERLAP = 0.25
 """The share of disturbances that meet a study which has not recovered from the one before."""
@@ -394,8 +397,11 @@ class Monkey:
 
     def _count_leftovers(self, study: LabStudy) -> None:
         """What is there a minute after the end is left behind; it is removed for the next study."""
-        deadline = time.monotonic() + LEAVES_WITHIN_S
-        while (found := left_by(study)) and time.monotonic() < deadline:
+        ended = time.monotonic()
+        while found := left_by(study):
+            by_slurm = all(each.endswith(ENDING) for each in found)
+            if time.monotonic() > ended + (SLURM_ENDS_WITHIN_S if by_slurm else LEAVES_WITHIN_S):
+                break
             time.sleep(1)
         for each in found:
             self._fault(study, f"left behind: {each}")
