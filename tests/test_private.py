@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fewscan.experiments.devices import Devices
-from fewscan.experiments.residency import Mapped, Selection, keep
+from fewscan.experiments.residency import ChosenSlices, Mapped, keep
 from fewscan.storage.errors import NotWritableError
 from fewscan.storage.slices import SliceStore
 from fewscan.storage.system import node_folder
@@ -65,7 +65,7 @@ def test_slices_go_into_the_next_place_then(
 ) -> None:
     attack(tmp_path / "first")
     store = SliceStore.open(store_path)
-    selection = Selection(store, store.split.train[:1])
+    selection = ChosenSlices(store, store.split.train[:1])
     devices = Devices(node_folders=(tmp_path / "first", tmp_path / "second"), residency="auto")
     kept, said = keep(selection, devices)
     assert isinstance(kept, Mapped), said
