@@ -1,6 +1,7 @@
 """What listens during a sweep is what docs/security.md says, and nothing else."""
 
 import re
+import shutil
 from pathlib import Path
 
 from whole_sweep import WholeSweep
@@ -17,3 +18,9 @@ def said(command: str) -> set[tuple[str, str]]:
 
 def test_a_sweep(whole_sweep: WholeSweep) -> None:
     assert whole_sweep.listening == said("sweep")
+
+
+def test_ss_shows_the_same(whole_sweep: WholeSweep) -> None:
+    """It asks the kernel by another way than psutil. Where there is no `ss`, psutil is alone."""
+    if shutil.which("ss") is not None:
+        assert whole_sweep.listening_by_ss == said("sweep")

@@ -5,6 +5,7 @@ It starts where files lie that nobody may run, and is watched until its end.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -47,7 +48,9 @@ class WholeSweep:
     said: str
     """What the sweep printed."""
     listening: Listening = field(default_factory=set)
-    """During the sweep."""
+    """During the sweep, as psutil tells."""
+    listening_by_ss: Listening = field(default_factory=set)
+    """The same as `ss` tells, where there is one."""
     niceness: dict[int, int] = field(default_factory=dict)
     """Of the processes that execute runs, as last seen: process → the least of its threads."""
 
@@ -73,6 +76,7 @@ def sweep_own_data(tiny: dict[str, Any], folder: Path) -> WholeSweep:
             family = [psutil.Process(sweep.pid)]
             family += family[0].children(recursive=True)
             swept.listening |= listening(family)
+            swept.listening_by_ss |= listening_by_ss(family)
             swept.niceness |= niceness_of_runs(family)
             time.sleep(LOOK_EVERY_S)
     swept.said = (folder / "said.txt").read_text()
@@ -121,6 +125,24 @@ def listening(family: Sequence[psutil.Process]) -> Listening:
                     found.add((name_of(process), it.laddr.ip.removeprefix("::ffff:")))
         except psutil.Error:
             continue
+    return found
+
+
+def listening_by_ss(family: Sequence[psutil.Process]) -> Listening:
+    """The same from the lines of `ss`: "tcp LISTEN 0 128 127.0.0.1:80 *:* users:((…,pid=7,…"."""
+    if shutil.which("ss") is None:
+        return set()
+    names = {}
+    for process in family:
+        with suppress(psutil.Error):
+            names[process.pid] = name_of(process)
+    shown = subprocess.run(["ss", "-Hltunp"], capture_output=True, text=True, check=True).stdout
+    found = set()
+    for line in shown.splitlines():
+        address = line.split()[4].rpartition(":")[0].strip("[]").removeprefix("::ffff:")
+        for pid in map(int, re.findall(r"pid=(\d+)", line)):
+            if pid in names:
+                found.add((names[pid], "::" if address == "*" else address))
     return found
 
 
