@@ -126,9 +126,10 @@ def _regions(
 
 @command(
     "fewscan prepare BraTS2021_Training_Data brats2021.zarr",
+    "fewscan prepare Task03_Liver liver.zarr --lesion cancer --unlabelled",
     help=f"""Turn NIfTI scans into a Zarr store of slices.
 
-    SCANS is {registry.LAYOUTS}.
+    SCANS is {registry.LAYOUTS}. docs/data.md has an example of each.
 
     A scan that cannot be used is listed with its reason and does not stop the others; fix it and
     give the command again. Exits with 1 if there is such a scan.
@@ -169,6 +170,7 @@ def _regions(
 @click.option(
     "--labels",
     default="",
+    show_default=False,
     metavar="EDITION or VALUE=CLASS,…",
     help="What the values in label files mean, where the data set does not say it: "
     f"{', '.join(KEYS)}, or such as 1=tumour,2=cyst,255=ignore.",
@@ -268,11 +270,18 @@ def _patterns(
     help="Which files are this channel: a pattern of their names, or of their paths in FOLDER if "
     "there is a / in it. Repeatable.",
 )
-@click.option("--label", default="", metavar="PATTERN", help="Which files are segmentations.")
+@click.option(
+    "--label",
+    default="",
+    show_default=False,
+    metavar="PATTERN",
+    help="Which files are segmentations.",
+)
 @click.option(
     "--id",
     "id_pattern",
     default="",
+    show_default=False,
     metavar="REGEX",
     help="What a scan's id looks like in a file's path. Default: what * stands for in its name, "
     "else its folder.",
@@ -280,10 +289,17 @@ def _patterns(
 @click.option(
     "--patient",
     default="",
+    show_default=False,
     metavar="REGEX",
     help="Likewise the patient's id, where one has several scans. Default: as in BIDS and BraTS.",
 )
-@click.option("--labels", default="", metavar="VALUE=CLASS,…", help="What the label values mean.")
+@click.option(
+    "--labels",
+    default="",
+    show_default=False,
+    metavar="VALUE=CLASS,…",
+    help="What the label values mean.",
+)
 @click.option("--lesion", metavar="CLASS,…", callback=_names, help="The classes that are lesions.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
 def table(

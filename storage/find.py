@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fewscan.storage.catalog import Catalog, ScanFiles, Selection
-from fewscan.storage.conventions.convention import files_in, require_channels
+from fewscan.storage.conventions.convention import entries_of, files_in, require_channels
 from fewscan.storage.conventions.registry import CONVENTIONS, ENDINGS, EXPECTED, NAMES
 from fewscan.storage.errors import ScanError
 from fewscan.storage.labels import require_classes
@@ -29,6 +29,8 @@ def find_scans(folder: Path, selection: Selection = ALL_LABELLED) -> Catalog:
             expected="a folder of scans, or a table of them",
             remedy="check the path; for synthetic scans: fewscan phantom",
         )
+    if folder.is_dir():
+        entries_of(folder)
     for convention in CONVENTIONS:
         if convention.looks_like(folder):
             return _with_lesions(convention.find(folder, selection), selection, folder)

@@ -16,6 +16,7 @@ NOTES = {
     "benchmarks/README.md": "the table of ratios, and how to add one",
     "constraints.txt": "the versions that the tests run on",
     "docs/cluster.md": "for users of a Slurm cluster: study files, what happens when, troubles",
+    "docs/data.md": "which data is read: layout by layout, with the command; tables; labels",
     "docs/performance.md": "where the time goes, and how to read the numbers",
     "docs/reliability.md": "what a study on a cluster survives, tried at random",
     "docs/security.md": "what listens where, who gets in, what lies where",

@@ -107,6 +107,7 @@ _DEFAULT = {OLD.name: "brats-2021", NEW.name: "brats-2023", RADIOTHERAPY.name: "
 _POPULATION = re.compile(r"BraTS-[A-Za-z]")
 """how ids begin that say of which population the scan is"""
 
+_SCAN_FOLDER = re.compile(r"Bra[Tt][Ss].*\d")
 _FIRST_SCAN_2021 = re.compile(r"BraTS2021_(\d{5})")
 _TIME_POINT = re.compile(r"(BraTS-(?:[A-Za-z]+-)+\d+)-\d+")
 """ID of a patient, number of the scan, since BraTS 2023"""
@@ -252,6 +253,9 @@ def _walk(folder: Path) -> tuple[Groups, dict[str, ScanError], dict[str, str]]:
             unread = {id_: name for name in images if (id_ := _id_of_other_format(name))}
             strangers |= {id_: not_readable(place / name, NIFTI) for id_, name in unread.items()}
             unnamed += [name for name in images if name not in unread.values()]
+        elif names and not (parts or subfolders) and _SCAN_FOLDER.fullmatch(place.name):
+            found = f"no image in the folder of a scan ({names[0]}, ...)"
+            strangers[key] = ScanError(found, where=place, expected=Brats.expected)
         elif not (names or subfolders):
             strangers[key] = ScanError("an empty folder", where=place, expected=Brats.expected)
     left_out = files_left_out(others, "no images")

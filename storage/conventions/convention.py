@@ -233,11 +233,7 @@ def walk(
 
     def refuse(error: OSError) -> None:
         place = Path(error.filename or folder)
-        unreadable[_relative(place, folder)] = ScanError(
-            f"the folder cannot be read ({error.strerror})",
-            where=place,
-            remedy="ask its owner for permission to read and enter it",
-        )
+        unreadable[_relative(place, folder)] = _unreadable(place, error)
 
     for place, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
         status = os.stat(place)
@@ -253,6 +249,31 @@ def _relative(place: Path, folder: Path) -> str:
     return place.relative_to(folder).as_posix()
 
 
+def is_file(path: Path) -> bool:
+    """Whether it is a file, as far as one may look; no name, however strange, raises anything."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted; hidden things are left out. Raises `ScanError`."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> ScanError:
+    return ScanError(
+        f"the folder cannot be read ({error.strerror})",
+        where=folder,
+        expected="a folder that you may enter and list",
+        remedy="ask its owner for permission",
+    )
+
+
 def files_left_out(names: Sequence[str], why: str) -> dict[str, str]:
     """One line for files that are left out together."""
     if not names:
@@ -266,8 +287,8 @@ def files_in(paths: Sequence[Path], endings: tuple[str, ...]) -> list[Path]:
     """The files given, or those in the one folder given whose names end so; hidden ones are not."""
     if not paths[0].is_dir():
         return list(paths)
-    inside = sorted(p for p in paths[0].iterdir() if p.name[0] != "." and p.is_file())
-    return [path for path in inside if ends_with(path.name, endings)]
+    inside = [path for path in entries_of(paths[0]) if ends_with(path.name, endings)]
+    return [path for path in inside if not path.is_dir()]
 
 
 def require_one(ids: Sequence[str], where: Path) -> None:

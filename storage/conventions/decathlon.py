@@ -20,6 +20,7 @@ from fewscan.storage.conventions.convention import (
     ends_with,
     files_in,
     files_left_out,
+    is_file,
     is_image,
     not_readable,
     places_of,
@@ -110,7 +111,7 @@ class Decathlon(Convention):
         self, paths: Sequence[Path], channels: Sequence[str], classes: Sequence[str]
     ) -> ScanFiles | None:
         """The one scan, if its `dataset.json` is beside the file or a folder above."""
-        files = [path for path in files_in(paths, self.endings) if path.is_file()]
+        files = [path for path in files_in(paths, self.endings) if is_file(path)]
         described = [folder / DATASET for f in files[:1] for folder in f.absolute().parents[:2]]
         path = next((path for path in described if _is_first_version(path)), None)
         if path is None:
@@ -211,11 +212,11 @@ def _scan_files(
     scan_id = _stem(image)
     labels = description.labels
     files: dict[int | None, Path] = {None: path}
-    if not _is_file(path):
+    if not is_file(path):
         files = _a_file_a_channel(path, len(description.channels))
     label_file = folder / label if label else None
     missing = [] if files else [image]
-    missing += [label] if label and not _is_file(folder / label) else []
+    missing += [label] if label and not is_file(folder / label) else []
     if missing:
         raise ScanError(
             f"missing: {', '.join(missing)}"[:300],
@@ -260,26 +261,19 @@ def _of_files(
     )
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file system takes
-        return False
-
-
 def _a_file_a_channel(path: Path, count: int) -> dict[int | None, Path]:
     """CASE_0000.nii.gz, … instead of CASE.nii.gz, as nnU-Net v1 has them."""
     stem = _stem(path.name)
     ending = path.name[len(stem) :]
     found = {k: path.with_name(f"{stem}_{k:04d}{ending}") for k in range(count)}
-    return {k: file for k, file in found.items() if _is_file(file)}
+    return {k: file for k, file in found.items() if is_file(file)}
 
 
 def _id_and_channel(path: Path, count: int) -> tuple[str, int | None]:
     """The scan's id and the channel's number; None for a file that has all channels."""
     stem = _stem(path.name)
     base, _, number = stem.rpartition("_")
-    is_listed = _is_file(path.with_name(path.name.replace(stem, base))) or not base
+    is_listed = is_file(path.with_name(path.name.replace(stem, base))) or not base
     if len(number) == 4 and number.isdecimal() and int(number) < count and not is_listed:
         return base, int(number)
     return stem, None

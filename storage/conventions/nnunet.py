@@ -23,8 +23,10 @@ from fewscan.storage.conventions.convention import (
     chosen,
     class_names,
     ends_with,
+    entries_of,
     files_in,
     files_left_out,
+    is_file,
     is_image,
     not_readable,
     places_of,
@@ -83,7 +85,7 @@ class NnUNet(Convention):
 
     def looks_like(self, folder: Path) -> bool:
         """Whether there is a `dataset.json` in it."""
-        return (folder / DATASET).is_file()
+        return is_file(folder / DATASET)
 
     def find(self, folder: Path, selection: Selection) -> Catalog:
         """The cases of the raw data set in `folder`. Raises `ScanError`."""
@@ -147,7 +149,7 @@ class NnUNet(Convention):
 def _numbers_of(wanted: tuple[str, ...], files: Sequence[Path], where: Path) -> tuple[int, ...]:
     """The numbers of the model's channels: by the names in `dataset.json`, or all there are."""
     described = [folder / DATASET for path in files for folder in path.absolute().parents[:2]]
-    names = next((_channels_in(path) for path in described if path.is_file()), None)
+    names = next((_channels_in(path) for path in described if is_file(path)), None)
     if names is not None:
         return places_of(wanted, names, NAME, where)
     if not (len(files) == 1 and _is_picture(files[0])):
@@ -355,19 +357,20 @@ class _Files:
         if not folder.is_dir():
             expected = f"the folders {IMAGES} and {LABELS} beside {DATASET}"
             raise ScanError("no such folder", where=folder, expected=expected)
-        try:
-            files = sorted(p for p in folder.iterdir() if p.name[0] != "." and p.is_file())
-        except OSError as error:
-            remedy = "ask its owner for permission to read and enter it"
-            found = f"the folder cannot be read ({error.strerror})"
-            raise ScanError(found, where=folder, remedy=remedy) from error
+        entries = entries_of(folder)
+        for path in (path for path in entries if path.is_dir()):
+            self.left_out[f"{folder.name}/{path.name}"] = (
+                f"a folder; files of {folder.name} are read"
+            )
+        files = [path for path in entries if not path.is_dir()]
         self._others += [path.name for path in files if not is_image(path.name)]
         return [path for path in files if is_image(path.name)]
 
     def _no_name(self, path: Path, expected: str) -> ScanError:
-        if not ends_with(path.name, (self._ending,)):
+        if not ends_with(path.name, (self._ending, *NIFTI)):
             return not_readable(path, (self._ending,))
-        return ScanError("no known file name", where=path, expected=expected)
+        remedy = f"rename it, or correct file_ending in {DATASET}"
+        return ScanError("no known file name", where=path, expected=expected, remedy=remedy)
 
 
 def _compare_count(found: _Files, description: Description, folder: Path) -> None:

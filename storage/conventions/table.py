@@ -25,6 +25,7 @@ from fewscan.storage.conventions.convention import (
     Labels,
     chosen,
     ends_with,
+    is_file,
     is_image,
     not_readable,
     places_of,
@@ -93,7 +94,7 @@ class ScanTable(Convention):
 
     def looks_like(self, folder: Path) -> bool:
         """Whether it is a file, named as a table."""
-        return ends_with(folder.name, ENDINGS) and folder.is_file()
+        return ends_with(folder.name, ENDINGS) and is_file(folder)
 
     def find(self, folder: Path, selection: Selection) -> Catalog:
         """The scans of the table's rows; `folder` is its file. Raises `ScanError`."""
@@ -413,11 +414,7 @@ def _scan_files(row: Row, channels: Sequence[str], labels: Labels, path: Path) -
 def _file(cell: str, table: Path, where: str) -> Path:
     """The file that is meant, which must be there."""
     path = table.parent / Path(cell).expanduser()
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError):  # a name that no file system takes
-        is_file = False
-    if not is_file:
+    if not is_file(path):
         raise ScanError(
             f"missing: {cell[:200]}",
             where=where,

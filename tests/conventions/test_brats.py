@@ -246,7 +246,13 @@ def test_strange_folders_are_problems_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     write_nifti(tmp_path / "other" / "brain.nii.gz", np.ones((2, 2, 2)), AFFINE)
+    (tmp_path / "BraTS2021_00900").mkdir()
+    (tmp_path / "BraTS2021_00900" / "IM000001").write_bytes(b"DICOM without an ending")
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "readme.pdf").write_bytes(b"")
     problems = find_scans(tmp_path).problems
+    assert set(problems) == {"empty", "other", "BraTS2021_00900"}
+    assert "IM000001" in problems["BraTS2021_00900"].found
     assert problems["empty"].found == "an empty folder"
     assert "brain.nii.gz" in problems["other"].found
     assert "flair" in problems["other"].expected

@@ -200,6 +200,22 @@ def test_a_count_may_be_written_as_text(tmp_path: Path, count: Any) -> None:
     assert (catalog.problems, catalog.left_out) == ({}, {})
 
 
+def test_links_to_nowhere_and_folders_are_named(tmp_path: Path) -> None:
+    write_nnunet(tmp_path, 3)
+    for name in ("imagesTr/case_000_0000.nii.gz", "labelsTr/case_001.nii.gz"):
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to(tmp_path / "gone.nii.gz")
+    (tmp_path / "imagesTr" / "case_009").mkdir()
+    (tmp_path / "imagesTr" / "case_002.nii").write_bytes(b"")
+    catalog = find_scans(tmp_path)
+    assert "imagesTr/case_009" in catalog.left_out
+    assert "file_ending" in str(catalog.problems["case_002.nii"].remedy)
+    assert [scan.id for scan in catalog.scans] == ["case_000", "case_001", "case_002"]
+    for scan in catalog.scans[:2]:
+        with pytest.raises(ScanError, match="cannot be read"):
+            read_scan(scan)
+
+
 def test_a_count_that_is_wrong_is_worth_a_word_if_all_files_are_there(tmp_path: Path) -> None:
     write_nnunet(tmp_path, 2, numTraining="many")
     catalog = find_scans(tmp_path)
