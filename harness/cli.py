@@ -547,12 +547,17 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
 @command(
     "fewscan predict demo/study/runs/0123456789ab demo/scans/BraTS2021_00003 lesion.nii.gz",
     "fewscan predict models:/m-0123 imagesTs/case_07_*.nii.gz case_07.nii.gz --mirror",
-    help=f"""Segment a new scan with the model of RUN; OUT is on the scan's own grid.
+    "fewscan predict demo/study/runs/0123456789ab imagesTs segmentations",
+    help=f"""Segment new scans with the model of RUN; OUT is on the scan's own grid.
 
     RUN is the folder of a finished run (`fewscan plan STUDY` tells which is which) or an MLflow
-    model URI. SCAN is a folder, or the channels' files, with {registry.NAMES} names; files with
-    other names are taken in the order of the model's channels. OUT has the label values of the
-    scan's convention, or 1 for any lesion; of a pre-training it is the anomaly map.
+    model URI. SCAN is a folder, or the channels' files in the order of the model's channels; the
+    names of {registry.NAMES} tell the order as well. OUT has the label values of the scan's
+    convention, or 1 for any lesion; of a pre-training it is the anomaly map.
+
+    If OUT is a folder, or has no ending, SCAN is a folder or table of many scans, and OUT gets a
+    file ID.nii.gz for each. Given again, the command goes on with those that are missing. A scan
+    that cannot be used is listed at the end; then it exits with 1.
     """,
 )
 @click.argument("run")
@@ -562,7 +567,8 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
     "--probabilities",
     "maps_out",
     type=PATH,
-    help="Also write the probabilities (of each class, as one 4D file) or anomaly scores there.",
+    help="Also write the probabilities (of each class, as one 4D file) or anomaly scores there; a "
+    "folder if OUT is one.",
 )
 @click.option("--mirror", is_flag=True, help="Average over mirror images: four times the work.")
 @click.option(
@@ -582,19 +588,58 @@ def predict(
     device: str,
     overwrite: bool,
 ) -> None:
-    from fewscan.harness.predict import predict as predict_scan
-    from fewscan.harness.predict import require_writable, write_prediction
+    from fewscan.harness.predict import (
+        ScanPredictor,
+        is_folder,
+        require_writable,
+        write_prediction,
+    )
 
     if maps_out == out:
         raise click.UsageError("--probabilities needs a file of its own, not OUT")
+    if is_folder(out):
+        _predict_all(
+            lambda: ScanPredictor.load(run, mirror=mirror, threshold=threshold, device=device),
+            scan,
+            out,
+            maps_out,
+            overwrite,
+        )
+        return
     for path in filter(None, (out, maps_out)):
         require_writable(path, scan, overwrite)
-    found = predict_scan(run, scan, mirror=mirror, threshold=threshold, device=device)
+    loaded = ScanPredictor.load(run, mirror=mirror, threshold=threshold, device=device)
+    found = loaded.predict(scan)
     write_prediction(found, out, maps_out)
+    for sentence in found.assumed:
+        click.echo(f"note: {found.files.id}: {sentence}", err=True)
     what = [f"{name} {volume:.1f} ml" for name, volume in found.volumes_ml.items()]
     console.print(f"{out}: {', '.join(what) or 'anomaly map'}", soft_wrap=True)
     if maps_out:
         console.print(f"{maps_out}: {', '.join(found.map_names)}", soft_wrap=True)
+
+
+def _predict_all(
+    load: Callable[[], Any],
+    scans: tuple[Path, ...],
+    out: Path,
+    maps_out: Path | None,
+    overwrite: bool,
+) -> None:
+    from fewscan.harness.predict_all import predict_all
+    from fewscan.storage.account import named
+
+    if len(scans) > 1:
+        raise click.UsageError("with a folder as OUT, SCAN is one folder or table of scans")
+    with _bar("scans") as step:
+        report = predict_all(load(), scans[0], out, maps_out, overwrite=overwrite, progress=step)
+    there = f"; {len(report.there)} were there already" if report.there else ""
+    console.print(f"{out}: {len(report.written)} segmentations{there}", soft_wrap=True)
+    for sentence, ids in report.assumed.items():
+        click.echo(f"note: {named(ids)}: {sentence}", err=True)
+    for scan, problem in sorted(report.problems.items()):
+        click.echo(f"skipped {scan}: {problem}", err=True)
+    sys.exit(1 if report.problems else 0)
 
 
 def _show_report(studies: Any) -> None:

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewscan.experiments.devices import require_cuda
+from fewscan.experiments.predictor import Predictor
 from fewscan.harness.trained import Trained, load_trained
 from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.errors import ScanError
-from fewscan.storage.find import find_scan
+from fewscan.storage.find import IN_ORDER, find_scan
 from fewscan.storage.geometry import Frame, orientation
 from fewscan.storage.nifti import require_nifti_name, write_nifti_like
 from fewscan.storage.preprocess import ScanSlices, preprocess
@@ -34,14 +35,79 @@ class ScanPrediction:
     files: ScanFiles
     """what it was made from; the first channel's file has the grid and its header"""
     labels_XYZ: np.ndarray | None
-    """uint8: classes in the values of the scan's convention, or 1 for any lesion; None from a
-    pre-training, which knows no threshold"""
+    """classes in the values of the scan's convention, or 1 for any lesion, of the smallest unsigned
+    type that holds them; None from a pre-training, which knows no threshold"""
     maps_XYZK: np.ndarray
     """float32: the probability of each class or of any lesion, or the anomaly score"""
     map_names: tuple[str, ...]
     """of the maps: the classes, "lesion" or "anomaly" """
     volumes_ml: dict[str, float]
     """of each class, or of the lesion"""
+    assumed: tuple[str, ...]
+    """what had to be assumed or was turned, as sentences; nothing if all is as usual"""
+
+
+@dataclass(frozen=True, eq=False)
+class ScanPredictor:
+    """The model of a finished run, loaded once, for any number of scans."""
+
+    trained: Trained
+    predictor: Predictor
+    """on its device"""
+    threshold: float | None
+    """of a model without classes; None as well for a pre-training that makes maps alone"""
+
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        mirror: bool = False,
+        threshold: float | None = None,
+        device: str = "cpu",
+    ) -> "ScanPredictor":
+        """Load it; the arguments are those of `predict`.
+
+        Raises `RunError`, `TrackingError` or `DeviceError`.
+        """
+        if device.startswith("cuda"):
+            require_cuda()
+        trained = load_trained(run)
+        threshold = trained.threshold_or(threshold)
+        return cls(trained, replace(trained.predictor, mirror=mirror).to(device), threshold)
+
+    def predict(self, scan: str | Path | Sequence[str | Path]) -> ScanPrediction:
+        """What the model says of a scan, a folder or files (see `find_scan`).
+
+        Raises `ScanError`.
+        """
+        paths = [scan] if isinstance(scan, (str, Path)) else scan
+        made = self.trained.slices
+        return self.of(find_scan([Path(path) for path in paths], made.channels, made.classes))
+
+    def of(self, files: ScanFiles) -> ScanPrediction:
+        """The same of a scan whose files are known. Raises `ScanError`."""
+        trained, made = self.trained, self.trained.slices
+        with told_of_scan(files):
+            original = read_scan(files)
+            turn = original.turn_to(_orientation(trained, original))
+            turned = original.turned(turn)
+            slices = preprocess(turned, made.slice_size, made.axis, made.normalisation)
+        depth = turned.channels_XYZ[0].shape[slices.frame.axis]
+        maps = self.predictor.in_batches(torch.from_numpy(slices.images_NCHW))
+        volumes = _volumes(trained, slices, depth, maps, self.threshold)
+        maps_XYZK, classes_XYZ = (turn.back(slices.frame.as_volume(volume)) for volume in volumes)
+        assumed = _assumed(files, turned, made.channels)
+        if not self.predictor.has_classes and self.threshold is None:
+            return ScanPrediction(files, None, maps_XYZK, trained.map_names, {}, assumed)
+        values = np.array([0, *(files.label_values if self.predictor.has_classes else (1,))])
+        labels_XYZ = values.astype(np.min_scalar_type(values.max()))[classes_XYZ]
+        voxel_ml = abs(float(np.linalg.det(original.affine[:3, :3]))) / 1000
+        volumes_ml: dict[str, float] = {
+            name: np.count_nonzero(classes_XYZ == k) * voxel_ml
+            for k, name in enumerate(trained.mask_names, start=1)
+        }
+        return ScanPrediction(files, labels_XYZ, maps_XYZK, trained.map_names, volumes_ml, assumed)
 
 
 def predict(
@@ -61,34 +127,8 @@ def predict(
     A scan that is stored in another orientation than those of the training is turned first, and the
     prediction turned back. Raises `RunError`, `TrackingError`, `ScanError` or `DeviceError`.
     """
-    if device.startswith("cuda"):
-        require_cuda()
-    trained = load_trained(run)
-    threshold = trained.threshold_or(threshold)
-    paths = [scan] if isinstance(scan, (str, Path)) else scan
-    files = find_scan(
-        [Path(path) for path in paths], trained.slices.channels, trained.slices.classes
-    )
-    made = trained.slices
-    with told_of_scan(files):
-        original = read_scan(files)
-        turn = original.turn_to(_orientation(trained, original))
-        turned = original.turned(turn)
-        slices = preprocess(turned, made.slice_size, made.axis, made.normalisation)
-    depth = turned.channels_XYZ[0].shape[slices.frame.axis]
-    predictor = replace(trained.predictor, mirror=mirror).to(device)
-    maps = predictor.in_batches(torch.from_numpy(slices.images_NCHW))
-    volumes = _volumes(trained, slices, depth, maps, threshold)
-    maps_XYZK, classes_XYZ = (turn.back(slices.frame.as_volume(volume)) for volume in volumes)
-    if not predictor.has_classes and threshold is None:
-        return ScanPrediction(files, None, maps_XYZK, trained.map_names, {})
-    values = np.array([0, *(files.label_values if predictor.has_classes else (1,))], np.uint8)
-    voxel_ml = abs(float(np.linalg.det(original.affine[:3, :3]))) / 1000
-    volumes_ml: dict[str, float] = {
-        name: np.count_nonzero(classes_XYZ == k) * voxel_ml
-        for k, name in enumerate(trained.mask_names, start=1)
-    }
-    return ScanPrediction(files, values[classes_XYZ], maps_XYZK, trained.map_names, volumes_ml)
+    loaded = ScanPredictor.load(run, mirror=mirror, threshold=threshold, device=device)
+    return loaded.predict(scan)
 
 
 def on_the_scan(maps_NKHW: Tensor, frame: Frame) -> Tensor:
@@ -97,6 +137,11 @@ def on_the_scan(maps_NKHW: Tensor, frame: Frame) -> Tensor:
     if frame.inner_HW == frame.shape_HW:
         return inner_NKHW
     return F.interpolate(inner_NKHW, frame.shape_HW, mode="bilinear", align_corners=False)
+
+
+def is_folder(out: Path) -> bool:
+    """Whether `out` is meant as a folder for many segmentations: it is one, or has no ending."""
+    return out.is_dir() or not (out.exists() or out.suffix)
 
 
 def require_writable(path: Path, scan: Sequence[Path], overwrite: bool) -> None:
@@ -140,6 +185,15 @@ def _orientation(trained: Trained, scan: Scan) -> str:
     own = orientation(scan.affine)
     known = trained.slices.orientations
     return own if own in known else known[0]
+
+
+def _assumed(files: ScanFiles, turned: Scan, channels: Sequence[str]) -> tuple[str, ...]:
+    said = turned.assumed.sentences()
+    if files.naming == IN_ORDER and len(channels) > 1:
+        pairs = zip(channels, files.channel_files, strict=True)
+        order = ", ".join(f"{name} {path.name}" for name, path in pairs)
+        said.append(f"files taken in the order given: {order}")
+    return tuple(said)
 
 
 def _volumes(

@@ -3,6 +3,8 @@
 What names mean is known by the conventions alone (`conventions`); here they are asked in turn.
 """
 
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,8 @@ from fewscan.storage.errors import ScanError
 from fewscan.storage.labels import require_classes
 
 ALL_LABELLED = Selection()
+IN_ORDER = "files"
+"""`ScanFiles.naming` of files whose names are of no convention"""
 
 
 def find_scans(folder: Path, selection: Selection = ALL_LABELLED) -> Catalog:
@@ -62,8 +66,9 @@ def _with_lesions(catalog: Catalog, selection: Selection, folder: Path) -> Catal
 def find_scan(paths: Sequence[Path], channels: Sequence[str], classes: Sequence[str]) -> ScanFiles:
     """The files of the one scan in `paths`, a folder or files, for a model of these channels.
 
-    Files with names of no convention, given one by one, are taken in the order given; one file for
-    several channels has them along its fourth axis. Their label values are 1, 2, …. A segmentation
+    Files given one by one, as many as there are channels, are the channels in the order given,
+    unless the names of all say another order by a convention; one file for several channels has
+    them along its fourth axis. Their label values are 1, 2, … if names do not tell. A segmentation
     beside the channels is not looked at.
 
     Raises `ScanError` if files are missing, belong to several scans, or are of other channels.
@@ -73,10 +78,16 @@ def find_scan(paths: Sequence[Path], channels: Sequence[str], classes: Sequence[
             found = "a folder among files" if path.exists() else "no such file or folder"
             expected = "the folder of one scan, or its channels' files"
             raise ScanError(found, where=path, expected=expected)
-    for convention in CONVENTIONS:
-        scan = convention.find_one(paths, channels, classes)
-        if scan is not None:
-            return scan
+    as_many = not paths[0].is_dir() and len(paths) == len(channels)
+    try:
+        scans = (convention.find_one(paths, channels, classes) for convention in CONVENTIONS)
+        named = next((scan for scan in scans if scan is not None), None)
+    except ScanError:
+        if not as_many:
+            raise
+        named = None  # names that only look like a convention's
+    if named is not None and (not as_many or set(named.channel_files) == set(paths)):
+        return named
     if paths[0].is_dir():
         raise ScanError(
             f"no file name of {NAMES} among {len(files_in(paths, ENDINGS))} images",
@@ -85,10 +96,60 @@ def find_scan(paths: Sequence[Path], channels: Sequence[str], classes: Sequence[
             remedy="give the channels' files one by one, in this order",
         )
     values = tuple(range(1, len(classes) + 1))
-    scan_id = paths[0].name.partition(".")[0]
+    scan_id = _stem(paths[0])
     if len(paths) == 1 < len(channels):
         count = len(channels)
         files, volumes = tuple(paths) * count, tuple(range(count))
         return ScanFiles(scan_id, "one file", files, None, values, volumes=volumes)
     require_channels(["unnamed"] * len(paths), channels, "files", paths[0], by_name=False)
-    return ScanFiles(scan_id, "files", tuple(paths), None, values)
+    return ScanFiles(scan_id, IN_ORDER, tuple(paths), None, values)
+
+
+def find_new_scans(place: Path, channels: Sequence[str], classes: Sequence[str]) -> Catalog:
+    """All scans in a folder or table, labelled or not, for a model of these channels and classes.
+
+    The folder may be a data set, or hold images alone: with nnU-Net's CASE_0000 names, or any names
+    if the model has one channel. Label values are those of a data set with the model's classes,
+    else 1, 2, …. What cannot be used is among the problems.
+
+    Raises `ScanError` if there is nothing, or the data set has other channels.
+    """
+    images = files_in([place], ENDINGS) if place.is_dir() else []
+    if images and not any(convention.looks_like(place) for convention in CONVENTIONS):
+        return _loose_scans(images, channels, classes)
+    catalog = find_scans(place, Selection(unlabelled=True))
+    if catalog.channels != tuple(channels):
+        catalog = find_scans(place, Selection(unlabelled=True, channels=tuple(channels)))
+    values = tuple(range(1, len(classes) + 1))
+    same = catalog.classes == tuple(classes)
+    scans = [
+        files if same and min(files.label_values) > 0 else replace(files, label_values=values)
+        for files in catalog.scans
+    ]
+    return replace(catalog, scans=tuple(replace(files, label_file=None) for files in scans))
+
+
+def _loose_scans(
+    images: Sequence[Path], channels: Sequence[str], classes: Sequence[str]
+) -> Catalog:
+    """The scans that images of no data set are; a scan is a file, or what shares a case's name."""
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for path in images:
+        stem = _stem(path)
+        numbered = re.fullmatch(r"(.+)_\d{4}", stem)
+        alone = len(channels) == 1 and not stem.endswith("_0000")
+        groups[numbered[1] if numbered and not alone else stem].append(path)
+    scans, problems = [], {}
+    for case, paths in sorted(groups.items()):
+        try:
+            scans.append(replace(find_scan(paths, channels, classes), id=case))
+        except ScanError as error:
+            problems[case] = error
+    return Catalog(tuple(channels), tuple(classes), tuple(scans), problems, None, "percentiles")
+
+
+def _stem(path: Path) -> str:
+    """The file's name without the ending of an image."""
+    endings = sorted(ENDINGS, key=len, reverse=True)
+    found = next((e for e in endings if path.name.lower().endswith(e)), path.suffix)
+    return path.name[: len(path.name) - len(found)]

@@ -156,7 +156,9 @@ def require_nifti_name(path: Path) -> None:
     """Raise `ScanError` unless `path` ends like a NIfTI file."""
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ScanError(
-            f"the name {path.name!r}", where=path, expected=".nii or .nii.gz at its end"
+            f"the name {path.name!r}",
+            where=path,
+            expected=".nii or .nii.gz at its end; or a folder, for many scans",
         )
 
 

@@ -144,7 +144,7 @@ def told_of_scan(files: ScanFiles) -> Iterator[None]:
     except Exception as error:
         logging.getLogger(__name__).debug("%s cannot be used", files.id, exc_info=True)
         raise ScanError(
-            f"{type(error).__name__} while it was read: {str(error)[:200]}",
+            f"{type(error).__name__} at this scan: {str(error)[:200]}",
             where=where,
             expected="a scan that can be read",
             remedy="look at its files with another program; FEWSCAN_LOG=DEBUG shows more",
