@@ -64,7 +64,7 @@ ENDS_WITHIN_S = 600.0
 LEAVES_WITHIN_S = 60.0
 """From a study's end to that of its last process."""
 SLURM_ENDS_WITHIN_S = 180.0
-"""A job is ending so long if its node has to be asked again, as after the controller was started."""
+"""A job ends for so long if its node has to be asked again, the controller being started anew."""
 LARGEST_LOSS_S = 60.0
 OVERLAP = 0.25
 """The share of disturbances that meet a study which has not recovered from the one before."""
