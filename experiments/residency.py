@@ -16,7 +16,6 @@ from fewscan.experiments.devices import Devices
 from fewscan.experiments.schemes.scheme import SliceTable
 from fewscan.experiments.to_device import sent
 from fewscan.storage.errors import DeviceError
-from fewscan.storage.geometry import slice_axis
 from fewscan.storage.labels import PretrainSlices
 from fewscan.storage.shared_slices import SHARE_OF_FREE, SharedSlices
 from fewscan.storage.slices import SliceStore
@@ -62,7 +61,8 @@ class ChosenSlices:
         """What is known of the slices without reading them."""
         stream, size = self.stream, self.store.size
         scans_N, positions_N = stream.subjects_N[self.indices_N], stream.positions_N[self.indices_N]
-        counts = [_slices_of_scan(self.store, subject) for subject in stream.ids]
+        store = self.store
+        counts = [store.slices_of(store.subjects[subject]) for subject in stream.ids]
         last_N = np.maximum(np.array(counts, np.int64)[scans_N] - 1, 1)
         return SliceTable(len(self.store.channels), (size, size), scans_N, positions_N / last_N)
 
@@ -77,12 +77,6 @@ class ChosenSlices:
         )
         labels = torch.empty((count, *plane), dtype=torch.uint8, device=device, pin_memory=pinned)
         return images, labels
-
-
-def _slices_of_scan(store: SliceStore, subject: str) -> int:
-    """The kept ones and the others."""
-    found = store.subjects[subject]
-    return found.shape_XYZ[slice_axis(store.manifest.parameters.axis, np.array(found.affine))]
 
 
 class Kept(Protocol):

@@ -1,9 +1,12 @@
 """A sweep as the driver of an elastic cluster: launch it, say how many workers it can use."""
 
 import math
+import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -18,6 +21,8 @@ from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import OVER, StudyFolder
 
+OF_ONE_MACHINE = (Path("/dev/shm"), Path("/run"))
+"""What lies in here no other machine can see, however a cluster is made."""
 START_UP_S = 30
 """From the start of a run's process to its first step: imports, slices, a compiled step."""
 
@@ -25,8 +30,9 @@ START_UP_S = 30
 def launch_sweep(plan: Plan) -> str:
     """Submit the head's job, which sweeps the study; returns its id at once.
 
-    Raises `StudyError` if the study says nothing about Slurm, `ClusterError` if Slurm refuses,
-    `NotWritableError` or `DiskFullError` if the study's folder cannot be written.
+    Raises `StudyError` if the study says nothing about Slurm or something lies where no other
+    machine can see it, `ClusterError` if Slurm refuses, `NotWritableError` or `DiskFullError` if
+    the study's folder cannot be written.
     """
     settings = plan.study.slurm
     if settings is None:
@@ -37,12 +43,39 @@ def launch_sweep(plan: Plan) -> str:
             remedy='for example: --set "slurm={partition: gpu, gpus: 1, max_workers: 8}"',
         )
     require_fit(plan.study, settings)
+    require_seen_by_nodes(plan)
     settings = with_room_to_start(plan.study, settings)
     folder = plan.folder
     folder.prepare()
     write_bytes(folder.study, dump_study(plan.study).encode())
     driver = [sys.executable, "-P", "-m", "fewscan.harness.cli", "sweep", str(folder.study)]
     return launch(driver, folder.cluster, settings)
+
+
+def require_seen_by_nodes(plan: Plan) -> None:
+    """Refuse what lies in this machine's memory, or is gone. Raises `StudyError`.
+
+    Whether nodes see the rest, `fewscan doctor` finds out by looking from one.
+    """
+    here = Path(os.environ.get("PWD", "/"))
+    with suppress(FileNotFoundError):
+        here = Path.cwd()
+    places = {"the directory of the launch": here, "the study's folder": plan.folder.path}
+    places |= {f"the store {store.path.name}": store.path for store in plan.all_stores}
+    for what, path in places.items():
+        if what.endswith("launch") and not path.is_dir():
+            found = "is gone"
+        elif any(path.resolve().is_relative_to(own) for own in OF_ONE_MACHINE):
+            found = "is in this machine's memory"
+        else:
+            continue
+        raise StudyError(
+            f"{what} {found}",
+            where=path,
+            expected="a place on a disk that all nodes share",
+            remedy="move it to the cluster's shared disk, and launch from there; "
+            "`fewscan doctor STUDY` looks from a node",
+        )
 
 
 def workers_wanted(status: StudyStatus) -> int:

@@ -103,6 +103,11 @@ class Plan:
         store = run.store or self.store
         return RunRecord(run.spec, self.study.name, run.name, slice_format(store), store.path)
 
+    @property
+    def all_stores(self) -> tuple[SliceStore, ...]:
+        """The study's, and those that pre-trainings learn from."""
+        return tuple(dict.fromkeys((self.store, *self.stores.values())))
+
     def store_of(self, pretraining: str) -> SliceStore:
         """The store that a pre-training learns from."""
         return self.stores.get(pretraining, self.store)

@@ -18,6 +18,7 @@ def account(store: SliceStore) -> tuple[str, ...]:
     """A line for each kind of loss and each assumption; none if there was none."""
     subjects = list(store.subjects.values())
     parts: tuple[Callable[[SliceStore, Sequence[Subject]], Iterable[str]], ...] = (
+        _empty,
         _unlabelled,
         _lost_lesions,
         _without_lesion,
@@ -46,6 +47,13 @@ def _unlabelled(store: SliceStore, subjects: Sequence[Subject]) -> Iterator[str]
         usable = count
     kept = f"; {count - usable} of them are of patients who are validated or tested, and not used"
     yield f"unlabelled: {count} scans, for pre-training alone{kept if usable < count else ''}"
+
+
+def _empty(store: SliceStore, subjects: Sequence[Subject]) -> Iterator[str]:
+    count = sum(store.slices_of(it) for it in subjects)
+    kept = sum(len(it.positions) for it in subjects)
+    if kept < count:
+        yield f"slices: {kept} of {count} are kept; in the others there is nothing"
 
 
 def _lost_lesions(store: SliceStore, subjects: Sequence[Subject]) -> Iterator[str]:

@@ -144,6 +144,11 @@ class SliceStore:
         frame = Frame.of(found.shape_XYZ, found.spacing_mm, axis, parameters.size)
         return frame.spacing_mm(found.spacing_mm)
 
+    def slices_of(self, subject: Subject) -> int:
+        """The number of slices of a scan, kept or not."""
+        axis = self.manifest.parameters.axis
+        return subject.shape_XYZ[slice_axis(axis, np.array(subject.affine))]
+
     def read_subject(self, subject: str, which: PretrainSlices = "all") -> Slices:
         """Read the kept slices of one subject, or the healthy ones. Raises `StoreError`."""
         return self.read([subject], which)

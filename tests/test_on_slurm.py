@@ -1,6 +1,8 @@
 import io
 import json
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -178,3 +180,23 @@ def test_a_study_is_over_when_nothing_can_be_done(
         plan.record(plan.runs[index]).write(folder)
         folder.fail(ValueError("no"))
     assert read_status(plan).is_over is over
+
+
+def test_what_no_node_can_see_is_refused(
+    tiny_study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = {"cpus": 4, "max_workers": 1}
+    in_memory = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        study = tiny_study(slurm=slurm, folder=str(in_memory / "study"))
+        with pytest.raises(StudyError, match=r"the study's folder is in this machine's memory"):
+            launch_sweep(make_plan(study))
+    finally:
+        shutil.rmtree(in_memory)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PWD", str(here))
+    here.rmdir()
+    with pytest.raises(StudyError, match="the directory of the launch is gone"):
+        launch_sweep(make_plan(tiny_study(slurm=slurm)))
