@@ -19,6 +19,7 @@ def account(store: SliceStore) -> tuple[str, ...]:
     subjects = list(store.subjects.values())
     parts: tuple[Callable[[SliceStore, Sequence[Subject]], Iterable[str]], ...] = (
         _unlabelled,
+        _windows,
         _lost_lesions,
         _without_lesion,
         _healthy,
@@ -46,6 +47,22 @@ def _unlabelled(store: SliceStore, subjects: Sequence[Subject]) -> Iterator[str]
         usable = count
     kept = f"; {count - usable} of them are of patients who are validated or tested, and not used"
     yield f"unlabelled: {count} scans, for pre-training alone{kept if usable < count else ''}"
+
+
+def _windows(store: SliceStore, subjects: Sequence[Subject]) -> Iterator[str]:
+    parameters = store.manifest.parameters
+    if parameters.windows:
+        pairs = zip(parameters.channels, parameters.windows, strict=True)
+        shown = "; ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in pairs)
+        masks = parameters.window_masks
+        learnt = f", learnt from the masks of {masks} scans, which counts as labels"
+        yield f"windows: {shown}{learnt if masks else ''}"
+    ct = [name for name in parameters.channels if name.casefold() == "ct"]
+    if ct and parameters.normalisation == "percentiles":
+        yield (
+            "CT: each scan is scaled from its air to its bone, which leaves soft tissue little "
+            "contrast; --normalisation window --window LOW HIGH, or labelled-percentiles, is better"
+        )
 
 
 def _lost_lesions(store: SliceStore, subjects: Sequence[Subject]) -> Iterator[str]:
