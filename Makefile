@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test bench mutants lint format clean
+.PHONY: demo test lowest bench mutants lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole study on synthetic scans, on this machine"
 	@echo "make test    lint, types, tests, and the tests on a real Slurm (root, Debian)"
+	@echo "make lowest  the tests on the lowest versions that pyproject.toml allows, about 15 minutes"
 	@echo "make bench   the fast paths against the published way, about ten minutes"
 	@echo "make mutants whether the tests notice what is changed in the source, about half an hour"
 	@echo "make lint    ruff and mypy alone"
@@ -35,6 +36,16 @@ lint: $(VENV)/installed $(VENV)/links
 test: lint
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m slurm -rs tests/slurm_lab
+
+# In an environment of its own, 2.4 GB below build/.
+LOWEST := build/lowest
+$(LOWEST)/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[dev]'
+	touch $@
+
+lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest -rs
 
 # Run it alone on the machine. Writes benchmarks/results/ and the table in benchmarks/README.md.
 bench: $(VENV)/installed

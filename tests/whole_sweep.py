@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sysconfig
 import time
@@ -117,25 +118,19 @@ def niceness_of_runs(family: Sequence[psutil.Process]) -> dict[int, int]:
 
 def listening(family: Sequence[psutil.Process]) -> Listening:
     """Process and address of everything that listens."""
-    found = set()
-    for process in family:
-        try:
-            for it in process.net_connections("inet"):
-                if it.status == psutil.CONN_LISTEN or it.type == 2:
-                    found.add((name_of(process), it.laddr.ip.removeprefix("::ffff:")))
-        except psutil.Error:
-            continue
-    return found
+    names = names_of(family)
+    return {
+        (names[it.pid], it.laddr.ip.removeprefix("::ffff:"))
+        for it in psutil.net_connections("inet")
+        if it.pid in names and (it.status == psutil.CONN_LISTEN or it.type == socket.SOCK_DGRAM)
+    }
 
 
 def listening_by_ss(family: Sequence[psutil.Process]) -> Listening:
     """The same from the lines of `ss`: "tcp LISTEN 0 128 127.0.0.1:80 *:* users:((…,pid=7,…"."""
     if shutil.which("ss") is None:
         return set()
-    names = {}
-    for process in family:
-        with suppress(psutil.Error):
-            names[process.pid] = name_of(process)
+    names = names_of(family)
     shown = subprocess.run(["ss", "-Hltunp"], capture_output=True, text=True, check=True).stdout
     found = set()
     for line in shown.splitlines():
@@ -144,6 +139,15 @@ def listening_by_ss(family: Sequence[psutil.Process]) -> Listening:
             if pid in names:
                 found.add((names[pid], "::" if address == "*" else address))
     return found
+
+
+def names_of(family: Sequence[psutil.Process]) -> dict[int, str]:
+    """Of those that are still there."""
+    names = {}
+    for process in family:
+        with suppress(psutil.Error):
+            names[process.pid] = name_of(process)
+    return names
 
 
 def name_of(process: psutil.Process) -> str:
