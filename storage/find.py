@@ -98,7 +98,11 @@ def find_scan(paths: Sequence[Path], channels: Sequence[str], classes: Sequence[
     values = tuple(range(1, len(classes) + 1))
     scan_id = _stem(paths[0])
     if len(paths) == 1 < len(channels):
-        count = len(channels)
+        from fewscan.storage.images import count_channels  # numpy would slow every `--help`
+
+        count = count_channels(paths[0])
+        unnamed = ["unnamed"] * count
+        require_channels(unnamed, channels, "one file", paths[0], by_name=False)
         files, volumes = tuple(paths) * count, tuple(range(count))
         return ScanFiles(scan_id, "one file", files, None, values, volumes=volumes)
     require_channels(["unnamed"] * len(paths), channels, "files", paths[0], by_name=False)

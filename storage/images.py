@@ -33,6 +33,14 @@ def read_labels(path: Path) -> Volume:
     return _read_one(path, is_label=True)
 
 
+def count_channels(path: Path) -> int:
+    """How many channels a file holds: along its fourth axis, or colours. Raises `ScanError`."""
+    if _is_picture(path):
+        return len(_read_all(path))
+    shape = read_grid(path).shape
+    return shape[3] if len(shape) > 3 else 1
+
+
 def grid_of(files: ScanFiles) -> Grid:
     """The grid of a scan, by the header of its first file. Raises `ScanError`."""
     path = files.channel_files[0]
