@@ -8,7 +8,15 @@ import numpy as np
 from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.conventions.convention import PICTURES, ends_with
 from fewscan.storage.errors import ScanError
-from fewscan.storage.nifti import Grid, Volume, read_grid, read_nifti, read_volumes
+from fewscan.storage.nifti import (
+    Grid,
+    Volume,
+    read_grid,
+    read_nifti,
+    read_volumes,
+    write_nifti,
+    write_nifti_like,
+)
 from fewscan.storage.pictures import picture_affine, picture_shape, read_picture
 
 
@@ -48,6 +56,17 @@ def grid_of(files: ScanFiles) -> Grid:
         return Grid(picture_shape(path), picture_affine(path), "mm", has_orientation=True)
     grid = read_grid(path)
     return replace(grid, shape=grid.shape[:3]) if files.volumes else grid
+
+
+def write_like(path: Path, array: np.ndarray, template: Path) -> None:
+    """Write `array` as NIfTI on the grid of the file `template`, of any format.
+
+    A fourth axis holds one volume a class. Raises `ScanError`.
+    """
+    if _is_picture(template):
+        write_nifti(path, array, picture_affine(template))
+    else:
+        write_nifti_like(path, array, template)
 
 
 def _is_picture(path: Path) -> bool:
