@@ -23,7 +23,8 @@ from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.errors import ScanError
 from fewscan.storage.find import IN_ORDER, find_scan
 from fewscan.storage.geometry import Frame, orientation
-from fewscan.storage.nifti import require_nifti_name, write_nifti_like
+from fewscan.storage.images import write_like
+from fewscan.storage.nifti import require_nifti_name
 from fewscan.storage.preprocess import ScanSlices, preprocess
 from fewscan.storage.scans import Scan, read_scan, told_of_scan
 
@@ -177,9 +178,9 @@ def write_prediction(prediction: ScanPrediction, out: Path, maps_out: Path | Non
     maps = prediction.maps_XYZK
     maps = maps[..., 0] if maps.shape[3] == 1 else maps
     labels = prediction.labels_XYZ
-    write_nifti_like(out, maps if labels is None else labels, template)
+    write_like(out, maps if labels is None else labels, template)
     if maps_out is not None:
-        write_nifti_like(maps_out, maps, template)
+        write_like(maps_out, maps, template)
 
 
 def _orientation(trained: Trained, scan: Scan) -> str:

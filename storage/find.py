@@ -10,7 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from fewscan.storage.catalog import Catalog, ScanFiles, Selection
-from fewscan.storage.conventions.convention import entries_of, files_in, require_channels
+from fewscan.storage.conventions.convention import (
+    ends_with,
+    entries_of,
+    files_in,
+    require_channels,
+)
 from fewscan.storage.conventions.registry import CONVENTIONS, ENDINGS, EXPECTED, NAMES
 from fewscan.storage.errors import ScanError
 from fewscan.storage.labels import require_classes
@@ -78,7 +83,8 @@ def find_scan(paths: Sequence[Path], channels: Sequence[str], classes: Sequence[
             found = "a folder among files" if path.exists() else "no such file or folder"
             expected = "the folder of one scan, or its channels' files"
             raise ScanError(found, where=path, expected=expected)
-    as_many = not paths[0].is_dir() and len(paths) == len(channels)
+    images = all(ends_with(path.name, ENDINGS) and not path.is_dir() for path in paths)
+    as_many = images and len(paths) == len(channels)
     try:
         scans = (convention.find_one(paths, channels, classes) for convention in CONVENTIONS)
         named = next((scan for scan in scans if scan is not None), None)
@@ -98,7 +104,11 @@ def find_scan(paths: Sequence[Path], channels: Sequence[str], classes: Sequence[
     values = tuple(range(1, len(classes) + 1))
     scan_id = _stem(paths[0])
     if len(paths) == 1 < len(channels):
-        count = len(channels)
+        from fewscan.storage.images import count_channels  # numpy would slow every `--help`
+
+        count = count_channels(paths[0])
+        unnamed = ["unnamed"] * count
+        require_channels(unnamed, channels, "one file", paths[0], by_name=False)
         files, volumes = tuple(paths) * count, tuple(range(count))
         return ScanFiles(scan_id, "one file", files, None, values, volumes=volumes)
     require_channels(["unnamed"] * len(paths), channels, "files", paths[0], by_name=False)

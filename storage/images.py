@@ -8,7 +8,15 @@ import numpy as np
 from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.conventions.convention import PICTURES, ends_with
 from fewscan.storage.errors import ScanError
-from fewscan.storage.nifti import Grid, Volume, read_grid, read_nifti, read_volumes
+from fewscan.storage.nifti import (
+    Grid,
+    Volume,
+    read_grid,
+    read_nifti,
+    read_volumes,
+    write_nifti,
+    write_nifti_like,
+)
 from fewscan.storage.pictures import picture_affine, picture_shape, read_picture
 
 
@@ -33,6 +41,14 @@ def read_labels(path: Path) -> Volume:
     return _read_one(path, is_label=True)
 
 
+def count_channels(path: Path) -> int:
+    """How many channels a file holds: along its fourth axis, or colours. Raises `ScanError`."""
+    if _is_picture(path):
+        return len(_read_all(path))
+    shape = read_grid(path).shape
+    return shape[3] if len(shape) > 3 else 1
+
+
 def grid_of(files: ScanFiles) -> Grid:
     """The grid of a scan, by the header of its first file. Raises `ScanError`."""
     path = files.channel_files[0]
@@ -40,6 +56,17 @@ def grid_of(files: ScanFiles) -> Grid:
         return Grid(picture_shape(path), picture_affine(path), "mm", has_orientation=True)
     grid = read_grid(path)
     return replace(grid, shape=grid.shape[:3]) if files.volumes else grid
+
+
+def write_like(path: Path, array: np.ndarray, template: Path) -> None:
+    """Write `array` as NIfTI on the grid of the file `template`, of any format.
+
+    A fourth axis holds one volume a class. Raises `ScanError`.
+    """
+    if _is_picture(template):
+        write_nifti(path, array, picture_affine(template))
+    else:
+        write_nifti_like(path, array, template)
 
 
 def _is_picture(path: Path) -> bool:

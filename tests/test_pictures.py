@@ -10,7 +10,8 @@ from PIL import Image
 
 from fewscan.storage.errors import ScanError
 from fewscan.storage.find import find_scan, find_scans
-from fewscan.storage.images import grid_of
+from fewscan.storage.images import grid_of, write_like
+from fewscan.storage.nifti import read_nifti
 from fewscan.storage.pictures import picture_affine, read_picture
 from fewscan.storage.prepare import prepare
 from fewscan.storage.scans import read_scan
@@ -121,6 +122,16 @@ def test_values_are_those_of_the_file(tmp_path: Path) -> None:
     opaque = Image.merge("RGBA", [Image.fromarray(x) for x in (image, image, image, mask | 255)])
     opaque.save(tmp_path / "a.png")
     assert len(read_picture(tmp_path / "a.png")) == 3
+
+
+def test_what_is_predicted_of_a_picture_lies_on_its_grid(tmp_path: Path) -> None:
+    image, mask = drawn(1)
+    Image.fromarray(image).save(tmp_path / "x.png")
+    (tmp_path / "x.json").write_text(json.dumps({"spacing": [0.5, 0.25]}))
+    write_like(tmp_path / "out.nii.gz", mask[:, :, None], tmp_path / "x.png")
+    written = read_nifti(tmp_path / "out.nii.gz")
+    assert np.array_equal(written.voxels_XYZ, mask[:, :, None])
+    assert np.array_equal(written.affine, picture_affine(tmp_path / "x.png"))
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:

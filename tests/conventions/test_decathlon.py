@@ -100,10 +100,20 @@ def test_a_file_of_several_channels_needs_no_description(tmp_path: Path) -> None
     assert scan.id == "mine"
     for read, written in zip(read_scan(scan).channels_XYZ, channels, strict=True):
         assert np.array_equal(read, written)
-    five = find_scan([tmp_path / "mine.nii.gz"], [*CHANNELS, "PET"], CLASSES)
-    with pytest.raises(ScanError, match="4 channels in one file") as caught:
-        read_scan(five)
-    assert "at least 5" in str(caught.value.expected)
+    for other in ([*CHANNELS, "PET"], CHANNELS[:2]):
+        with pytest.raises(ScanError, match="4 channels") as caught:
+            find_scan([tmp_path / "mine.nii.gz"], other, CLASSES)
+        assert f"the model's {len(other)} channels" in str(caught.value.expected)
+
+
+def test_a_file_has_the_channels_that_are_described(tmp_path: Path) -> None:
+    write_task(tmp_path, ["BRATS_001"])
+    channels, _ = fake_images(0)
+    write_nifti(tmp_path / "imagesTr" / "BRATS_001.nii.gz", np.stack(channels[:3], 3), AFFINE)
+    (scan,) = find_scans(tmp_path).scans
+    with pytest.raises(ScanError, match="3 channels in one file") as caught:
+        read_scan(scan)
+    assert "at least 4" in str(caught.value.expected)
 
 
 @pytest.mark.parametrize(
