@@ -146,10 +146,21 @@ def _regions(
 )
 @click.option(
     "--normalisation",
-    type=click.Choice(["quantile", "percentiles"]),
+    type=click.Choice(["quantile", "percentiles", "window", "labelled-percentiles"]),
     help="quantile: divide by the 0.99 quantile of voxels above 0, for skull-stripped images "
     f"(default in {registry.normalised_by('quantile')}); percentiles: 0.5 to 99.5 of the "
-    "foreground become 0 to 1, clipped.",
+    "foreground become 0 to 1, clipped; window: the values of --window do, for CT; "
+    "labelled-percentiles: those of the labelled voxels of the training scans do, as nnU-Net has "
+    "it for CT.",
+)
+@click.option(
+    "--window",
+    "windows",
+    type=(float, float),
+    multiple=True,
+    metavar="LOW HIGH",
+    help="For all channels, or repeated for each: the values that become 0, which is background, "
+    "and 1; for soft tissue in CT -160 240.",
 )
 @click.option(
     "--split",
@@ -202,6 +213,7 @@ def prepare(
     size: int,
     axis: str | None,
     normalisation: Any,
+    windows: tuple[tuple[float, float], ...],
     split: Path | None,
     unlabelled: bool,
     channels: tuple[str, ...],
@@ -227,6 +239,7 @@ def prepare(
             split,
             Selection(unlabelled, channels, labels, lesion, regions),
             healthy,
+            windows,
         )
     of = f" of {report.patients} patients" if report.patients < report.subjects else ""
     console.print(f"{report.subjects} subjects{of} in {store}, fingerprint {report.fingerprint}")

@@ -59,6 +59,7 @@ def require_fitting_store(study: Study, name: str, own: SliceStore, store: Slice
         "channels": (len(own.channels), len(store.channels)),
         "size": (own.size, store.size),
         "normalisation": (own.manifest.parameters.normalisation, normalisation_of(store)),
+        "windows": (own.manifest.parameters.windows, store.manifest.parameters.windows),
     }
     for what, (found, expected) in facts.items():
         if found != expected:

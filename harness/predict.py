@@ -92,7 +92,9 @@ class ScanPredictor:
             original = read_scan(files)
             turn = original.turn_to(_orientation(trained, original))
             turned = original.turned(turn)
-            slices = preprocess(turned, made.slice_size, made.axis, made.normalisation)
+            slices = preprocess(
+                turned, made.slice_size, made.axis, made.normalisation, made.windows
+            )
         depth = turned.channels_XYZ[0].shape[slices.frame.axis]
         maps = self.predictor.in_batches(torch.from_numpy(slices.images_NCHW))
         volumes = _volumes(trained, slices, depth, maps, self.threshold)

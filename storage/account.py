@@ -20,6 +20,7 @@ def account(store: SliceStore) -> tuple[str, ...]:
     parts: tuple[Callable[[SliceStore, Sequence[Subject]], Iterable[str]], ...] = (
         _empty,
         _unlabelled,
+        _windows,
         _lost_lesions,
         _without_lesion,
         _healthy,
@@ -54,6 +55,22 @@ def _empty(store: SliceStore, subjects: Sequence[Subject]) -> Iterator[str]:
     kept = sum(len(it.positions) for it in subjects)
     if kept < count:
         yield f"slices: {kept} of {count} are kept; in the others there is nothing"
+
+
+def _windows(store: SliceStore, subjects: Sequence[Subject]) -> Iterator[str]:
+    parameters = store.manifest.parameters
+    if parameters.windows:
+        pairs = zip(parameters.channels, parameters.windows, strict=True)
+        shown = "; ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in pairs)
+        masks = parameters.window_masks
+        learnt = f", learnt from the masks of {masks} scans, which counts as labels"
+        yield f"windows: {shown}{learnt if masks else ''}"
+    ct = [name for name in parameters.channels if name.casefold() == "ct"]
+    if ct and parameters.normalisation == "percentiles":
+        yield (
+            "CT: each scan is scaled from its air to its bone, which leaves soft tissue little "
+            "contrast; --normalisation window --window LOW HIGH, or labelled-percentiles, is better"
+        )
 
 
 def _lost_lesions(store: SliceStore, subjects: Sequence[Subject]) -> Iterator[str]:

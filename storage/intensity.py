@@ -12,6 +12,14 @@ clipped, as nnU-Net clips CT; per scan and channel, and without labels, because 
 must be treated alike. Background is the one value that all eight corners of the volume share (what
 was masked out or padded, air); if they differ, all is foreground.
 
+`window` is for images in units of their own, such as CT in Hounsfield units: a window, the same for
+all scans, is mapped to 0 … 1 and clipped. Air is below it and becomes 0, the background of every
+network here; so choose a LOW above air. `labelled-percentiles` is the same with the window that
+nnU-Net clips CT to: the 0.5 to 99.5 percentile of the labelled voxels of all training scans.
+nnU-Net goes on to subtract their mean and to divide by their spread; here 0 has to stay background,
+and a linear map is nothing that a first convolution cannot undo. That window is learnt from masks,
+so how many they were is part of the label budget.
+
 Letters: X, Y, Z the scan's own axes.
 """
 
@@ -24,7 +32,11 @@ import numpy as np
 
 from fewscan.storage.errors import ScanError
 
-Normalisation = Literal["quantile", "percentiles"]
+Normalisation = Literal["quantile", "percentiles", "window", "labelled-percentiles"]
+Window = tuple[float, float]
+"""the values that become 0 and 1"""
+FIXED: tuple[Normalisation, ...] = ("window", "labelled-percentiles")
+"""those with the same windows for all scans of a store"""
 QUANTILE = 0.99
 LOW, HIGH = 0.005, 0.995
 _LARGEST_HALF = 65504.0
@@ -44,8 +56,12 @@ class Normalised:
     """of all channels, under the published rule, which expects none"""
 
 
-def normalised(channels_XYZ: Sequence[np.ndarray], normalisation: Normalisation) -> Normalised:
-    """Bring each channel to units of its own.
+def normalised(
+    channels_XYZ: Sequence[np.ndarray],
+    normalisation: Normalisation,
+    windows: Sequence[Window] = (),
+) -> Normalised:
+    """Bring each channel to units of its own; `windows` are the channels', if they are fixed.
 
     The published rule leaves the voxels as they are, so that small integers can be interpolated
     exactly before they are divided. Raises `ScanError` if a channel has nothing to scale by, or is
@@ -64,6 +80,10 @@ def normalised(channels_XYZ: Sequence[np.ndarray], normalisation: Normalisation)
         quantiles = tuple(map(bright_quantile, channels_XYZ))
         _require_half_range(ranges, quantiles)
         return Normalised(list(channels_XYZ), quantiles, quantiles, below)
+    if normalisation in FIXED:
+        fixed = zip(channels_XYZ, windows, strict=True)
+        volumes = [clipped(channel, *window) for channel, window in fixed]
+        return Normalised(volumes, (1.0,) * len(volumes), tuple(high for _, high in windows))
     windows = [foreground_window(channel) for channel in channels_XYZ]
     _require_contrast(windows)
     volumes = [windowed(c, *window) for c, window in zip(channels_XYZ, windows, strict=True)]
@@ -100,14 +120,19 @@ def background_value(voxels_XYZ: np.ndarray) -> float | None:
 
 def windowed(voxels_XYZ: np.ndarray, low: float, high: float) -> np.ndarray:
     """Map `low` … `high` to 0 … 1 (float32), clip the rest; the background becomes 0."""
-    scaled_XYZ = voxels_XYZ.astype(np.float32)
-    scaled_XYZ -= np.float32(low)
-    scaled_XYZ /= np.float32(high - low)
-    np.clip(scaled_XYZ, 0, 1, out=scaled_XYZ)
+    scaled_XYZ = clipped(voxels_XYZ, low, high)
     background = background_value(voxels_XYZ)
     if background is not None:
         scaled_XYZ[voxels_XYZ == background] = 0
     return scaled_XYZ
+
+
+def clipped(voxels_XYZ: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map `low` … `high` to 0 … 1 (float32), clip the rest."""
+    scaled_XYZ = voxels_XYZ.astype(np.float32)
+    scaled_XYZ -= np.float32(low)
+    scaled_XYZ /= np.float32(high - low)
+    return np.clip(scaled_XYZ, 0, 1, out=scaled_XYZ)
 
 
 def counted_quantile(counts: np.ndarray, q: float) -> float:

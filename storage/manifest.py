@@ -21,7 +21,7 @@ import numpy as np
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import StoreError
 from fewscan.storage.geometry import Axis
-from fewscan.storage.intensity import Normalisation
+from fewscan.storage.intensity import Normalisation, Window
 from fewscan.storage.labels import LabelMeaning, Region
 from fewscan.storage.splits import PATIENT_RULE, SPLIT_RULE, Split
 
@@ -86,6 +86,8 @@ _BY_DEFAULT = {
     "regions": (),
     "ignored": False,
     "orientation": "",
+    "windows": (),
+    "window_masks": 0,
 }
 
 
@@ -115,6 +117,10 @@ class Parameters:
     """whether labels may be `IGNORED`"""
     orientation: str = ""
     """that all scans were turned to ("LPS": see `geometry.orientation`); empty: all had the same"""
+    windows: tuple[Window, ...] = ()
+    """of each channel, if the normalisation has fixed ones"""
+    window_masks: int = 0
+    """how many scans' masks they were learnt from"""
 
     @property
     def meaning(self) -> LabelMeaning:
@@ -132,7 +138,8 @@ class Parameters:
         known = {f.name: value[f.name] for f in fields(cls) if f.name in value}
         names = {key: tuple(known.get(key, ())) for key in ("channels", "classes", "lesion")}
         regions = tuple((name, tuple(members)) for name, members in known.get("regions", ()))
-        return cls(**{**known, **names, "regions": regions})
+        windows = tuple((low, high) for low, high in known.get("windows", ()))
+        return cls(**{**known, **names, "regions": regions, "windows": windows})
 
 
 _SUBJECT_BY_DEFAULT = {

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -30,13 +30,18 @@ from fewscan.storage.errors import (
 )
 from fewscan.storage.find import ALL_LABELLED, find_scans
 from fewscan.storage.geometry import Axis
-from fewscan.storage.intensity import Normalisation
+from fewscan.storage.intensity import Normalisation, Window
 from fewscan.storage.locks import exclusive
 from fewscan.storage.manifest import Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.prepare_scan import ScanToPrepare, killed_at, prepare_scan
 from fewscan.storage.slices import SliceStore, describe_arrays
 from fewscan.storage.splits import Split, read_ids
-from fewscan.storage.store_settings import settled_parameters, settled_split, split_to_keep
+from fewscan.storage.store_settings import (
+    settled_parameters,
+    settled_split,
+    split_to_keep,
+    windows_learnt,
+)
 from fewscan.storage.system.workers import in_processes, usable_cpus
 
 Progress = Callable[[int, int], None]
@@ -73,6 +78,7 @@ def prepare(
     split: Path | None = None,
     selection: Selection = ALL_LABELLED,
     healthy: Path | None = None,
+    windows: Sequence[Window] = (),
 ) -> PrepareReport:
     """Make a store of all scans under `scans`, or go on with it, or add to it what is new.
 
@@ -82,7 +88,8 @@ def prepare(
     there, else those of the scans' convention; if it has no axis, that with the largest spacing.
     `split` is a file for `read_split`, which replaces an earlier one; by default the store keeps
     the one it has. `selection` says what is wanted of the data set. `healthy` is a file of the ids
-    of scans that are known to have no lesion, one a line: no mask has to tell.
+    of scans that are known to have no lesion, one a line: no mask has to tell. `windows` are for
+    the normalisation `window`: one for all channels, or one for each.
 
     Raises `ScanError` if no scan can be used, `StoreError` if the store is of another size, kind or
     protocol or another process is writing it, `StudyError` if the split is wrong, `DiskFullError`.
@@ -91,12 +98,13 @@ def prepare(
     catalog = find_scans(scans, selection)
     target = StoreFolder.at(store)
     with disk_full_explained(target.path), _locked(target) as folder:
-        parameters = settled_parameters(folder, catalog, size, axis, normalisation)
+        parameters = settled_parameters(folder, catalog, size, axis, normalisation, windows)
         before = _finished_subjects(folder)
         patients = _patients(before, catalog)
         known = {*patients, *catalog.problems}
         given = settled_split(folder, split, catalog, known, patients)
         known_healthy = read_ids(healthy, known) if healthy else frozenset()
+        parameters = windows_learnt(parameters, catalog, given, workers or usable_cpus())
         _begin(folder, parameters, given)
         missing, problems = _missing_scans(catalog, before)
         base = scans if scans.is_dir() else scans.parent

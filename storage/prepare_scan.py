@@ -45,7 +45,13 @@ def prepare_scan(work: ScanToPrepare) -> tuple[str, ScanError | None]:
             scan = read_scan(files)
             if parameters.orientation:
                 scan = scan.turned(scan.turn_to(parameters.orientation))
-            slices = preprocess(scan, parameters.size, parameters.axis, parameters.normalisation)
+            slices = preprocess(
+                scan,
+                parameters.size,
+                parameters.axis,
+                parameters.normalisation,
+                parameters.windows,
+            )
             _require_room(scan, slices, files, parameters)
     except ScanError as error:
         return work.files.id, error

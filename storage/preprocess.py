@@ -18,7 +18,7 @@ import numpy as np
 
 from fewscan.storage.errors import ScanError
 from fewscan.storage.geometry import Axis, Frame, single_slice_axis, slice_axis
-from fewscan.storage.intensity import Normalisation, normalised
+from fewscan.storage.intensity import Normalisation, Window, normalised
 from fewscan.storage.labels import IGNORED
 from fewscan.storage.scans import Scan
 
@@ -106,15 +106,21 @@ class ScanSlices:
 
 
 def preprocess(
-    scan: Scan, size: int, axis: Axis = 2, normalisation: Normalisation = "quantile"
+    scan: Scan,
+    size: int,
+    axis: Axis = 2,
+    normalisation: Normalisation = "quantile",
+    windows: Sequence[Window] = (),
 ) -> ScanSlices:
     """Normalise, choose and interpolate the slices of `scan`.
+
+    `windows` are those of the channels, if the normalisation has fixed ones.
 
     Raises `ScanError` if no slice has anything in it, a channel has no contrast or is of a kind
     that the normalisation is not for, a voxel is beyond half precision, or the scan is a single
     slice across another axis.
     """
-    units = normalised(scan.channels_XYZ, normalisation)
+    units = normalised(scan.channels_XYZ, normalisation, windows)
     divisors, shape_XYZ = units.divisors, scan.channels_XYZ[0].shape
     frame = Frame.of(shape_XYZ, scan.spacing_mm, _axis_through(scan, axis), size)
     channels_HWZ = [frame.as_slices(channel) for channel in units.channels_XYZ]

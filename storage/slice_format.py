@@ -9,7 +9,7 @@ import numpy as np
 
 from fewscan.storage.errors import RunError
 from fewscan.storage.geometry import Axis, orientation
-from fewscan.storage.intensity import Normalisation
+from fewscan.storage.intensity import Normalisation, Window
 from fewscan.storage.slices import SliceStore
 
 
@@ -29,6 +29,8 @@ class SliceFormat:
     """how voxel values became comparable"""
     orientations: tuple[str, ...]
     """of the scans in the store ("LPS": see `orientation`), the most frequent first"""
+    windows: tuple[Window, ...] = ()
+    """of each channel, if the normalisation has fixed ones"""
 
     @classmethod
     def of_store(cls, store: SliceStore) -> "SliceFormat":
@@ -42,11 +44,15 @@ class SliceFormat:
             axis=parameters.axis,
             normalisation=parameters.normalisation,
             orientations=tuple(name for name, _ in found.most_common()),
+            windows=parameters.windows,
         )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
         value = asdict(self)
+        value["windows"] = [list(window) for window in self.windows]
+        if not self.windows:  # as runs said before there were any
+            del value["windows"]
         return {key: list(v) if isinstance(v, tuple) else v for key, v in value.items()}
 
     @classmethod
@@ -64,6 +70,7 @@ class SliceFormat:
                 axis=value["axis"],
                 normalisation=value["normalisation"],
                 orientations=tuple(value["orientations"]),
+                windows=tuple((low, high) for low, high in value.get("windows", ())),
             )
         except KeyError as error:
             raise RunError(

@@ -14,7 +14,8 @@ from fewscan.storage.catalog import Catalog, ScanFiles
 from fewscan.storage.errors import ScanError, StoreError, StudyError
 from fewscan.storage.geometry import Axis, Turn, orientation, slice_axis, usual_axis
 from fewscan.storage.images import grid_of
-from fewscan.storage.intensity import Normalisation
+from fewscan.storage.intensity import Normalisation, Window
+from fewscan.storage.labelled_window import labelled_windows
 from fewscan.storage.labels import require_classes
 from fewscan.storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.nifti import Grid
@@ -27,12 +28,22 @@ def settled_parameters(
     size: int,
     axis: Axis | None,
     normalisation: Normalisation | None,
+    windows: Sequence[Window] = (),
 ) -> Parameters:
-    """The parameters of the store, which must be those asked for. Raises `StoreError`."""
+    """The parameters of the store, which must be those asked for.
+
+    Windows that are to be learnt from labels are not there yet. Raises `StoreError`, or
+    `StudyError` if the windows do not fit the normalisation.
+    """
+    if windows:
+        normalisation = normalisation or "window"
     try:
         present = _oriented(_present_parameters(folder), folder, catalog)
     except FileNotFoundError:
-        return _new_parameters(folder, catalog, size, axis, normalisation)
+        found = _new_parameters(folder, catalog, size, axis, normalisation)
+        return replace(found, windows=_a_channel(windows, catalog, found.normalisation))
+    if windows:
+        windows = _a_channel(windows, catalog, normalisation or present.normalisation)
     wanted = {
         "protocol": STORE_PROTOCOL,
         "size": size,
@@ -40,6 +51,7 @@ def settled_parameters(
         "classes": catalog.classes,
         "axis": present.axis if axis is None else axis,
         "normalisation": normalisation or present.normalisation,
+        "windows": tuple(windows) or present.windows,
         "lesion": catalog.lesion or present.lesion,
         "ignored": _has_ignored(catalog) or present.ignored,
     }
@@ -53,6 +65,47 @@ def settled_parameters(
                 remedy="ask for what is there, choose another path, or delete this folder",
             )
     return replace(present, regions=catalog.regions or present.regions)
+
+
+def _a_channel(
+    windows: Sequence[Window], catalog: Catalog, normalisation: Normalisation
+) -> tuple[Window, ...]:
+    """A window for each channel; one alone is for all."""
+    count = len(catalog.channels)
+    bad = [f"{low:g} {high:g}" for low, high in windows if not low < high]
+    needed = normalisation == "window"
+    if bad or bool(windows) != needed or len(windows) not in (0, 1, count):
+        raise StudyError(
+            f"the window {bad[0]}"
+            if bad
+            else f"{len(windows)} windows for {count} channels, "
+            f"with the normalisation {normalisation}",
+            where="--window",
+            expected="LOW below HIGH, once for all channels or once for each, with the "
+            "normalisation `window`, which needs it",
+            remedy="for soft tissue in CT: --normalisation window --window -160 240",
+        )
+    return tuple(windows) * count if len(windows) == 1 else tuple(windows)
+
+
+def windows_learnt(
+    parameters: Parameters, catalog: Catalog, split: Split | None, workers: int
+) -> Parameters:
+    """The same, with the windows that the labels of the training scans tell, if they are to.
+
+    Without a given split the published rule is applied to the labelled scans as they are found;
+    with too few for it, all of them are looked at. Raises `ScanError`.
+    """
+    if parameters.normalisation != "labelled-percentiles" or parameters.windows:
+        return parameters
+    labelled = {files.id: files for files in catalog.scans if files.label_file is not None}
+    train: Collection[str] = labelled
+    with suppress(StudyError):
+        patients = {id_: files.patient for id_, files in labelled.items()}
+        train = split.train if split else published_split(labelled, patients).train
+    chosen = [files for id_, files in labelled.items() if id_ in train]
+    windows, masks = labelled_windows(chosen, catalog.channels, workers)
+    return replace(parameters, windows=windows, window_masks=masks)
 
 
 def _has_ignored(catalog: Catalog) -> bool:
