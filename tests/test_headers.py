@@ -1,4 +1,4 @@
-"""Valid headers of every kind are read as nibabel reads them; damaged ones are named or harmless."""
+"""Valid headers are read as nibabel reads them; damaged ones are named, or do no harm."""
 
 import gzip
 import json
