@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fewscan.storage.catalog import Catalog, ScanFiles, Selection
-from fewscan.storage.conventions.convention import entries_of, files_in, require_channels
+from fewscan.storage.conventions.convention import entries_of, files_in, is_image, require_channels
 from fewscan.storage.conventions.registry import CONVENTIONS, ENDINGS, EXPECTED, NAMES
 from fewscan.storage.errors import ScanError
 from fewscan.storage.labels import require_classes
@@ -78,7 +78,8 @@ def find_scan(paths: Sequence[Path], channels: Sequence[str], classes: Sequence[
             found = "a folder among files" if path.exists() else "no such file or folder"
             expected = "the folder of one scan, or its channels' files"
             raise ScanError(found, where=path, expected=expected)
-    as_many = not paths[0].is_dir() and len(paths) == len(channels)
+    images = [path for path in paths if is_image(path.name) and path.is_file()]
+    as_many = len(images) == len(paths) == len(channels)
     try:
         scans = (convention.find_one(paths, channels, classes) for convention in CONVENTIONS)
         named = next((scan for scan in scans if scan is not None), None)
