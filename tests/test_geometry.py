@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewscan.storage.geometry import Frame, slice_axis, thickest_axis
+from fewscan.storage.errors import ScanError
+from fewscan.storage.geometry import Frame, slice_axis, thickest_axis, usual_axis
 from fewscan.storage.preprocess import preprocess
 from fewscan.storage.scans import Scan
 
@@ -102,3 +103,30 @@ def test_a_disc_stays_a_disc_and_around_the_slice_is_nothing() -> None:
     assert outside.sum() == 64 * 24
     assert not result.images_NCHW[..., outside].any()
     assert (result.images_NCHW[..., ~outside] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("shapes_XYZ", "axis"),
+    [
+        ([(1, 40, 32)] * 3, 0),
+        ([(40, 1, 32)] * 2 + [(1, 40, 32)], 1),
+        ([(40, 32, 1)] * 2, 2),
+        ([(1, 40, 32), (9, 40, 32), (9, 40, 32)], 1),
+        ([(1, 1, 32)] * 3, 1),
+        ([], 1),
+    ],
+)
+def test_of_single_slices_the_axis_is_the_one_of_length_1(
+    shapes_XYZ: list[tuple[int, ...]], axis: int
+) -> None:
+    """Else the one with the largest spacing, here the second."""
+    assert usual_axis(shapes_XYZ, [(1, 4, 1)]) == axis
+
+
+def test_a_single_slice_is_not_cut_into_lines() -> None:
+    image = np.arange(1, 1281, dtype=np.int16).reshape(1, 40, 32)
+    scan = Scan((image,), None, np.eye(4), (1, 1, 1))
+    assert preprocess(scan, 16, 0).images_NCHW.shape == (1, 1, 16, 16)
+    with pytest.raises(ScanError, match="a single slice across axis 0") as caught:
+        preprocess(scan, 16, 2)
+    assert "--axis 0" in str(caught.value.remedy)

@@ -77,3 +77,31 @@ def test_what_cannot_be_scaled_is_refused_by_its_channel() -> None:
     with pytest.raises(ScanError, match="no voxel of channel 2 is above zero") as caught:
         normalised([flat, -flat], "quantile")
     assert "percentiles" in str(caught.value.remedy)
+
+
+def brain(seed: int) -> np.ndarray:
+    image = np.zeros((12, 12, 8), np.float32)
+    image[2:-2, 2:-2] = np.random.default_rng(seed).normal(400, 40, (8, 8, 8))
+    return image
+
+
+def test_an_image_with_tissue_below_zero_is_none_for_the_published_rule() -> None:
+    shifted = brain(1)
+    inside = shifted > 0
+    shifted[inside] = (shifted[inside] - shifted[inside].mean()) / shifted[inside].std()
+    with pytest.raises(ScanError, match=r"channel 2 has 2\d% of its voxels below zero") as caught:
+        normalised([brain(0), shifted], "quantile")
+    assert "--normalisation percentiles" in str(caught.value.remedy)
+    assert normalised([brain(0), shifted], "percentiles").voxels_below_zero == 0
+
+
+@pytest.mark.parametrize(("part", "refused"), [(0.045, False), (0.055, True)])
+def test_what_interpolation_leaves_below_zero_is_tolerated(part: float, refused: bool) -> None:
+    """Up to 5 % of what is above, and it is counted."""
+    image = np.abs(brain(0))
+    image[0, :, 0] = -part * image.sum(dtype=float) / 12
+    if refused:
+        with pytest.raises(ScanError, match="below zero"):
+            normalised([image], "quantile")
+    else:
+        assert normalised([image], "quantile").voxels_below_zero == 12

@@ -1,5 +1,7 @@
 """Slices are what the published preprocessing gives, and its fast parts what numpy gives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from fewscan.storage.errors import ScanError
 from fewscan.storage.geometry import Frame
 from fewscan.storage.intensity import bright_quantile, counted_quantile
 from fewscan.storage.preprocess import (
+    Losses,
     Resize,
     filled_window,
     kept_slices,
@@ -183,3 +186,28 @@ def test_leaving_out_what_is_zero_changes_nothing(
         resized_HW = np.zeros((size, size), np.float32)
         resized_HW[some.outputs] = some(image_HW)
         assert np.array_equal(resized_HW, everything(image_HW))
+
+
+def test_lesions_that_are_not_in_the_slices_are_counted() -> None:
+    """One too small to be seen, one in a slice without tissue, and one that is seen."""
+    image = np.zeros((40, 40, 6), np.int16)
+    image[5:35, 5:35, 1:5] = 100
+    labels = np.zeros((40, 40, 6), np.uint8)
+    labels[20:22, 20, 2] = 1
+    labels[10:30, 10:30, 3] = 2
+    labels[0:3, 0, 5] = 2
+    labels[20, 20, 4] = 3
+    scan = replace(scan_of([image], labels), class_count=4)
+    result = preprocess(scan, 10)
+    assert (result.first, result.depth) == (1, 6)
+    assert result.lesion_voxels_NK is not None
+    expected = [[0, 0, 0, 0], [2, 0, 0, 0], [0, 400, 0, 0], [0, 0, 1, 0]]
+    assert result.lesion_voxels_NK.tolist() == expected
+    assert result.losses() == Losses(
+        slices=2, lesion_slices=1, lesion_voxels=3, faded_slices=2, faded_voxels=3
+    )
+    assert result.losses((1, 2)) == Losses(2, 1, 3, 1, 2)
+    assert result.losses((4,)) == Losses(slices=2)
+    unlabelled = preprocess(scan_of([image], None), 10)
+    assert unlabelled.lesion_voxels_NK is None
+    assert unlabelled.losses() == Losses(slices=2)
