@@ -127,9 +127,15 @@ def find_new_scans(place: Path, channels: Sequence[str], classes: Sequence[str])
     images = files_in([place], ENDINGS) if place.is_dir() else []
     if images and not any(convention.looks_like(place) for convention in CONVENTIONS):
         return _loose_scans(images, channels, classes)
-    catalog = find_scans(place, Selection(unlabelled=True))
+    wanted = Selection(unlabelled=True)
+    try:
+        catalog = find_scans(place, wanted)
+    except ScanError:  # perhaps over what its labels mean, which are not looked at
+        names = ",".join(f"{k}={name}" for k, name in enumerate(classes or ("lesion",), start=1))
+        wanted = replace(wanted, labels=names)
+        catalog = find_scans(place, wanted)
     if catalog.channels != tuple(channels):
-        catalog = find_scans(place, Selection(unlabelled=True, channels=tuple(channels)))
+        catalog = find_scans(place, replace(wanted, channels=tuple(channels)))
     values = tuple(range(1, len(classes) + 1))
     same = catalog.classes == tuple(classes)
     scans = [

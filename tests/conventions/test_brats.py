@@ -14,7 +14,7 @@ from fake_scans import AFFINE, PARTS_2021, fake_images, write_subject
 from fewscan.storage.catalog import Selection
 from fewscan.storage.conventions.brats import CHANNELS, CLASSES, Brats
 from fewscan.storage.errors import ScanError
-from fewscan.storage.find import find_scans
+from fewscan.storage.find import find_new_scans, find_scans
 from fewscan.storage.nifti import write_nifti
 from fewscan.storage.scans import read_scan
 
@@ -115,6 +115,13 @@ def test_what_the_labels_of_children_mean_is_not_in_their_names(tmp_path: Path) 
         assert key in str(caught.value.remedy)
     assert "1 enhancing" in str(caught.value.expected)
     assert "3 enhancing" in str(caught.value.expected)
+
+
+def test_what_labels_mean_is_no_matter_to_a_model(tmp_path: Path) -> None:
+    write_subject(tmp_path, "BraTS-PED-00007-000")
+    (scan,) = find_new_scans(tmp_path, CHANNELS[:2], PED).scans
+    assert (scan.label_file, scan.label_values) == (None, (1, 2, 3, 4))
+    assert len(scan.channel_files) == 2
 
 
 @pytest.mark.parametrize(
