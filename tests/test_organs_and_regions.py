@@ -22,11 +22,12 @@ from fewscan.storage.slices import SliceStore
 CASES = 20
 
 
-def finished(folder: Path, lesion: tuple[str, ...] = (), **changes: Any) -> Plan:
+def finished(folder: Path, lesion: tuple[str, ...] = ()) -> Plan:
     """A study of one label count on such a data set, with a report."""
     prepare(folder / "raw", folder / "s", 16, 1, selection=Selection(lesion=lesion))
-    values = tiny_values(folder / "s", folder / "study") | changes
+    values = tiny_values(folder / "s", folder / "study")
     values["finetune"] |= {"label_counts": [4], "inits": ["scratch"]}
+    values["baselines"] = ["unsupervised"]
     plan = make_plan(parse_study(values, "tiny"))
     run_in_process(plan, plan.runs)
     write_report(one_study(plan))
