@@ -127,22 +127,24 @@ def find_new_scans(place: Path, channels: Sequence[str], classes: Sequence[str])
     images = files_in([place], ENDINGS) if place.is_dir() else []
     if images and not any(convention.looks_like(place) for convention in CONVENTIONS):
         return _loose_scans(images, channels, classes)
-    wanted = Selection(unlabelled=True)
+    wanted, values = Selection(unlabelled=True), tuple(range(1, len(classes) + 1))
     try:
-        catalog = find_scans(place, wanted)
+        catalog, clear = find_scans(place, wanted), True
     except ScanError:  # perhaps over what its labels mean, which are not looked at
         names = ",".join(f"{k}={name}" for k, name in enumerate(classes or ("lesion",), start=1))
-        wanted = replace(wanted, labels=names)
+        wanted, clear = replace(wanted, labels=names), False
         catalog = find_scans(place, wanted)
     if catalog.channels != tuple(channels):
         catalog = find_scans(place, replace(wanted, channels=tuple(channels)))
-    values = tuple(range(1, len(classes) + 1))
-    same = catalog.classes == tuple(classes)
-    scans = [
-        files if same and min(files.label_values) > 0 else replace(files, label_values=values)
-        for files in catalog.scans
-    ]
-    return replace(catalog, scans=tuple(replace(files, label_file=None) for files in scans))
+    scans = []
+    for files in catalog.scans:
+        own = files.label_values
+        if not clear and not files.volumes:
+            own = find_scan(files.channel_files, channels, classes).label_values
+        elif catalog.classes != tuple(classes) or min(own) < 1:
+            own = values
+        scans.append(replace(files, label_file=None, label_values=own))
+    return replace(catalog, scans=tuple(scans))
 
 
 def _loose_scans(

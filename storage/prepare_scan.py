@@ -144,5 +144,5 @@ def _subject(
         labelled=label_file is not None,
         hidden_lesions=slices.faded(meaning.lesion_values),
         dropped_lesion_slices=slices.losses(meaning.lesion_values).lesion_slices,
-        notes=tuple(scan.assumed.sentences()),
+        notes=(*scan.assumed.sentences(), *slices.sentences()),
     )

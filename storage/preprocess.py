@@ -84,6 +84,12 @@ class ScanSlices:
         shown_N = np.isin(self.labels_NHW, list(lesion)).any(axis=(1, 2))
         return np.asarray(has_lesion_N & ~shown_N)
 
+    def sentences(self) -> list[str]:
+        """For people: what is not as the normalisation expects it."""
+        if not self.voxels_below_zero:
+            return []
+        return ["some voxels are below zero, where the published rule expects none"]
+
     def losses(self, lesion: Sequence[int] = ()) -> Losses:
         """What of the scan is not in the kept slices.
 

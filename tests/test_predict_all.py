@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fake_nnunet import write_nnunet, write_simplest
+from fake_scans import PARTS_2021, write_subject
 from test_predict import Finished, finish_own_data, patient
 
 from fewscan.harness import predict_all as module
@@ -15,7 +16,7 @@ from fewscan.harness.cli import main
 from fewscan.harness.predict import ScanPredictor, predict
 from fewscan.harness.predict_all import predict_all
 from fewscan.storage.errors import ScanError
-from fewscan.storage.find import find_new_scans
+from fewscan.storage.find import find_new_scans, find_scan
 from fewscan.storage.geometry import Turn, orientation
 from fewscan.storage.nifti import read_nifti, write_nifti
 
@@ -244,3 +245,33 @@ def test_where_a_folder_of_segmentations_may_lie(
     nothing = fewscan("predict", run_of(own_data), tmp_path / "none", tmp_path / "out")
     assert nothing.exit_code == 1
     assert "no such folder" in nothing.output
+
+
+def test_a_table_of_scans(own_data: Finished, scans: Path, tmp_path: Path) -> None:
+    rows = [f"{n},{scans}/case_00{n}_0000.nii.gz,{scans}/case_00{n}_0001.nii.gz" for n in (1, 2)]
+    table = tmp_path / "scans.csv"
+    table.write_text("\n".join(["id,T2,CT", *rows]))
+    done = fewscan("predict", run_of(own_data), table, tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"1.nii.gz", "2.nii.gz"}
+    expected = predict(run_of(own_data), sorted(scans.glob("case_001_*")))
+    written = read_nifti(tmp_path / "out" / "1.nii.gz").voxels_XYZ
+    assert np.array_equal(written, expected.labels_XYZ)
+
+
+def test_labels_whose_meaning_is_not_clear_do_not_matter(tmp_path: Path) -> None:
+    """BraTS-PED has had two; here every scan has the values that it has when it is given alone."""
+    classes = ("necrotic_core", "oedema", "enhancing")
+    old = write_subject(tmp_path / "scans", "BraTS2021_00001")
+    new = write_subject(tmp_path / "scans", "BraTS-GLI-00002-000")
+    child = tmp_path / "scans" / "BraTS-PED-00003-000"
+    child.mkdir()
+    for path in new.iterdir():
+        shutil.copy(path, child / path.name.replace(new.name, child.name))
+    catalog = find_new_scans(tmp_path / "scans", PARTS_2021, classes)
+    assert [files.id for files in catalog.scans] == [new.name, child.name, old.name]
+    for files in catalog.scans:
+        alone = find_scan([files.channel_files[0].parent], PARTS_2021, classes)
+        assert files.label_values == alone.label_values
+        assert files.label_file is None
+    assert catalog.scans[2].label_values == (1, 2, 4)

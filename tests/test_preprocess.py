@@ -211,3 +211,11 @@ def test_lesions_that_are_not_in_the_slices_are_counted() -> None:
     unlabelled = preprocess(scan_of([image], None), 10)
     assert unlabelled.lesion_voxels_NK is None
     assert unlabelled.losses() == Losses(slices=2)
+
+
+def test_a_few_voxels_below_zero_are_said() -> None:
+    image = np.full((20, 20, 3), 100, np.int16)
+    assert preprocess(scan_of([image], None), 10).sentences() == []
+    image[0, 0, 0] = -50
+    (said,) = preprocess(scan_of([image], None), 10).sentences()
+    assert "below zero" in said
