@@ -66,12 +66,14 @@ def _stand_in(path: Path) -> Path:
 
 
 def _subject(row: int) -> Subject:
+    pixels_NK = np.ones((SLICES_A_SCAN, len(CLASSES)), np.int32)
+    pixels_NK[: SLICES_A_SCAN // 2] = 0  # about as many are healthy
     return Subject(
         id=f"BraTS2021_{row:05d}",
         row=row,
         first=0,
         last=SLICES_A_SCAN - 1,
-        lesion_pixels_NK=np.ones((SLICES_A_SCAN, len(CLASSES)), np.int32),
+        lesion_pixels_NK=pixels_NK,
         shape_XYZ=(240, 240, 155),
         affine=tuple(map(tuple, np.eye(4).tolist())),
         spacing_mm=(1.0, 1.0, 1.0),

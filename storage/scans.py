@@ -235,7 +235,7 @@ def _class_indices(values_XYZ: np.ndarray, files: ScanFiles) -> np.ndarray:
             f"label values {_some(sorted(unknown))}",
             where=files.label_file,
             expected=f"0 and {_some(files.label_values)}, as {files.naming} has them",
-            remedy="map the labels, or name the files like the data set whose labels they have",
+            remedy="say what they mean: `prepare --labels 1=CLASS,2=CLASS,…`; or correct the file",
         )
     classes_XYZ = np.zeros_like(values_XYZ, dtype=np.uint8)
     for value, index in index_of.items():
