@@ -100,7 +100,9 @@ def test_check_says_what_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert report.fingerprint == store.fingerprint
     assert report.subjects == 21
     assert report.slices == len(slices.labels_NHW)
-    assert report.healthy_slices == (~slices.labels_NHW.any(axis=(1, 2))).sum()
+    hidden = sum(len(it.hidden_lesions) for it in store.subjects.values())
+    assert hidden == 2, "lesions of the scan that show at its own resolution alone"
+    assert report.healthy_slices == (~slices.labels_NHW.any(axis=(1, 2))).sum() - hidden
     assert report.split == (15, 1, 5)
     oedema = [subject.lesion_mm3[1] for subject in store.subjects.values()]
     assert report.lesion_mm3["oedema"] == (min(oedema), sorted(oedema)[10], max(oedema))
