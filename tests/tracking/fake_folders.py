@@ -32,6 +32,7 @@ from fewscan.harness.arms import Arm, Place
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.study import Finetuning, Study
 from fewscan.harness.tracking.ui import SERVER_SETTINGS
+from fewscan.storage.manifest import Parameters
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.splits import Split
 
@@ -41,6 +42,9 @@ T0 = 1_700_000_000.0
 TRAINING = Training(iterations=30, validate_every=10)
 NETWORK = Network(width=2, depth=2)
 ROOT = Path(__file__).parents[2]
+
+
+PARAMETERS = Parameters(1, SIZE, 4, ("flair", "t1", "t1ce", "t2"), ("core", "oedema"))
 
 
 class FakeStore(SimpleNamespace):
@@ -58,7 +62,7 @@ def make_plan(folder: Path, name: str = "a study") -> Plan:
         protocol=1,
         subjects={"one": SimpleNamespace(affine=np.diag([-1, -1, 1, 1]))},
         split=Split(("a", "b"), ("c",), ("d",)),
-        manifest=SimpleNamespace(parameters=SimpleNamespace(axis=2, normalisation="quantile")),
+        manifest=SimpleNamespace(parameters=PARAMETERS),
         channels=("flair", "t1", "t1ce", "t2"),
         classes=("core", "oedema"),
     )
