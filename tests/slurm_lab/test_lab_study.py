@@ -10,7 +10,7 @@ import pytest
 from conftest import MakeStudy
 from lab_study import LabStudy, events, until
 
-from fewscan.slurm.folder import read_json
+from fewscan.slurm.folder import Folder, read_json
 from fewscan.storage.runs import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
@@ -80,6 +80,10 @@ def test_workers_join_are_preempted_and_the_study_is_cancelled_and_launched_agai
     study.finish()
     for run, step in left_at.items():
         assert events(run, "started")[-1].step >= step  # it went on, it did not begin again
+    head = Folder(study.cluster).head_job()
+    assert head is not None
+    shown = lab.slurm("scontrol", "show", "job", head.job)
+    assert "Requeue=0" in shown, "a node that is missed later would bring it back"
 
 
 def test_every_job_runs_into_its_time_limit_more_than_once(make_study: MakeStudy) -> None:
