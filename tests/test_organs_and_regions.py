@@ -23,14 +23,13 @@ CASES = 20
 
 
 def finished(folder: Path, lesion: tuple[str, ...] = ()) -> Plan:
-    """A study of one label count on such a data set, with a report."""
+    """A study of one label count on such a data set, its runs finished."""
     prepare(folder / "raw", folder / "s", 16, 1, selection=Selection(lesion=lesion))
     values = tiny_values(folder / "s", folder / "study")
     values["finetune"] |= {"label_counts": [4], "inits": ["scratch"]}
     values["baselines"] = ["unsupervised"]
     plan = make_plan(parse_study(values, "tiny"))
     run_in_process(plan, plan.runs)
-    write_report(one_study(plan))
     return plan
 
 
@@ -97,6 +96,7 @@ def test_regions_are_scored_and_reported_beside_the_classes(tmp_path: Path) -> N
         truth = store.read_subject(row["subject"]).labels_NHW
         voxel_mm3 = np.prod(store.spacing_mm_ZHW(row["subject"]))
         assert float(row["true_volume_mm3_whole"]) / voxel_mm3 == pytest.approx((truth > 0).sum())
+    write_report(one_study(plan))
     page = (plan.folder.report / "report.html").read_text()
     assert "Dice, whole" in page
     before = {run.run_id for run in plan.runs if run.kind != "score"}

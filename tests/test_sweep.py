@@ -82,8 +82,6 @@ def test_a_failed_run_is_named_and_stops_nobody_else(
         assert (plan.folder.report / name).stat().st_size > 0
     results = [json.loads(plan.folder_of(run).result.read_text()) for run in plan.runs]
     assert len(results) == 6
-    again = fewscan("sweep", path)
-    assert again.returncode == 0
 
 
 @pytest.mark.usefixtures("made_database")
