@@ -27,6 +27,17 @@ def test_lesions_are_the_classes_that_are_said_to_be(
     assert meaning.is_known(LABELS_HW).sum() == 5
 
 
+@pytest.mark.parametrize(
+    ("lesion", "expected"), [((), [0, 1, 1, 1]), (CLASSES, [0, 1, 1, 1]), (("cyst",), [0, 0, 0, 1])]
+)
+def test_nor_is_anything_else_where_every_truth_is_known(
+    lesion: tuple[str, ...], expected: list[int]
+) -> None:
+    meaning = LabelMeaning(CLASSES, lesion)
+    assert not meaning.has_ignored
+    assert meaning.is_lesion(np.arange(4, dtype=np.uint8)).astype(int).tolist() == expected
+
+
 def test_organs_are_no_part_of_the_lesion_score() -> None:
     maps_NKHW = torch.rand(2, 4, 3, 3).softmax(dim=1)
     of_all = lesion_score(maps_NKHW, (1, 2, 3))
@@ -62,6 +73,10 @@ def test_binary_targets_are_lesions_without_organs() -> None:
 
 def test_classes_and_names_are_checked() -> None:
     require_classes(CLASSES, ("cyst",), [("both", ("cyst", "tumour"))], "here")
+    require_classes([str(k) for k in range(254)], (), (), "here")
+    require_classes(["one"], (), (), "here")
+    with pytest.raises(ScanError, match="0 classes"):
+        require_classes((), (), (), "here")
     with pytest.raises(ScanError, match="255 classes"):
         require_classes([str(k) for k in range(255)], (), (), "here")
     with pytest.raises(ScanError, match="--lesion names wart"):
