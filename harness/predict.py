@@ -7,7 +7,6 @@ Letters: X, Y, Z the scan's axes; N slices, K maps, H and W rows and columns of 
 HWZ has the axis through the slices third.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +103,7 @@ class ScanPredictor:
         assumed = _assumed(files, turned, made.channels)
         if not self.predictor.has_classes and self.threshold is None:
             return ScanPrediction(files, None, maps_XYZK, trained.map_names, {}, assumed)
-        values = np.array([0, *(written_values(files) if self.predictor.has_classes else (1,))])
+        values = np.array([0, *(files.label_values if self.predictor.has_classes else (1,))])
         labels_XYZ = values.astype(np.min_scalar_type(values.max()))[classes_XYZ]
         voxel_ml = abs(float(np.linalg.det(original.affine[:3, :3]))) / 1000
         volumes_ml: dict[str, float] = {
@@ -133,15 +132,6 @@ def predict(
     """
     loaded = ScanPredictor.load(run, mirror=mirror, threshold=threshold, device=device)
     return loaded.predict(scan)
-
-
-def written_values(files: ScanFiles) -> tuple[int, ...]:
-    """The value of each class in a segmentation: the data set's own.
-
-    A class that the scan's edition of a data set does not know (−1) gets the next free one.
-    """
-    free = itertools.count(max(files.label_values, default=0) + 1)
-    return tuple(value if value > 0 else next(free) for value in files.label_values)
 
 
 def on_the_scan(maps_NKHW: Tensor, frame: Frame) -> Tensor:

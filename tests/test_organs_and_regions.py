@@ -1,6 +1,7 @@
 """Organs, ignored voxels and regions: from a data set to the numbers of a study."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,20 @@ def test_regions_are_scored_and_reported_beside_the_classes(tmp_path: Path) -> N
     write_report(one_study(plan))
     page = (plan.folder.report / "report.html").read_text()
     assert "Dice, whole" in page
-    before = {run.run_id for run in plan.runs if run.kind != "score"}
-    without = SliceStore.open(store.path).manifest.parameters
-    assert without.regions, "and they count for no fingerprint, so for no training"
-    assert before <= {run.run_id for run in make_plan(plan.study).runs}
+
+
+def test_other_regions_repeat_scores_and_no_training(tmp_path: Path) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": [2]}
+    write_nnunet(tmp_path / "raw", CASES, labels=labels, regions_class_order=[1, 2])
+    prepare(tmp_path / "raw", tmp_path / "s", 16, 1)
+    study = parse_study(tiny_values(tmp_path / "s", tmp_path / "study"), "tiny")
+    before, store = make_plan(study), SliceStore.open(tmp_path / "s")
+    parameters = replace(store.manifest.parameters, regions=())
+    replace(store.manifest, parameters=parameters).write(store.folder.manifest)
+    after = {run.run_id for run in make_plan(study).runs}
+    changed = [run for run in before.runs if run.run_id not in after]
+    assert changed
+    assert {(run.kind, run.place.target) for run in changed} == {("score", "multiclass")}
 
 
 def cases_of(plan: Plan, run: Any) -> list[dict[str, str]]:

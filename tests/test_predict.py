@@ -21,10 +21,9 @@ from fewscan.experiments.results import RunRecord
 from fewscan.experiments.stages import run_stage
 from fewscan.harness.cli import main
 from fewscan.harness.plan import Plan, make_plan
-from fewscan.harness.predict import on_the_scan, predict, write_prediction, written_values
+from fewscan.harness.predict import on_the_scan, predict, write_prediction
 from fewscan.harness.study import parse_study
 from fewscan.harness.trained import load_trained
-from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.errors import FewscanError, RunError, ScanError
 from fewscan.storage.find import find_scans
 from fewscan.storage.geometry import Turn, orientation
@@ -479,12 +478,3 @@ def test_the_command(finished: Finished, tmp_path: Path) -> None:
     nowhere = fewscan("predict", run, scan, tmp_path / "none" / "out.nii.gz")
     assert "no such folder" in nowhere.output
     assert "the name 'out.png'" in fewscan("predict", run, scan, tmp_path / "out.png").output
-
-
-def test_a_class_that_an_edition_does_not_know_gets_a_value_of_its_own() -> None:
-    def values(*known: int) -> tuple[int, ...]:
-        return written_values(ScanFiles("scan", "BraTS", (), None, known))
-
-    assert values(1, 2, 3, 4) == (1, 2, 3, 4)
-    assert values(1, 2, 3, -1) == (1, 2, 3, 4)
-    assert values(1, -1, 4, -1) == (1, 5, 4, 6)
