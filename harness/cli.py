@@ -640,7 +640,7 @@ def _predict_all(
     overwrite: bool,
 ) -> None:
     from fewscan.harness.predict_all import predict_all
-    from fewscan.storage.account import named
+    from fewscan.storage.errors import named
 
     if len(scans) > 1:
         raise click.UsageError("with a folder as OUT, SCAN is one folder or table of scans")

@@ -8,8 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from fewscan.harness.study import Study
-from fewscan.storage.account import named
-from fewscan.storage.errors import StudyError
+from fewscan.storage.errors import StudyError, named
 from fewscan.storage.slices import SliceStore
 
 if TYPE_CHECKING:

@@ -7,11 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
 
-from fewscan.storage.errors import StudyError
+from fewscan.storage.errors import StudyError, named
 from fewscan.storage.manifest import Subject
 from fewscan.storage.slices import SliceStore
-
-NAMED_AT_MOST = 5
 
 
 def account(store: SliceStore) -> tuple[str, ...]:
@@ -29,13 +27,6 @@ def account(store: SliceStore) -> tuple[str, ...]:
         _not_taken,
     )
     return tuple(line for part in parts for line in part(store, subjects))
-
-
-def named(ids: Iterable[str]) -> str:
-    """The first ids, and how many more there are."""
-    found = sorted(ids)
-    more = len(found) - NAMED_AT_MOST
-    return ", ".join(found[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 def _unlabelled(store: SliceStore, subjects: Sequence[Subject]) -> Iterator[str]:

@@ -5,7 +5,7 @@ faults of a machine belong here; for our own bugs there is `assert`.
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,16 @@ class DiskFullError(FewscanError):
 
 class NotWritableError(FewscanError):
     """A folder belongs to somebody else, or its disk is read-only."""
+
+
+NAMED_AT_MOST = 5
+
+
+def named(names: Iterable[str]) -> str:
+    """The first names, sorted, and how many more there are: a message stays short."""
+    found = sorted(names)
+    more = len(found) - NAMED_AT_MOST
+    return ", ".join(found[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager

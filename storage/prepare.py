@@ -16,17 +16,19 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from fewscan.storage.account import NAMED_AT_MOST, account
+from fewscan.storage.account import account
 from fewscan.storage.atomic import remove_leftovers, sync_folder, write_json
 from fewscan.storage.catalog import Catalog, ScanFiles, Selection
 from fewscan.storage.conventions.registry import patient_of, same_scan
 from fewscan.storage.copies import refuse_copies
 from fewscan.storage.errors import (
+    NAMED_AT_MOST,
     FewscanError,
     ScanError,
     StoreError,
     StudyError,
     disk_full_explained,
+    named,
 )
 from fewscan.storage.find import ALL_LABELLED, find_scans
 from fewscan.storage.geometry import Axis
@@ -264,8 +266,7 @@ def _require_healthy(
     ]
     if ill:
         raise StudyError(
-            f"{len(ill)} scans are said to be healthy, and their masks show a lesion: "
-            f"{', '.join(sorted(ill)[:5])}{', ...' if len(ill) > 5 else ''}",
+            f"{len(ill)} scans are said to be healthy, and their masks show a lesion: {named(ill)}",
             where=where,
             expected="scans without any lesion",
             remedy="take them out of the list, or correct the masks; what is prepared is kept",
@@ -277,9 +278,9 @@ def _in_a_line(error: FewscanError) -> str:
 
 
 def _nothing_usable(scans: Path, reasons: Mapping[str, str]) -> ScanError:
-    named = sorted(reasons.items())[:NAMED_AT_MOST]
-    lines = "".join(f"\n    {subject}: {reason}" for subject, reason in named)
-    more = len(reasons) - len(named)
+    shown = sorted(reasons.items())[:NAMED_AT_MOST]
+    lines = "".join(f"\n    {subject}: {reason}" for subject, reason in shown)
+    more = len(reasons) - len(shown)
     return ScanError(
         f"none of {len(reasons)} scans can be used:{lines}"
         + (f"\n    and {more} more" if more else ""),

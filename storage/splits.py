@@ -17,7 +17,7 @@ from hashlib import sha256
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 
-from fewscan.storage.errors import StudyError
+from fewscan.storage.errors import StudyError, named
 
 SPLIT_RULE = "ids sorted, shuffled by random.Random(0); 75 % train, 5 % validation, the rest test"
 PATIENT_RULE = (
@@ -247,7 +247,7 @@ def _parse(path: Path) -> Split:
 def _require_none(ids: list[str], what: str, path: Path) -> None:
     if ids:
         raise StudyError(
-            f"{len(ids)} ids {what}: {', '.join(ids[:10])}{', ...' if len(ids) > 10 else ''}",
+            f"{len(ids)} ids {what}: {named(ids)}",
             where=path,
             expected="each subject of the data set at most once",
             remedy="correct the lists; `fewscan check STORE` and the folder of scans show the ids",

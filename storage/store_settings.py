@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fewscan.storage.catalog import Catalog, ScanFiles
-from fewscan.storage.errors import ScanError, StoreError, StudyError
+from fewscan.storage.errors import ScanError, StoreError, StudyError, named
 from fewscan.storage.geometry import Axis, Turn, orientation, slice_axis, usual_axis
 from fewscan.storage.images import grid_of
 from fewscan.storage.intensity import Normalisation, Window
@@ -241,8 +241,7 @@ def _require_labelled(split: Split, catalog: Catalog, where: Path) -> None:
     unlabelled = [it.id for it in catalog.scans if it.label_file is None and it.id in split.ids]
     if unlabelled:
         raise StudyError(
-            f"{len(unlabelled)} scans of the split have no labels: {', '.join(unlabelled[:5])}"
-            + (", ..." if len(unlabelled) > 5 else ""),
+            f"{len(unlabelled)} scans of the split have no labels: {named(unlabelled)}",
             where=where,
             expected="labelled scans in train, validation and test",
             remedy="take them out of the lists: unlabelled scans are pre-trained on without them",

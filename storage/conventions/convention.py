@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fewscan.storage.catalog import Catalog, ScanFiles, Selection, patient_in_name
-from fewscan.storage.errors import ScanError
+from fewscan.storage.errors import ScanError, named
 
 if TYPE_CHECKING:  # numpy, which they load, would slow every `--help`
     from fewscan.storage.geometry import Axis
@@ -278,9 +278,7 @@ def files_left_out(names: Sequence[str], why: str) -> dict[str, str]:
     """One line for files that are left out together."""
     if not names:
         return {}
-    more = len(names) - _SHOWN
-    shown = ", ".join(sorted(names)[:_SHOWN])
-    return {f"{shown} and {more} more files" if more > 0 else shown: why}
+    return {named(names): why}
 
 
 def files_in(paths: Sequence[Path], endings: tuple[str, ...]) -> list[Path]:
@@ -295,7 +293,7 @@ def require_one(ids: Sequence[str], where: Path) -> None:
     """Raise `ScanError` if files of several scans were given for one."""
     if len(ids) > 1:
         raise ScanError(
-            f"{len(ids)} scans: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}",
+            f"{len(ids)} scans: {named(ids)}",
             where=where,
             expected="one scan",
             remedy="give the files of one of them, such as FOLDER/CASE_*.nii.gz",
