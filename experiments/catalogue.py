@@ -45,8 +45,8 @@ class Metric:
     most: float = 1.0
     higher_is_better: bool = True
     compared: Compared = "no"
-    """difference: means, paired differences, intervals. quartiles: it may be infinite, so it is
-    described by quartiles. no: it is recorded and shown."""
+    """difference: means, paired differences, intervals. quartiles: described by quartiles, as it
+    may be infinite or is mostly 0. no: it is recorded and shown."""
     targets: tuple[Target, ...] = ("binary", "multiclass")
     """Of the runs that have it."""
     compared_for: tuple[Target, ...] = ("binary", "multiclass")
@@ -144,7 +144,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "dice_at_validation_threshold",
         "Dice at the validation threshold",
         "patient",
-        "Dice of the lesion in the 3D scan, at the threshold that validation chose.",
+        "Dice of the lesion in the 3D scan, at the threshold that validation chose. A patient "
+        "without a lesion does not count, whatever is predicted there.",
         compared="difference",
         compared_for=("binary",),
         leads=("binary",),
@@ -153,7 +154,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "ap",
         "AP of each patient",
         "patient",
-        "Average precision of the lesion score over the pixels of one test scan.",
+        "Average precision of the lesion score over the pixels of one test scan; a patient without "
+        "a lesion does not count.",
         compared="difference",
         compared_for=("binary",),
     ),
@@ -162,7 +164,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "Dice",
         "structure",
         "Dice of a class in the 3D scan; the published mean is over patients, then over classes "
-        "(Holzschuh et al., MIDL 2023). A class in neither prediction nor truth does not count.",
+        "(Holzschuh et al., MIDL 2023). A patient without the class does not count, whatever is "
+        "predicted there.",
         compared="difference",
         targets=("multiclass",),
         leads=("multiclass",),
@@ -186,6 +189,17 @@ CATALOGUE: tuple[Metric, ...] = (
         most=math.inf,
     ),
     Metric(
+        "false_positive_mm3",
+        "false positives",
+        "structure",
+        "Predicted volume in the patients without the structure, who are in no other number of it: "
+        "the truth alone decides who counts, for every arm alike.",
+        unit="mm³",
+        most=math.inf,
+        higher_is_better=False,
+        compared="quartiles",
+    ),
+    Metric(
         "nsd",
         "NSD at {nsd_tolerance_mm} mm",
         "structure",
@@ -198,8 +212,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "hd95_mm",
         "HD95",
         "structure",
-        "The larger of the two directed 95th percentiles of surface distances; infinite where one "
-        "of the two surfaces is missing: the structure is only predicted, or only true.",
+        "The larger of the two directed 95th percentiles of surface distances; infinite where "
+        "nothing is predicted of a structure that is there.",
         unit="mm",
         most=math.inf,
         higher_is_better=False,

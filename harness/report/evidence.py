@@ -21,7 +21,7 @@ from fewscan.storage.errors import StudyError
 
 @dataclass(frozen=True)
 class Quartiles:
-    """Of a cell over its patients and seeds, for a quantity that may be infinite.
+    """Of a cell over its patients and seeds, for a quantity that is described by them.
 
     In the order of the patients infinity is the largest, so quartiles are exact whatever a finite
     stand-in would have been. There is no mean, hence no difference of means and no interval.
@@ -129,9 +129,12 @@ class Evidence:
 
 
 def gather(studies: Studies, results: Sequence[RunResults]) -> list[Evidence]:
-    """The evidence for each quantity that is compared, and for each described one that has runs."""
+    """The evidence for each quantity that is compared, and each described one with a patient.
+
+    Where every patient has a structure nobody is left whom its false positives are about.
+    """
     found = [_evidence(studies, results, quantity) for quantity in quantities(studies)]
-    return [it for it in found if it.is_compared or any(outcome.cell for outcome in it.outcomes)]
+    return [it for it in found if it.is_compared or any(all(o.scored) for o in it.outcomes)]
 
 
 def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantity) -> Evidence:
