@@ -13,7 +13,7 @@ from itertools import zip_longest
 import numpy as np
 import torch
 
-from fewscan.experiments.anomaly import remove_small_components
+from fewscan.experiments.anomaly import remove_small_components, voxels_in
 from fewscan.experiments.cases import Case, Row, case_row, means, to_csv
 from fewscan.experiments.catalogue import METRICS
 from fewscan.experiments.data import open_store
@@ -90,6 +90,7 @@ class Scored:
     """uint8."""
     true_lesion_ZHW: np.ndarray
     """bool: the classes that are lesions."""
+    spacing_mm_ZHW: tuple[float, float, float]
 
 
 @dataclass
@@ -148,9 +149,11 @@ class _Scorer:
         """
         pixels, scores, labels = PixelScores(), [], []
         meaning, truth_ZHW = self.store.meaning, slices.labels_NHW
+        spacing_mm_ZHW = self.store.spacing_mm_ZHW(subject)
         lesion = meaning.lesion_values if self.predictor.has_classes else None
         truth_NHW = torch.from_numpy(truth_ZHW).split(PREDICTION_BATCH)
-        batches = self.predictor.in_batches(torch.from_numpy(slices.images_NCHW))
+        images = torch.from_numpy(slices.images_NCHW)
+        batches = self.predictor.in_batches(images, spacing_mm_ZHW[1:])
         for maps_NKHW, true_NHW in zip(batches, truth_NHW, strict=True):
             scores_NHW = lesion_score(maps_NKHW, lesion)
             true_NHW = true_NHW.to(scores_NHW.device)
@@ -172,6 +175,7 @@ class _Scorer:
             np.concatenate(labels) if labels else None,
             truth_ZHW,
             meaning.is_lesion(truth_ZHW),
+            spacing_mm_ZHW,
         )
 
 
@@ -224,7 +228,7 @@ def _pooled_numbers(
     }
     if evaluation.removes_specks:
         sums = [
-            without_specks(scored, best_threshold, evaluation.min_component_voxels)
+            without_specks(scored, best_threshold, evaluation.min_component_mm3)
             for scored in scorer.each(scorer.store.split.test)
         ]
         numbers["pooled_best_dice_without_specks"] = float(np.divide(*np.sum(sums, axis=0)))
@@ -242,12 +246,13 @@ def _case(scored: Scored, store: SliceStore, threshold: float) -> Case:
         scored.truth_ZHW,
         scored.true_lesion_ZHW,
         lesion_ZHW,
-        store.spacing_mm_ZHW(scored.subject),
+        scored.spacing_mm_ZHW,
     )
 
 
-def without_specks(scored: Scored, threshold: float, max_voxels: int) -> tuple[int, int]:
+def without_specks(scored: Scored, threshold: float, max_mm3: float) -> tuple[int, int]:
     """Twice the hits, and predicted plus true pixels, without small components."""
+    max_voxels = voxels_in(max_mm3, scored.spacing_mm_ZHW)
     mask_ZHW = remove_small_components(above(scored.scores_ZHW, threshold).numpy(), max_voxels)
     truth_ZHW = scored.true_lesion_ZHW
     return 2 * int((mask_ZHW & truth_ZHW).sum()), int(mask_ZHW.sum() + truth_ZHW.sum())

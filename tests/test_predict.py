@@ -138,7 +138,8 @@ def test_on_the_stores_grid_it_is_the_mask_that_was_scored(
     (files,) = (files for files in find_scans(study.scans).scans if files.id == subject)
     made, predictor = trained.slices, trained.predictor
     slices = preprocess(read_scan(files), store.size, made.axis, made.normalisation)
-    batches = list(predictor.in_batches(torch.from_numpy(slices.images_NCHW)))
+    spacing_mm = store.spacing_mm_ZHW(subject)[1:]
+    batches = list(predictor.in_batches(torch.from_numpy(slices.images_NCHW), spacing_mm))
     found = torch.cat([_defined(predictor.labels(maps, trained.threshold)) for maps in batches])
     truth = store.read_subject(subject).labels_NHW
     row = row_of(folder, subject)
@@ -175,6 +176,26 @@ def test_back_on_the_scan(own_data: Finished) -> None:
     np.testing.assert_array_equal(kept.transpose(1, 3, 0, 2), maps[:, 1:].numpy())
     ml = np.count_nonzero(found.labels_XYZ == 1) * 1.5 * 4 / 1000
     assert found.volumes_ml["whole_gland_outer"] == pytest.approx(ml)
+
+
+def test_an_anomaly_map_has_the_windows_of_the_scans_own_spacing(own_data: Finished) -> None:
+    """With half the spacing the same windows have more pixels, and the map is another one."""
+    folder, subject = own_data.folder("unsupervised"), patient(own_data)
+    files = sorted((own_data.scans / "imagesTr").glob(f"{subject}_*"))
+    found, trained = predict(folder.path, files), load_trained(folder.path)
+    slices = preprocess(read_scan(found.files), 16, 1, "percentiles")
+    images = torch.from_numpy(slices.images_NCHW)
+    _, row_mm, column_mm = slices.frame.spacing_mm(own_data.plan.store.subjects[subject].spacing_mm)
+    maps = {
+        times: on_the_scan(
+            next(trained.predictor.in_batches(images, (times * row_mm, times * column_mm))),
+            slices.frame,
+        ).numpy()
+        for times in (1, 0.5)
+    }
+    kept = found.maps_XYZK[:, slices.first : slices.first + len(images)].transpose(1, 3, 0, 2)
+    np.testing.assert_array_equal(kept, maps[1])
+    assert not np.array_equal(kept, maps[0.5])
 
 
 @pytest.mark.parametrize(("shape", "axis", "size"), [((20, 6, 28), 1, 28), ((24, 24, 5), 2, 24)])
