@@ -59,11 +59,16 @@ class Metric:
     """Above that panel."""
     needs: str | None = None
     """A property of `Evaluation` that says whether the metric is computed; None: always."""
+    grid: Literal["slices", "scan"] = "slices"
+    """Where prediction and truth are compared. scan: at its own resolution, all slices of it."""
 
-    def is_computed(self, evaluation: Evaluation, target: Target) -> bool:
-        """Whether runs of the target have it under this evaluation."""
+    def is_computed(self, evaluation: Evaluation, target: Target, scan_labels: bool) -> bool:
+        """Whether runs of the target have it under this evaluation.
+
+        `scan_labels`: whether the store keeps the test scans' labels at their own resolution.
+        """
         wanted = self.needs is None or bool(getattr(evaluation, self.needs))
-        return wanted and target in self.targets
+        return wanted and target in self.targets and (self.grid == "slices" or scan_labels)
 
     def title_under(self, evaluation: Evaluation) -> str:
         """ "NSD at 2 mm"."""
@@ -144,8 +149,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "dice_at_validation_threshold",
         "Dice at the validation threshold",
         "patient",
-        "Dice of the lesion in the 3D scan, at the threshold that validation chose. A patient "
-        "without a lesion does not count, whatever is predicted there.",
+        "Dice of the lesion in 3D, on the grid of the slices, at the threshold that validation "
+        "chose. A patient without a lesion does not count, whatever is predicted there.",
         compared="difference",
         compared_for=("binary",),
         leads=("binary",),
@@ -163,14 +168,25 @@ CATALOGUE: tuple[Metric, ...] = (
         "dice",
         "Dice",
         "structure",
-        "Dice of a class in the 3D scan; the published mean is over patients, then over classes "
-        "(Holzschuh et al., MIDL 2023). A patient without the class does not count, whatever is "
-        "predicted there.",
+        "Dice of a class in 3D, on the grid of the slices; the published mean is over patients, "
+        "then over classes (Holzschuh et al., MIDL 2023). A patient without the class does not "
+        "count, whatever is predicted there.",
         compared="difference",
         targets=("multiclass",),
         leads=("multiclass",),
         panel="multiclass",
         panel_title="multi-class Dice (patients, then classes)",
+    ),
+    Metric(
+        "dice_scan",
+        "Dice at the scan's own resolution",
+        "structure",
+        "The same Dice of the segmentation that `fewscan predict` writes: probabilities or scores "
+        "interpolated to the voxels of the scan, the threshold or the largest class afterwards, "
+        "against its labels as they are in their file. Slices that are left out at the ends "
+        "count as background.",
+        compared="difference",
+        grid="scan",
     ),
     Metric(
         "volume_mm3",
@@ -224,9 +240,9 @@ CATALOGUE: tuple[Metric, ...] = (
 METRICS = {metric.key: metric for metric in CATALOGUE}
 
 
-def computed(evaluation: Evaluation, target: Target) -> list[Metric]:
+def computed(evaluation: Evaluation, target: Target, scan_labels: bool) -> list[Metric]:
     """The metrics that runs of the target have, in the order of the catalogue."""
-    return [metric for metric in CATALOGUE if metric.is_computed(evaluation, target)]
+    return [it for it in CATALOGUE if it.is_computed(evaluation, target, scan_labels)]
 
 
 def leading(target: Target) -> Metric:

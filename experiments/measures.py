@@ -19,7 +19,7 @@ from fewscan.experiments.spec import Evaluation
 
 @dataclass(frozen=True)
 class Masks:
-    """Where a structure is predicted, and where it is, on the grid of the slices."""
+    """Where a structure is predicted, and where it is, on one grid."""
 
     predicted_ZHW: np.ndarray
     """bool"""
@@ -48,6 +48,7 @@ def measures(key: str) -> Callable[[Measure], Measure]:
     return register
 
 
+@measures("dice_scan")
 @measures("dice")
 def dice(masks: Masks, evaluation: Evaluation) -> float:
     """Twice the common voxels over the sum of both."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from fewscan.experiments.devices import Devices
 from fewscan.experiments.predictor import Predictor, above
 from fewscan.experiments.results import RunRecord
+from fewscan.experiments.scan_grid import on_the_scan
 from fewscan.experiments.stages import run_stage
 from fewscan.harness.cli import main
 from fewscan.harness.plan import Plan, make_plan
-from fewscan.harness.predict import on_the_scan, predict, write_prediction
+from fewscan.harness.predict import predict, write_prediction
 from fewscan.harness.study import parse_study
 from fewscan.harness.trained import load_trained
 from fewscan.storage.errors import FewscanError, RunError, ScanError
@@ -152,6 +154,38 @@ def test_on_the_stores_grid_it_is_the_mask_that_was_scored(
         expected_dice = float(row["dice_at_validation_threshold"])
         assert expected_dice == pytest.approx(dice(found.numpy() > 0, truth > 0), rel=1e-12)
     assert found.any(), "nothing was found, so nothing was compared"
+
+
+@pytest.mark.parametrize("data", ["finished", "own_data", "simplest"])
+@pytest.mark.parametrize(
+    ("kind", "target"), [("score", "binary"), ("score", "multiclass"), ("unsupervised", None)]
+)
+def test_on_the_scans_grid_it_is_the_file_that_was_scored(
+    data: str, kind: str, target: str | None, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The file that is written has, with the scan's own labels, the Dice of `cases.csv`."""
+    study: Finished = request.getfixturevalue(data)
+    folder, subject, store = study.folder(kind, target), patient(study), study.plan.store
+    (files,) = (files for files in find_scans(study.scans).scans if files.id == subject)
+    threshold = None if target == "multiclass" else load_trained(folder.path).threshold
+    prediction = predict(folder.path, files.channel_files, threshold=threshold)
+    write_prediction(prediction, tmp_path / "found.nii.gz")
+    found_XYZ = read_nifti(tmp_path / "found.nii.gz").voxels_XYZ
+    truth_XYZ = read_scan(files).labels_XYZ
+    assert truth_XYZ is not None
+    row = row_of(folder, subject)
+    if target == "multiclass":
+        pairs = {
+            name: (found_XYZ == prediction.files.label_values[k - 1], truth_XYZ == k)
+            for k, name in enumerate(store.classes, start=1)
+        }
+    else:
+        pairs = {"lesion": (found_XYZ > 0, truth_XYZ > 0)}
+    for name, (found, truth) in pairs.items():
+        expected = dice(found, truth) if truth.any() else math.nan
+        said = float(row[f"dice_scan_{name}"] or "nan")
+        assert said == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    assert found_XYZ.any(), "nothing was found, so nothing was compared"
 
 
 def _defined(labels: Tensor | None) -> Tensor:
