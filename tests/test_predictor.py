@@ -261,6 +261,16 @@ def test_networks_that_were_taught_different_things_are_not_averaged(
         load_predictor([without_model])
 
 
+def test_the_most_probable_class_is_the_first_of_equal_ones() -> None:
+    """As argmax has it, also where a network broke."""
+    predictor = predictor_of(network(0, 4), target="multiclass")
+    maps_NKHW = torch.randint(0, 3, (5, 4, 9, 7), generator=torch.Generator().manual_seed(0)) / 3
+    maps_NKHW[0, 2, :3] = torch.nan
+    found_NHW = predictor.labels(maps_NKHW, None)
+    assert found_NHW is not None
+    assert torch.equal(found_NHW, maps_NKHW.argmax(dim=1).to(torch.uint8))
+
+
 def test_moving_a_predictor_keeps_what_it_is() -> None:
     predictor = replace(predictor_of(network(0, 2), target=None), mirror=True)
     moved = predictor.to("cpu")
