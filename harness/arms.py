@@ -17,9 +17,10 @@ class Arm:
     """One line of a figure: runs that differ in target, label count and seed alone."""
 
     kind: ArmKind
-    """unsupervised: a pre-trained network's own anomaly score."""
+    """unsupervised: a pre-trained network's own anomaly score, or one of the images alone."""
     init: str | None = None
-    """The pre-training or imported checkpoint that it starts from; None: random weights."""
+    """The pre-training or imported checkpoint that it starts from; None: random weights. Of an
+    anomaly score of the images alone its name, such as "channel flair"."""
     transfer: Transfer = "all"
     """Which weights it takes over."""
     study: str = ""

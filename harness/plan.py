@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fewscan.experiments.catalogue import computed
 from fewscan.experiments.cost import run_flops
+from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import Transfer
@@ -169,6 +170,7 @@ class _Planner:
             names = [name for name in order if pretrain[name].scheme.has_anomaly_score]
             names += [it for it in self.imports if it in finetune.inits and self._has_score(it)]
             yield from (self._unsupervised(name) for name in names)
+        yield from map(self._image_score, self.study.image_scores)
         yield from self._grid()
 
     def _has_score(self, imported: str) -> bool:
@@ -254,16 +256,41 @@ class _Planner:
         parent = self.ids[init]
         assert parent is not None
         place = Place(Arm("unsupervised", init), "binary", None, 0)
-        return self._score(parent, place, f"unsupervised · {init}")
+        return self._score((parent,), place, f"unsupervised · {init}")
 
-    def _score(self, parent: str, place: Place, name: str) -> PlannedRun:
-        """The score of one training."""
+    def _image_score(self, image: ImageScore) -> PlannedRun:
+        """An anomaly score of the images alone."""
+        if image.channel not in (None, *self.store.channels):
+            raise StudyError(
+                f"no channel {image.channel!r} for a baseline",
+                where="baselines",
+                expected=f"a channel of {self.store.path}: {', '.join(self.store.channels)}",
+                remedy=f"write, for example, channel {self.store.channels[0]}",
+            )
+        if image.name in self.ids:
+            raise StudyError(
+                f"a pre-training or an imported checkpoint is called {image.name!r}, as a baseline",
+                where="baselines",
+                expected="names for different things",
+                remedy="rename it, here and in finetune.inits",
+            )
+        place = Place(Arm("unsupervised", image.name), "binary", None, 0)
+        return self._score((), place, f"unsupervised · {image.name}", image)
+
+    def _score(
+        self,
+        parents: tuple[str, ...],
+        place: Place,
+        name: str,
+        image: ImageScore = ImageScore(),  # noqa: B008 (frozen)
+    ) -> PlannedRun:
+        """The score of one training, or of the images alone."""
         evaluation, target = self.study.evaluation, place.target or "binary"
         wanted = computed(evaluation, target, self.store.keeps_scan_labels)
         metrics = tuple(metric.key for metric in wanted)
         regions = self.store.regions if target == "multiclass" else ()
         data = self.store.fingerprint
-        spec = Score(data, evaluation, (parent,), metrics=metrics, regions=regions)
+        spec = Score(data, evaluation, parents, metrics=metrics, regions=regions, image=image)
         return self._planned(spec, place, name)
 
     def _grid(self) -> Iterator[PlannedRun]:
@@ -310,7 +337,7 @@ class _Planner:
         name = f"{target} · {arm.key} · {place.scans} · seed {seed}"
         trained = self._planned(spec, place, f"{VERBS[spec.kind]} {name}")
         yield trained
-        yield self._score(trained.run_id, place, f"{VERBS[Score.kind]} {name}")
+        yield self._score((trained.run_id,), place, f"{VERBS[Score.kind]} {name}")
 
     def _transfer(self, init: str) -> Transfer:
         """What a fine-tuning takes over from this init."""

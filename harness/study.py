@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -25,6 +26,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from fewscan.experiments.catalogue import panels
+from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.schemes import SCHEMES, Denoise
 from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import Transfer
@@ -41,7 +43,14 @@ from fewscan.slurm import Settings
 from fewscan.storage.errors import StudyError
 from fewscan.storage.labels import PretrainSlices
 
-Baseline = Literal["unsupervised", "supervised"]
+
+def _baseline(name: str) -> str:
+    if name in ("unsupervised", "supervised") or ImageScore.named(name):
+        return name
+    raise ValueError("a baseline is unsupervised, supervised, smoothed, or channel NAME")
+
+
+Baseline = Annotated[str, AfterValidator(_baseline)]
 
 
 def _scheme(value: Any) -> Scheme:
@@ -196,12 +205,19 @@ class Study:
     pretrain: dict[str, Pretraining] = field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     baselines: tuple[Baseline, ...] = ("unsupervised", "supervised")
-    """unsupervised: a pre-trained network's anomaly score; supervised: scratch on all labels."""
+    """unsupervised: a pre-trained network's anomaly score; supervised: scratch on all labels. And
+    without a network (`experiments.image_scores`): smoothed, the difference to the smoothed image;
+    channel NAME, how bright a channel is."""
     resources: Resources = Resources()
     slurm: Settings | None = None
     """The jobs that `fewscan sweep --on slurm` submits."""
     published: tuple[Published, ...] = ()
     """Reference lines and points for the report."""
+
+    @property
+    def image_scores(self) -> tuple[ImageScore, ...]:
+        """The baselines without a network."""
+        return tuple(filter(None, map(ImageScore.named, self.baselines)))
 
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
