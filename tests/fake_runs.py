@@ -51,7 +51,7 @@ def write_cases(path: Path, dice_P: np.ndarray, classes: bool) -> None:
     predicted."""
     with path.open("w", newline="") as file:
         measured = CLASSES if classes else ("lesion",)
-        kinds = ("dice", "nsd", "hd95_mm", "false_positive_mm3")
+        kinds = ("dice", "dice_scan", "nsd", "hd95_mm", "false_positive_mm3")
         names = [f"{kind}_{name}" for kind in kinds for name in measured]
         writer = csv.writer(file)
         writer.writerow(["subject", "ap", "dice_at_validation_threshold", *names])
@@ -59,7 +59,7 @@ def write_cases(path: Path, dice_P: np.ndarray, classes: bool) -> None:
             each = ["" if number > 2 else dice, dice / 2, dice / 4] if classes else [dice]
             far = [math.inf if number == 0 else 10 * number for _ in measured]
             invented = [8 if classes and k == 0 and number > 2 else "" for k in range(len(each))]
-            writer.writerow([patient, dice / 2, dice, *each, *each, *far, *invented])
+            writer.writerow([patient, dice / 2, dice, *each, *each, *each, *far, *invented])
 
 
 def finish_all(plan: Plan, wanted: Callable[[PlannedRun], bool] = lambda run: True) -> None:

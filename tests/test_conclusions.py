@@ -229,6 +229,7 @@ def test_quantities_of_classes_are_named_and_their_mean_is_known_as_one(studies:
     compared = {it.key: it for it in quantities(studies) if it.metric.compared == "difference"}
     assert [key for key, it in compared.items() if it.is_mean] == [
         "dice_class_mean",
+        "dice_scan_class_mean",
         "nsd_class_mean",
     ]
     assert compared["dice_oedema"].title == f"{METRICS['dice'].title}, oedema"
