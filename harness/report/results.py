@@ -17,7 +17,7 @@ from fewscan.experiments.catalogue import LESION, Metric, computed, panels, stru
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm, Place
-from fewscan.harness.report.cells import Cell
+from fewscan.harness.report.cells import Cell, Pretraining
 from fewscan.harness.report.studies import Labelled, Studies
 from fewscan.storage.errors import RunError, StudyError
 from fewscan.storage.runs import RunFolder
@@ -185,7 +185,15 @@ def _cell(quantity: Quantity, name: str, results: Iterable[RunResults]) -> Cell:
         patients=tuple(patients),
         subsets=tuple(it.labelled for it in results),
         scores_SP=np.array([[it.value(p, quantity.columns) for p in patients] for it in results]),
+        pretrainings=tuple(_pretrainings(it.place) for it in results),
     )
+
+
+def _pretrainings(place: Place) -> frozenset[Pretraining]:
+    """What the run started from, under a name that no other study's has."""
+    if place.arm.init is None:
+        return frozenset()
+    return frozenset({(f"{place.arm.study}/{place.arm.init}", place.pretraining)})
 
 
 @dataclass(frozen=True)
