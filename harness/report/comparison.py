@@ -149,7 +149,7 @@ def area(
     if not paired:
         return None
     resampling = draw_resamples([*paired.values()], resamples, random_seed)
-    known = [n for n, cell in paired.items() if not np.isnan(resampling.means_B(cell)).any()]
+    known = [n for n, cell in paired.items() if resampling.can_vary(cell)]
     paired = {n: paired[n] for n in known or paired}
     arms = [first] if second is None else [first, second]
     fallen = [collapses(arm) for arm in arms] if may_collapse else []
@@ -184,10 +184,10 @@ def _weighted(
     """
     weights_K, draws = log_weights([*cells]), len(resampling.unit_counts_BU)
     value = float(weights_K @ np.array([mean(cell) for cell in cells.values()], dtype=float))
-    draws_B: np.ndarray = weights_K @ np.stack([resampling.means_B(it) for it in cells.values()])
+    draws_B = resampling.sums_B([*cells.values()], weights_K)
     weights = dict(zip(cells, weights_K.tolist(), strict=True))
     for stream, arm in enumerate(arms, start=3):
-        draws_B += arm.unseen_B(cells, weights, draws, (resampling.random_seed, stream))
+        draws_B = draws_B + arm.unseen_B(cells, weights, draws, (resampling.random_seed, stream))
     return with_interval(value, draws_B), draws_B
 
 

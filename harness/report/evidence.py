@@ -224,9 +224,14 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
                 )
             if found := area(first, second, may_collapse=may_collapse):
                 areas[arm] = _within(found, metric)
-            better = metric.higher_is_better
-            for n, saved in labels_saved(first, second, higher_is_better=better).items():
-                outcomes[arm, n] = replace(outcomes[arm, n], saved=saved)
+            saved = labels_saved(
+                first,
+                second,
+                higher_is_better=metric.higher_is_better,
+                may_collapse=may_collapse,
+            )
+            for n, needs in saved.items():
+                outcomes[arm, n] = replace(outcomes[arm, n], saved=needs)
         except StudyError as error:
             objections[arm] = str(error)
     return Evidence(quantity, studies.reference, tuple(outcomes.values()), objections, areas)
