@@ -177,11 +177,9 @@ def _arms(*gains: float) -> dict[str, dict[int, float]]:
     return found | {f"arm {k}": falling_gain(gain)["denoise"] for k, gain in enumerate(gains)}
 
 
-def _plateau() -> dict[str, dict[int, float]]:
-    """Two equal arms that stop rising at 16 labelled scans."""
-    curve = {n: 0.3 + 0.1 * min(np.log2(n), 4.0) for n in COUNTS}
-    return {SCRATCH: curve, "denoise": curve}
-
+_RISING = {n: 0.3 + 0.1 * min(float(np.log2(n)), 4.0) for n in COUNTS}
+PLATEAU = {SCRATCH: _RISING, "denoise": _RISING}
+"""Two equal arms that stop rising at 16 labelled scans."""
 
 ONE, BOTH = {"denoise": 0.2}, {"denoise": 0.2, SCRATCH: 0.2}
 COLLAPSING = Design(NOTHING, collapse=BOTH)
@@ -199,7 +197,7 @@ DESIGNS: dict[str, Design] = {
     "gain 0.06, 2 patients": Design(GAIN, patients=2),
     "gain 0.06, 8 patients": Design(GAIN, patients=8),
     "gain 0.06, 30 patients": Design(GAIN, patients=30),
-    "equal arms on a plateau": Design(_plateau()),
+    "equal arms on a plateau": Design(PLATEAU),
     "pre-trainings ± 0.02: one": Design(NOTHING, pretraining_sd=0.02, pretrainings=1),
     "pre-trainings ± 0.02: three": Design(NOTHING, pretraining_sd=0.02, pretrainings=3),
     "pre-trainings ± 0.02: five": Design(NOTHING, pretraining_sd=0.02),

@@ -112,7 +112,8 @@ def _comparison(
     found, draws_B = _weighted(cells, resampling, arms)
     (scores_SP,) = [cell.defined().scores_SP for cell in cells.values()]
     p = None if found.interval is None else p_value(draws_B)
-    return Comparison(*scores_SP.shape, found, p, standardised(np.nanmean(scores_SP, axis=0)))
+    seeds, patients = scores_SP.shape
+    return Comparison(seeds, patients, found, p, standardised(np.nanmean(scores_SP, axis=0)))
 
 
 def differences(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> dict[int, Cell]:
@@ -218,8 +219,9 @@ def log_weights(counts: Sequence[int]) -> np.ndarray:
     if len(counts) == 1:
         return np.ones(1)
     steps_K = np.diff(np.log(counts))
-    weights_K: np.ndarray = (np.append(steps_K, 0) + np.insert(steps_K, 0, 0)) / 2
-    return weights_K / weights_K.sum()
+    sums_K = np.append(steps_K, 0) + np.insert(steps_K, 0, 0)
+    weights_K: np.ndarray = sums_K / sums_K.sum()
+    return weights_K
 
 
 def standardised(differences_P: np.ndarray) -> float | None:
