@@ -26,8 +26,8 @@ from fewscan.experiments.predictor import (
     lesion_score,
     load_predictor,
 )
-from fewscan.experiments.results import Result
-from fewscan.experiments.spec import Evaluation, Score
+from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.spec import Evaluation, Finetune, Score
 from fewscan.experiments.surface_distance import require_surface_distances
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import RunError
@@ -51,15 +51,17 @@ def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
     predictor = load_predictor(parents).to(devices.device)
     scorer = _Scorer(predictor, store, devices, _Clock.of(spec, folder, store, devices))
     folder.append_event("started", 0, attempt=devices.description())
-    labelled = dict.fromkeys(s for parent in parents for s in Result.read(parent).labelled)
-    validation, threshold = _score_validation(scorer)
+    trained = [Result.read(parent) for parent in parents]
+    chooses = _scans_that_choose(spec, parents, trained, store)
+    validation, threshold = _choose_threshold(scorer, chooses)
     test: dict[str, float] = {}
     if spec.split == "test":
         test, rows = score_test_split(scorer, spec.evaluation, threshold, spec.regions)
         write_bytes(folder.cases, to_csv(rows))
     return Result(
         spec.kind,
-        labelled=tuple(labelled),
+        labelled=tuple(dict.fromkeys(id_ for it in trained for id_ in it.labelled)),
+        held_out=tuple(dict.fromkeys(id_ for it in trained for id_ in it.held_out)),
         validation=_defined(validation),
         test=_defined(test),
     )
@@ -175,9 +177,28 @@ class _Scorer:
         )
 
 
-def _score_validation(scorer: _Scorer) -> tuple[dict[str, float], float]:
-    """Numbers of the validation split, and the threshold that is chosen on it."""
-    pooled = _pooled(scored.pixels for scored in scorer.each(scorer.store.split.validation))
+MIDDLE = 0.5
+"""The threshold of a probability that no label has chosen."""
+
+
+def _scans_that_choose(
+    spec: Score, parents: Sequence[RunFolder], trained: Sequence[Result], store: SliceStore
+) -> tuple[str, ...]:
+    """The scans whose labels choose the threshold: those that chose the models.
+
+    What was pre-trained alone has no probability, so the validation split tells its threshold.
+    """
+    specs = [RunRecord.read(parent).spec for parent in parents]
+    if specs and all(isinstance(it, Finetune) and it.selection != "validation" for it in specs):
+        return tuple(dict.fromkeys(id_ for it in trained for id_ in it.held_out))
+    return store.split.validation
+
+
+def _choose_threshold(scorer: _Scorer, chooses: Sequence[str]) -> tuple[dict[str, float], float]:
+    """The threshold that is best on these scans, with its numbers there; without any the middle."""
+    if not chooses:
+        return {"threshold": MIDDLE}, MIDDLE
+    pooled = _pooled(scored.pixels for scored in scorer.each(chooses))
     dice, threshold = pooled.best_dice()
     numbers = {
         "pooled_ap": pooled.average_precision(),
