@@ -92,6 +92,11 @@ class Place:
     """Seed of the pre-training that it started from; None: of none of this study."""
 
     @property
+    def is_cell(self) -> bool:
+        """Whether it is one of the grid: of an arm and a label count, scored."""
+        return self.arm.kind == "fine-tuning"
+
+    @property
     def scans(self) -> str:
         """In words: "1 scan", "4 scans"."""
         return f"{self.labels} scan{'' if self.labels == 1 else 's'}"

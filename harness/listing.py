@@ -58,7 +58,7 @@ def _groups(status: StudyStatus) -> Table:
     for run in status.plan.runs:
         groups.setdefault(_group_of(run), []).append(run)
     for name, runs in groups.items():
-        places = [run.place for run in runs if run.place.labels is not None]
+        places = [run.place for run in runs if run.place.is_cell]
         counts = spans({place.labels for place in places if place.labels is not None})
         seeds = spans({place.seed for place in places})
         pflop = f"{sum(run.flops for run in runs) / 1e15:.3g}"
@@ -70,7 +70,7 @@ def _groups(status: StudyStatus) -> Table:
 def _group_of(run: PlannedRun) -> str:
     """The same for runs that differ in label count and seed alone."""
     place = run.place
-    if place.labels is None:
+    if not place.is_cell:
         return run.name
     return f"{VERBS[run.kind]} {place.target} · {place.arm.key}"
 
@@ -119,7 +119,7 @@ def _errors(status: StudyStatus) -> Iterator[str]:
 def _other_runs(status: StudyStatus) -> Table:
     table = Table(box=None, show_header=False)
     for run in status.plan.runs:
-        if run.place.labels is None:
+        if not run.place.is_cell:
             percent = f"{status.fractions[run.run_id]:.0%}"
             table.add_row(SYMBOLS[status.states[run.run_id]], run.name, percent, run.run_id)
     return table

@@ -100,7 +100,7 @@ class Plan:
     @property
     def grid(self) -> tuple[PlannedRun, ...]:
         """The scores of fine-tunings: a run for each cell of the grid and seed."""
-        return tuple(run for run in self.scores if run.place.labels is not None)
+        return tuple(run for run in self.scores if run.place.is_cell)
 
     def folder_of(self, run: PlannedRun) -> RunFolder:
         return self.folder.run(run.run_id)

@@ -140,7 +140,7 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> MlflowRun
 def _name(run: PlannedRun) -> str:
     """What tells the runs of an arm apart comes first: the UI's list has room for little more."""
     place = run.place
-    if place.labels is None:
+    if not place.is_cell:
         return run.name
     cell = f"{place.scans} · seed {place.seed} · {place.arm.key} · {place.target}"
     return cell if run.kind == Score.kind else f"{cell} · training"
