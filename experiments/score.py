@@ -49,10 +49,11 @@ def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
     store = open_store(folder, spec.data)
     parents = [folder.sibling(run_id) for run_id in spec.parents]
     predictor = load_predictor(parents).to(devices.device)
-    scorer = _Scorer(predictor, store, devices, _Clock.of(spec, folder, store, devices))
-    folder.append_event("started", 0, attempt=devices.description())
     trained = [Result.read(parent) for parent in parents]
-    chooses = _scans_that_choose(spec, parents, trained, store)
+    chooses = _scans_that_choose(parents, trained, store)
+    scans = len(chooses) + _scans_to_score(spec, store)
+    scorer = _Scorer(predictor, store, devices, _Clock(folder, devices, scans))
+    folder.append_event("started", 0, attempt=devices.description())
     validation, threshold = _choose_threshold(scorer, chooses)
     test: dict[str, float] = {}
     if spec.split == "test":
@@ -104,13 +105,6 @@ class _Clock:
     """To be scored in all, those that are scored twice twice."""
     done: int = 0
     last_beat: float = -math.inf
-
-    @classmethod
-    def of(cls, spec: Score, folder: RunFolder, store: SliceStore, devices: Devices) -> "_Clock":
-        """For all that the spec asks for."""
-        tested = len(store.split.test) if spec.split == "test" else 0
-        again = tested if spec.evaluation.removes_specks else 0
-        return cls(folder, devices, len(store.split.validation) + tested + again)
 
     def scored_one(self) -> None:
         """Leave a heartbeat if it is time. Raises `Preempted`: a score begins anew afterwards."""
@@ -177,12 +171,18 @@ class _Scorer:
         )
 
 
+def _scans_to_score(spec: Score, store: SliceStore) -> int:
+    """Of the test split, each as often as it is gone through."""
+    tested = len(store.split.test) if spec.split == "test" else 0
+    return 2 * tested if spec.evaluation.removes_specks else tested
+
+
 MIDDLE = 0.5
 """The threshold of a probability that no label has chosen."""
 
 
 def _scans_that_choose(
-    spec: Score, parents: Sequence[RunFolder], trained: Sequence[Result], store: SliceStore
+    parents: Sequence[RunFolder], trained: Sequence[Result], store: SliceStore
 ) -> tuple[str, ...]:
     """The scans whose labels choose the threshold: those that chose the models.
 

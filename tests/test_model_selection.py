@@ -12,7 +12,6 @@ from fewscan.experiments.score import MIDDLE
 from fewscan.harness.plan import Plan, PlannedRun, make_plan
 from fewscan.harness.study import Epochs, Study, parse_study
 from fewscan.storage.errors import StudyError
-from fewscan.storage.slices import SliceStore
 from fewscan.storage.splits import hold_out
 
 IDS = tuple(f"s{n}" for n in range(40))
@@ -46,35 +45,6 @@ def plan_with(
 def of_kind(plan: Plan, kind: str, labels: int) -> PlannedRun:
     (run,) = [run for run in plan.runs if run.kind == kind and run.place.labels == labels]
     return run
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The scans whose slices are read, in order."""
-    found: list[str] = []
-    read = SliceStore.read
-
-    def watched(store: SliceStore, ids: Any, *rest: Any, **named: Any) -> Any:
-        found.extend(ids)
-        return read(store, ids, *rest, **named)
-
-    monkeypatch.setattr(SliceStore, "read", watched)
-    return found
-
-
-def test_within_looks_at_no_label_but_those_of_the_cell(
-    tiny_study: Callable[..., Study], tiny_document: dict[str, Any], reads: list[str]
-) -> None:
-    """The held-out scans choose model and threshold; they are not learnt from."""
-    plan = plan_with(tiny_study, tiny_document, label_counts=[10], selection="within")
-    trained, scored = (of_kind(plan, kind, 10) for kind in ("finetune", "score"))
-    run_in_process(plan, [trained, scored])
-    result, score = Result.read(plan.folder_of(trained)), Result.read(plan.folder_of(scored))
-    labelled = plan.store.labelled_subset(10, 0)
-    assert result.labelled == labelled
-    assert result.held_out == score.held_out == labelled[-2:]
-    assert {*reads} == {*labelled, *plan.store.split.test}
-    assert "pooled_best_dice" in score.validation, "the threshold is the best on what is held out"
 
 
 @pytest.mark.parametrize(("selection", "labels"), [("last", 10), ("last", 1), ("within", 1)])
