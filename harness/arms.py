@@ -44,7 +44,7 @@ class Arm:
     def key(self) -> str:
         """In tables for programs and in MLflow: "scratch", "denoise", "unsupervised: denoise"."""
         init = self.init or SCRATCH
-        how = [] if self.transfer == "all" else [self.transfer]
+        how: list[str] = [] if self.transfer == "all" else [self.transfer]
         if self.schedule != "plain":
             how.append(f"probe {self.level}" if self.level else self.schedule)
         taken = f"{init} ({', '.join(how)})" if how else init
