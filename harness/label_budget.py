@@ -82,9 +82,7 @@ def _budget(
             starts, trials = [spec.init] if spec.init else [], spec.rate_from
         case Finetune():
             labelled = store.labelled_subset(spec.label_count, spec.seed)
-            _, held_out = store.hold_out(labelled)
-            chooses = {"validation": store.split.validation, "within": held_out, "last": ()}
-            own = LabelBudget(_of(store, labelled), _of(store, chooses[spec.selection]))
+            own = LabelBudget(_of(store, labelled), _of(store, _choosing(spec, store, labelled)))
             starts, trials = [spec.init] if spec.init else [], spec.rate_from
         case Score():
             trained = [runs[it].spec for it in spec.parents if it in runs]
@@ -96,6 +94,13 @@ def _budget(
     tried = reduce(LabelBudget.__or__, (known[it] for it in trials), LabelBudget())
     choosing = tried.training | tried.choice  # the scans of the trials choose a rate
     return own | replace(tried, training=frozenset(), choice=choosing)
+
+
+def _choosing(spec: Finetune, store: SliceStore, labelled: Sequence[str]) -> Sequence[str]:
+    """The scans that choose among its models, or among trials."""
+    held_out = store.hold_out(labelled)[1] if spec.selection == "within" else ()
+    by_validation = spec.selection == "validation" or (spec.is_trial and not held_out)
+    return store.split.validation if by_validation else held_out
 
 
 def _threshold(trained: Sequence[RunSpec], store: SliceStore) -> Scans:

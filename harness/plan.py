@@ -36,6 +36,7 @@ from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder, StudyFolder
 from fewscan.storage.slice_format import SliceFormat
 from fewscan.storage.slices import SliceStore
+from fewscan.storage.splits import Split
 
 VERBS = {Finetune.kind: "fine-tune", Score.kind: "score"}
 """How the names of runs of a cell begin."""
@@ -118,6 +119,11 @@ class Plan:
         """The study's, and those that pre-trainings learn from."""
         return tuple(dict.fromkeys((self.store, *self.stores.values())))
 
+    @property
+    def split(self) -> Split:
+        """Who is labelled, who validates, who is tested."""
+        return self.store.split
+
     def store_of(self, pretraining: str) -> SliceStore:
         """The store that a pre-training learns from."""
         return self.stores.get(pretraining, self.store)
@@ -127,6 +133,13 @@ class Plan:
 def slice_format(store: SliceStore) -> SliceFormat:
     """What a new scan must be made into, so that a run on this store can be used on it."""
     return SliceFormat.of_store(store)
+
+
+@lru_cache(maxsize=16)
+def slices_a_scan(store: SliceStore) -> float:
+    """Kept slices of a training scan, in the mean."""
+    train = store.split.train
+    return sum(len(store.subjects[i].positions) for i in train) / len(train)
 
 
 def make_plan(study: Study) -> Plan:
@@ -434,14 +447,8 @@ class _Planner:
         finetune = self.study.finetune
         if arm.schedule == "probe" and finetune.probes and finetune.probes.training:
             return finetune.probes.training
-        training = finetune.training_for(labels, labels * self.slices_a_scan)
+        training = finetune.training_for(labels, labels * slices_a_scan(self.store))
         return training.stretched(finetune.long) if arm.schedule == "long" else training
-
-    @cached_property
-    def slices_a_scan(self) -> float:
-        """Kept slices of a training scan, in the mean."""
-        train = self.store.split.train
-        return sum(len(self.store.subjects[i].positions) for i in train) / len(train)
 
     def _transfer(self, init: str) -> Transfer:
         """What a fine-tuning takes over from this init."""

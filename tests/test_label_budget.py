@@ -56,10 +56,13 @@ def test_what_chooses_is_counted(
 def test_the_scans_on_which_rates_are_tried_choose(
     tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
 ) -> None:
-    """They are others than the cell's own scan, so that they come on top."""
-    tune = {"lr": [0.01, 0.02], "on": {"labels": 4, "seed": 100}}
-    grid = tiny_document["finetune"] | {"selection": "last", "tune": tune}
-    plan = make_plan(tiny_study(finetune=grid))
+    """They are others than the cell's own scan, so that they come on top; and, where none of them is
+    held out, so does the validation split."""
     name = "score binary · scratch · 1 scan · seed 0"
-    subsets = [plan.store.labelled_subset(4, 100), plan.store.labelled_subset(1, 0)]
-    assert counts(budget_of(plan, name)) == (1, 4, 0, len({*subsets[0], *subsets[1]}))
+    for selection, validation in (("within", 0), ("last", VALIDATION)):
+        tune = {"lr": [0.01, 0.02], "on": {"labels": 4, "seed": 100}}
+        grid = tiny_document["finetune"] | {"selection": selection, "tune": tune}
+        plan = make_plan(tiny_study(finetune=grid))
+        subsets = [plan.store.labelled_subset(4, 100), plan.store.labelled_subset(1, 0)]
+        in_all = len({*subsets[0], *subsets[1]}) + validation
+        assert counts(budget_of(plan, name)) == (1, 4 + validation, 0, in_all)

@@ -155,7 +155,9 @@ def _begun_ms(folder: RunFolder, events: Sequence[Event]) -> int:
 def _params(run: PlannedRun) -> dict[str, str]:
     """Place and spec, flat, with names for people in front; what is None is left out."""
     place, spec = run.place, to_json(run.spec)
-    for key in ("protocol", "data", "init", "parents"):  # tags
+    if spec.get("rate_from"):
+        spec["training"]["lr"] = "chosen by trials: run/lr"
+    for key in ("protocol", "data", "init", "parents", "rate_from"):  # tags
         spec.pop(key, None)
     named = {
         "stage": spec.pop("kind"),
