@@ -33,6 +33,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SUPERVISED = "supervised"
 """The baseline: scratch on all labels."""
 
+BAND = "95 % interval over seeds and patients"
+"""What a shaded band is."""
+
 MARGIN = 0.02
 """Of a metric's range, so that an axis cuts no marker."""
 UNSUPERVISED_STYLES = (":", "-.")
@@ -93,9 +96,11 @@ def _draw_panel(axes: Axes, points: Sequence[PanelPoint], colours: Colours) -> N
         mine = [it for it in points if it.arm == arm and it.values]
         line = {it.labels: it for it in mine if it.labels is not None}
         x, mean = [*line], np.array([it.mean for it in line.values()], dtype=float)
-        std = np.array([it.std or 0.0 for it in line.values()])
         _draw_line(axes, x, mean, arm, colour)
-        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
+        known = [(n, *it.interval) for n, it in line.items() if it.interval is not None]
+        if known:
+            axes.fill_between(*zip(*known, strict=True), color=colour, alpha=0.18, linewidth=0)
+            axes.fill_between([], [], color="0.35", alpha=0.18, linewidth=0, label=BAND)
     most = [it for it in points if it.arm.is_scratch and it.labels == counts[-1]]
     supervised = [(f"{SUPERVISED}: {cell_name(it.arm, it.labels)}", it.mean) for it in most]
     _draw_levels(axes, supervised, ["--"])

@@ -8,7 +8,7 @@ import csv
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,13 @@ from fewscan.experiments.catalogue import LESION, Metric, computed, panels, stru
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm, Place
+from fewscan.harness.report.bootstrap import (
+    RESAMPLES,
+    Estimate,
+    draw_resamples,
+    mean,
+    with_interval,
+)
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.studies import Labelled, Studies
 from fewscan.storage.errors import RunError, StudyError
@@ -101,8 +108,7 @@ class Quantity:
     title: str
     """For people."""
     columns: tuple[str, ...] = ()
-    """Of `cases.csv`; several are averaged over those that are defined for the patient. None: it
-    is of all pixels, from `result.json`."""
+    """Of `cases.csv`; several are averaged over those that are defined for the patient."""
     leads: bool = False
     """Whether the target's verdict is about it."""
     is_mean: bool = False
@@ -199,6 +205,21 @@ class PanelPoint:
     """Runs that the studies ask for."""
     values: tuple[float, ...]
     """One number over the split for each finished run."""
+    interval: tuple[float, float] | None = None
+    """95 % confidence interval of their mean, over seeds and patients; None: it takes two of each,
+    and the `cases.csv` of every run."""
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.mean, self.interval)
+
+    @property
+    def low(self) -> float | None:
+        return self.estimate.low
+
+    @property
+    def high(self) -> float | None:
+        return self.estimate.high
 
     @property
     def runs(self) -> int:
@@ -217,11 +238,37 @@ class PanelPoint:
 def panel_points(studies: Studies, results: Sequence[RunResults]) -> list[PanelPoint]:
     """A point for each panel, arm and label count that is planned; those without a run too."""
     points = []
+    classes = studies.first.store.classes
     for target, metric in panels():
-        quantity = Quantity(target, metric, metric.overall_key(target), metric.panel_title)
+        columns = [metric.column(name) for name in structures(target, classes)]
+        quantity = Quantity(
+            target, metric, metric.overall_key(target), metric.panel_title, tuple(columns)
+        )
         runs = runs_of_target(results, target)
         for place, planned in studies.planned(target).items():
-            values = [it.test.get(quantity.key) for it in runs.get(place, [])]
-            defined = tuple(value for value in values if value is not None)
-            points.append(PanelPoint(quantity, *place, planned, defined))
+            found = [it for it in runs.get(place, []) if it.test.get(quantity.key) is not None]
+            values = tuple(value for it in found if (value := it.test[quantity.key]) is not None)
+            interval = _interval(quantity, cell_name(*place), found)
+            points.append(PanelPoint(quantity, *place, planned, values, interval))
     return points
+
+
+def _interval(
+    quantity: Quantity, name: str, runs: Sequence[RunResults]
+) -> tuple[float, float] | None:
+    """Of the mean over columns, each of which is a mean over patients, as published."""
+    if len(runs) < 2 or not all(it.patients for it in runs):
+        return None
+    try:
+        cells = [
+            _cell(replace(quantity, columns=(column,)), name, runs)
+            for column in dict.fromkeys(quantity.columns)
+        ]
+    except StudyError:  # other patients; the evidence says so
+        return None
+    cells = [cell for cell in cells if mean(cell) is not None]
+    if not cells:
+        return None
+    resampling = draw_resamples(cells[0].seeds, cells[0].patients, RESAMPLES, 0)
+    draws_B = np.mean([resampling.means_B(cell) for cell in cells], axis=0)
+    return with_interval(None, draws_B).within(quantity.metric.least, quantity.metric.most).interval

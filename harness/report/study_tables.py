@@ -6,6 +6,7 @@ from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.evidence import Outcome
 from fewscan.harness.report.results import PanelPoint, RunResults
 from fewscan.harness.report.tables import (
@@ -61,7 +62,7 @@ def points_table(points: Sequence[PanelPoint]) -> Table:
     columns = (
         *QUANTITY,
         *_csv(arm="arm", label_count="labels"),
-        *_csv(runs="runs", planned="planned", mean="mean", std="std"),
+        *_csv(runs="runs", planned="planned", mean="mean", low="low", high="high", std="std"),
         Column("lowest", "", lambda it: min(it.values, default=None)),
         Column("highest", "", lambda it: max(it.values, default=None)),
     )
@@ -166,15 +167,14 @@ def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
 
 
 def points_by_arm(points: Sequence[PanelPoint]) -> Table:
-    """Mean ± standard deviation over seeds, for people."""
+    """Means over seeds with their intervals, for people."""
     return _by_arm(points, _point)
 
 
 def _point(it: PanelPoint) -> str:
     if it.mean is None:
         return MISSING
-    spread = "" if it.std is None else f" ± {it.std:.3f}"
-    return number(it.mean) + spread + _incomplete(it.runs, it.planned)
+    return _with_interval(it.estimate, _incomplete(it.runs, it.planned))
 
 
 def _incomplete(finished: int, planned: int) -> str:
@@ -189,8 +189,22 @@ def means_by_arm(outcomes: Sequence[Outcome]) -> Table:
 def _mean(it: Outcome) -> str:
     if it.mean is None:
         return MISSING
-    bounds = "" if it.mean.interval is None else f"\n{interval(it.mean)}"
-    return number(it.mean.value) + _incomplete(it.seeds, it.planned) + bounds
+    return _with_interval(it.mean, _incomplete(it.seeds, it.planned))
+
+
+def _with_interval(it: Estimate, note: str = "", sign: str = "") -> str:
+    """A line for the number, and one for its interval if it has one."""
+    bounds = "" if it.interval is None else f"\n{interval(it, sign)}"
+    return number(it.value, sign) + note + bounds
+
+
+def differences_by_arm(outcomes: Sequence[Outcome]) -> Table:
+    """Paired differences with their intervals, for people."""
+    return _by_arm(outcomes, _difference)
+
+
+def _difference(it: Outcome) -> str:
+    return MISSING if it.comparison is None else _with_interval(it.comparison.difference, sign="+")
 
 
 def quartiles_by_arm(outcomes: Sequence[Outcome]) -> Table:

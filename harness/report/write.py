@@ -60,6 +60,12 @@ class Report:
         """What the verdicts are about: one for each target."""
         return [it for it in self.evidence if it.quantity.leads]
 
+    @property
+    def pooled(self) -> list[Outcome]:
+        """The differences in numbers of all pixels that the published figure shows."""
+        shown = [it for it in self.evidence if it.quantity.metric.scope == "pooled"]
+        return [outcome for it in shown if it.quantity.metric.panel for outcome in it.paired]
+
     def outcomes(self, *, compared: bool) -> list[Outcome]:
         """Of what is compared by means, or of what is described by quartiles."""
         found = [it for it in self.evidence if it.is_compared == compared]
@@ -134,10 +140,10 @@ def gather_report(studies: Studies, results: Sequence[RunResults]) -> Report:
 
 
 def render_report(studies: Studies) -> TerminalTable:
-    """Mean ± standard deviation over seeds, for the terminal."""
+    """Means over seeds with their intervals, for the terminal."""
     table = study_tables.points_by_arm(panel_points(studies, read_results(studies)))
     columns, rows = table.for_people()
-    title = "test split, mean ± standard deviation over seeds"
+    title = "test split, mean over seeds; below it the 95 % interval over seeds and patients"
     shown = TerminalTable(title=title, title_justify="left")
     for column in columns:
         shown.add_column(escape(column.title), justify=column.align)
