@@ -20,7 +20,7 @@ from fewscan.experiments.settings import Transfer, require_at_least
 from fewscan.storage.errors import RunError
 from fewscan.storage.labels import PretrainSlices, Region
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Results of different protocol versions may not be compared; raised when the numbers change. From
 2 on, run folders of every version are read."""
 OLDEST_PROTOCOL = 2

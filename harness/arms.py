@@ -62,6 +62,8 @@ class Place:
     labels: int | None
     """Labelled scans that it trained on; None: none."""
     seed: int
+    pretraining: int | None = None
+    """Seed of the pre-training that it started from; None: of none of this study."""
 
     @property
     def scans(self) -> str:

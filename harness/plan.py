@@ -146,8 +146,11 @@ class _Planner:
         self.study = study
         self.store = store
         self.imports = StudyFolder(study.folder).read_imports()
-        self.ids: dict[str, str | None] = {SCRATCH: None, **self.imports}
-        """What runs start from: name → run id. Pre-trainings are added as they are planned."""
+        self.ids: dict[tuple[str, int | None], str] = {
+            (name, None): run_id for name, run_id in self.imports.items()
+        }
+        """What runs start from: name and seed of a pre-training, or the name of imported weights,
+        → run id. Pre-trainings are added as they are planned."""
         self.stores = {name: self._store_of(name) for name in study.pretrain}
 
     def _store_of(self, name: str) -> SliceStore:
@@ -162,13 +165,17 @@ class _Planner:
         pretrain, finetune = self.study.pretrain, self.study.finetune
         order = self._pretrainings_in_order()
         for name in order:
-            run = self._pretraining(name)
-            self.ids[name] = run.run_id
-            yield run
+            for seed in pretrain[name].seeds:
+                run = self._pretraining(name, seed)
+                self.ids[name, seed] = run.run_id
+                yield run
         if "unsupervised" in self.study.baselines:
-            names = [name for name in order if pretrain[name].scheme.has_anomaly_score]
-            names += [it for it in self.imports if it in finetune.inits and self._has_score(it)]
-            yield from (self._unsupervised(name) for name in names)
+            for name in order:
+                if pretrain[name].scheme.has_anomaly_score:
+                    yield from (self._unsupervised(name, seed) for seed in pretrain[name].seeds)
+            for name in self.imports:
+                if name in finetune.inits and self._has_score(name):
+                    yield self._unsupervised(name, None)
         yield from self._grid()
 
     def _has_score(self, imported: str) -> bool:
@@ -192,7 +199,7 @@ class _Planner:
         """As in the file, but parents before children."""
         order: list[str] = []
         for name in self.study.pretrain:
-            if name in self.ids:
+            if name in (SCRATCH, *self.imports):
                 raise StudyError(
                     f"a pre-training is called {name!r}, which is taken",
                     where=f"pretrain.{name}",
@@ -235,26 +242,38 @@ class _Planner:
         store = store or self.store
         return PlannedRun(spec, place, name, run_flops(spec, self.study.network, store), store)
 
-    def _pretraining(self, name: str) -> PlannedRun:
+    def _start(self, init: str, seed: int) -> tuple[str | None, int | None]:
+        """What a run of this seed starts from: the id of a run, and the pre-training's seed."""
+        wish = self.study.pretrain.get(init)
+        own = None if wish is None else wish.seed_for(seed)
+        return (None if init == SCRATCH else self.ids[init, own]), own
+
+    def _pretraining(self, name: str, seed: int) -> PlannedRun:
         wish = self.study.pretrain[name]
+        parent, before = self._start(wish.init, seed)
         spec = Pretrain(
             data=self.stores[name].fingerprint,
             network=self.study.network,
             scheme=wish.scheme,
             training=wish.training,
-            seed=wish.seed,
-            init=self.ids[wish.init],
+            seed=seed,
+            init=parent,
             slices=wish.slices,
         )
         init = None if wish.init == SCRATCH else wish.init
-        place = Place(Arm("pre-training", init), None, None, wish.seed)
-        return self._planned(spec, place, f"pre-train {name}", self.stores[name])
+        place = Place(Arm("pre-training", init), None, None, seed, before)
+        name_of_run = f"pre-train {name}{self._which(name, seed)}"
+        return self._planned(spec, place, name_of_run, self.stores[name])
 
-    def _unsupervised(self, init: str) -> PlannedRun:
-        parent = self.ids[init]
-        assert parent is not None
-        place = Place(Arm("unsupervised", init), "binary", None, 0)
-        return self._score(parent, place, f"unsupervised · {init}")
+    def _which(self, pretraining: str, seed: int | None) -> str:
+        """ " · seed 1", where there are several."""
+        wish = self.study.pretrain.get(pretraining)
+        return f" · seed {seed}" if wish is not None and len(wish.seeds) > 1 else ""
+
+    def _unsupervised(self, init: str, seed: int | None) -> PlannedRun:
+        place = Place(Arm("unsupervised", init), "binary", None, seed or 0, seed)
+        name = f"unsupervised · {init}{self._which(init, seed)}"
+        return self._score(self.ids[init, seed], place, name)
 
     def _score(self, parent: str, place: Place, name: str) -> PlannedRun:
         """The score of one training."""
@@ -293,6 +312,7 @@ class _Planner:
     def _cell(self, target: Target, init: str, label_count: int, seed: int) -> Iterator[PlannedRun]:
         """The fine-tuning of one cell and seed, and its score."""
         finetune, transfer = self.study.finetune, self._transfer(init)
+        parent, pretraining = self._start(init, seed)
         spec = Finetune(
             data=self.store.fingerprint,
             network=self.study.network,
@@ -301,11 +321,11 @@ class _Planner:
             training=finetune.training,
             augmentation=finetune.augmentation,
             seed=seed,
-            init=self.ids[init],
+            init=parent,
             transfer=transfer,
         )
         arm = Arm("fine-tuning", None if init == SCRATCH else init, transfer)
-        place = Place(arm, target, label_count, seed)
+        place = Place(arm, target, label_count, seed, pretraining)
         name = f"{target} · {arm.key} · {place.scans} · seed {seed}"
         trained = self._planned(spec, place, f"{VERBS[spec.kind]} {name}")
         yield trained

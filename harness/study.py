@@ -59,6 +59,11 @@ def _plain_scheme(scheme: Scheme) -> dict[str, Any]:
     return {"kind": scheme.kind, **settings}
 
 
+def _require_each_once(name: str, values: Sequence[Any]) -> None:
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"{name} needs at least one value, and none twice")
+
+
 @dataclass(frozen=True)
 class Pretraining:
     """One pre-training, to start fine-tunings from."""
@@ -66,7 +71,9 @@ class Pretraining:
     training: Training
     scheme: Annotated[Any, PlainValidator(_scheme), PlainSerializer(_plain_scheme)] = Denoise()
     """How it learns: `{kind: denoise, …}` and the settings of that kind."""
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
+    """A pre-training each: fine-tuning seed s starts from that of seed s, so that the luck of a
+    pre-training is in the intervals. The published study has one."""
     init: str = SCRATCH
     """scratch, another pre-training's name, or the name of an imported checkpoint."""
     slices: PretrainSlices = "healthy"
@@ -74,6 +81,16 @@ class Pretraining:
     every slice of training and unlabelled scans; no mask is looked at."""
     store: Path | None = None
     """Another slice store to learn from, of as many channels and slices as large."""
+
+    def __post_init__(self) -> None:
+        _require_each_once("seeds", self.seeds)
+
+    def seed_for(self, seed: int) -> int:
+        """The one of `seeds` that a run of this seed starts from: the same, where it is there.
+
+        Of fewer pre-trainings than fine-tunings each is started from in turn.
+        """
+        return seed if seed in self.seeds else self.seeds[seed % len(self.seeds)]
 
 
 @dataclass(frozen=True)
@@ -95,9 +112,7 @@ class Finetuning:
 
     def __post_init__(self) -> None:
         for name in ("label_counts", "seeds", "inits", "targets"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"{name} needs at least one value, and none twice")
+            _require_each_once(name, getattr(self, name))
         if any(count != "all" and count < 1 for count in self.label_counts):
             raise ValueError("a label count is a whole number from 1, or all")
 
@@ -222,7 +237,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
 
 def parse_study(document: dict[str, Any], where: str) -> Study:
     """Validate plain values; paths in the study become absolute."""
-    document = _with_schemes(document)
+    document = _written_out(document)
     try:
         study = _STUDY.validate_python(document)
     except ValidationError as error:
@@ -241,20 +256,24 @@ def parse_study(document: dict[str, Any], where: str) -> Study:
     return replace(study, store=store, folder=folder, pretrain=pretrain)
 
 
-def _with_schemes(document: dict[str, Any]) -> dict[str, Any]:
-    """`pretrain: {NAME: {noise: …}}`, the short form for the published scheme, written out."""
+def _written_out(document: dict[str, Any]) -> dict[str, Any]:
+    """`pretrain: {NAME: …}` without short forms: `noise`, of the published scheme; one `seed`."""
     wishes = document.get("pretrain")
     if not isinstance(wishes, dict):
         return document
-    long = {
-        name: {
-            **{key: value for key, value in wish.items() if key != "noise"},
-            "scheme": {"kind": Denoise.kind, "noise": wish["noise"]},
-        }
-        for name, wish in wishes.items()
-        if isinstance(wish, dict) and "noise" in wish and "scheme" not in wish
-    }
-    return {**document, "pretrain": {**wishes, **long}}
+    long = {name: _pretraining_written_out(wish) for name, wish in wishes.items()}
+    return {**document, "pretrain": long}
+
+
+def _pretraining_written_out(wish: Any) -> Any:
+    if not isinstance(wish, dict):
+        return wish
+    wish = dict(wish)
+    if "noise" in wish and "scheme" not in wish:
+        wish["scheme"] = {"kind": Denoise.kind, "noise": wish.pop("noise")}
+    if "seed" in wish and "seeds" not in wish:
+        wish["seeds"] = [wish.pop("seed")]
+    return wish
 
 
 def dump_study(study: Study) -> str:

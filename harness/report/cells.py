@@ -29,6 +29,9 @@ class Cell:
     """For each seed, the scans whose labels it received."""
     scores_SP: np.ndarray
     """nan: not defined for that patient."""
+    pretrainings: tuple[frozenset[str], ...] = ()
+    """For each seed, the trained weights that it started from, in a difference those of both arms;
+    empty: no seed started from any."""
 
     def __post_init__(self) -> None:
         shape = (len(self.seeds), len(self.patients))
@@ -36,6 +39,10 @@ class Cell:
             raise ValueError(
                 f"{self.name}: {len(self.subsets)} subsets and scores of shape "
                 f"{self.scores_SP.shape} for {shape[0]} seeds and {shape[1]} patients"
+            )
+        if len(self.pretrainings) not in (0, shape[0]):
+            raise ValueError(
+                f"{self.name}: {len(self.pretrainings)} pre-trainings for {shape[0]} seeds"
             )
         if len(set(self.seeds)) < shape[0] or len(set(self.patients)) < shape[1]:
             raise ValueError(f"{self.name}: a seed or a patient comes twice")
@@ -46,7 +53,13 @@ class Cell:
         columns = positions(self.patients, patients)
         subsets = tuple(self.subsets[row] for row in rows)
         scores_SP = self.scores_SP[np.ix_(rows, columns)]
-        return Cell(self.name, tuple(seeds), tuple(patients), subsets, scores_SP)
+        pretrainings = tuple(self.pretrainings[row] for row in rows if self.pretrainings)
+        return Cell(self.name, tuple(seeds), tuple(patients), subsets, scores_SP, pretrainings)
+
+    def started_from(self) -> dict[int, frozenset[str]]:
+        """Seed → the trained weights that it started from."""
+        none = (frozenset[str](),) * len(self.seeds)
+        return dict(zip(self.seeds, self.pretrainings or none, strict=True))
 
     def defined(self) -> "Cell":
         """Without the seeds and the patients that have no score at all."""
@@ -81,7 +94,9 @@ def difference(first: Cell, second: Cell) -> Cell:
     first, second = (cell.select(seeds, first.patients) for cell in (first, second))
     name = f"{first.name} minus {second.name}"
     scores_SP = first.scores_SP - second.scores_SP
-    return Cell(name, first.seeds, first.patients, first.subsets, scores_SP)
+    from_either = zip(first.started_from().values(), second.started_from().values(), strict=True)
+    pretrainings = tuple(one | other for one, other in from_either)
+    return Cell(name, first.seeds, first.patients, first.subsets, scores_SP, pretrainings)
 
 
 def require_same_patients(first: Cell, second: Cell) -> None:
