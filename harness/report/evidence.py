@@ -4,15 +4,17 @@ What cannot be compared stands in `Evidence.objections` with its reason; the res
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from fewscan.harness.arms import Arm
-from fewscan.harness.report.bootstrap import Estimate, estimate
+from fewscan.harness.report.bootstrap import Estimate, estimate, mean
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import Comparison, compare
+from fewscan.harness.report.labels_needed import LabelsNeeded, labels_needed
 from fewscan.harness.report.labels_saved import LabelsSaved, labels_saved
 from fewscan.harness.report.results import Quantity, RunResults, collect_cells, quantities
 from fewscan.harness.report.studies import Labelled, Studies
@@ -101,6 +103,10 @@ class Evidence:
     """All that is planned: arm by arm, by label count, unlabelled arms last."""
     objections: Mapping[Arm, str]
     """Why an arm could not be compared."""
+    needed: Mapping[Arm, LabelsNeeded] = field(default_factory=dict)
+    """Arm → the labelled scans that it needs, of a leading quantity."""
+    is_named: bool = False
+    """Whether a study file names the score that they are needed for."""
 
     @property
     def is_compared(self) -> bool:
@@ -128,9 +134,13 @@ class Evidence:
         return [it for it in self.compared if (it.reference, it.labels) in planned]
 
 
-def gather(studies: Studies, results: Sequence[RunResults]) -> list[Evidence]:
-    """The evidence for each quantity that is compared, and for each described one that has runs."""
-    found = [_evidence(studies, results, quantity) for quantity in quantities(studies)]
+def gather(
+    studies: Studies, results: Sequence[RunResults], *, leading: bool = False
+) -> list[Evidence]:
+    """The evidence for each quantity that is compared, and for each described one that has runs;
+    or for the leading ones alone."""
+    wanted = [it for it in quantities(studies) if it.leads or not leading]
+    found = [_evidence(studies, results, quantity) for quantity in wanted]
     return [it for it in found if it.is_compared or any(outcome.cell for outcome in it.outcomes)]
 
 
@@ -159,7 +169,38 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
                 outcomes[arm, n] = replace(outcomes[arm, n], saved=saved)
         except StudyError as error:
             objections[arm] = str(error)
-    return Evidence(quantity, studies.reference, tuple(outcomes.values()), objections)
+    return Evidence(
+        quantity,
+        studies.reference,
+        tuple(outcomes.values()),
+        objections,
+        _needed(studies, quantity, cells) if quantity.leads else {},
+        is_named=quantity.target in studies.reach,
+    )
+
+
+REACH = 0.9
+"""Of what the reference reaches with its most labels: asked for where a study names no score."""
+
+
+def _needed(
+    studies: Studies, quantity: Quantity, cells: Mapping[Labelled, Cell]
+) -> dict[Arm, LabelsNeeded]:
+    """For the score that a study names, or that the first reference nearly reaches."""
+    score, references = studies.reach.get(quantity.target), studies.references()
+    arms = list(dict.fromkeys([*references.values(), *references]))
+    if score is None and arms:
+        means = {n: mean(cell) for n, cell in _labelled(cells, arms[0]).items()}
+        known = [means[n] for n in sorted(means) if means[n] is not None]
+        score = REACH * known[-1] if known and known[-1] is not None else None
+    if score is None:
+        return {}
+    found: dict[Arm, LabelsNeeded] = {}
+    for arm in arms:
+        with suppress(StudyError):  # other patients: among the objections
+            needed = labels_needed(_labelled(cells, arm), score, most=quantity.metric.most)
+            found |= {} if needed is None else {arm: needed}
+    return found
 
 
 def _labelled(cells: Mapping[Labelled, Cell], wanted: Arm) -> dict[int, Cell]:

@@ -6,9 +6,11 @@ from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from fewscan.harness.arms import Arm
 from fewscan.harness.report.bootstrap import Estimate
-from fewscan.harness.report.evidence import Outcome
-from fewscan.harness.report.results import PanelPoint, RunResults
+from fewscan.harness.report.evidence import Evidence, Outcome
+from fewscan.harness.report.labels_needed import LabelsNeeded
+from fewscan.harness.report.results import PanelPoint, Quantity, RunResults
 from fewscan.harness.report.tables import (
     MISSING,
     Column,
@@ -16,7 +18,9 @@ from fewscan.harness.report.tables import (
     at,
     interval,
     label_count,
+    labels,
     needed,
+    needed_between,
     needed_interval,
     number,
     one_decimal,
@@ -140,6 +144,38 @@ def saved_table(outcomes: Sequence[Outcome], reference: str) -> Table:
         Column("most_searched", "", lambda it: it.saved.searched[1]),
     )
     return Table(columns, outcomes)
+
+
+class Needed(NamedTuple):
+    """What one arm needs for the score that is asked for."""
+
+    quantity: Quantity
+    arm: Arm
+    found: LabelsNeeded
+    named: bool
+
+
+def needed_table(evidence: Sequence[Evidence]) -> Table:
+    """The labelled scans that each arm needs for a score. In CSV `inf` is "more than searched"."""
+    rows = [
+        Needed(it.quantity, arm, found, it.is_named)
+        for it in evidence
+        for arm, found in it.needed.items()
+    ]
+    columns = (
+        *QUANTITY,
+        ARM,
+        _right("score", "for a score of", at("found.score"), number),
+        *_csv(named="named"),
+        _right("", "labelled scans", lambda it: labels(it.found.needed.value, it.found.searched)),
+        _right("", "95 % interval", at("found"), needed_between),
+        *_csv(needed="found.needed.value", low="found.needed.low", high="found.needed.high"),
+        Column("how", "how", at("found.how")),
+        Column("reason", "why not", at("found.reason")),
+        Column("fewest_searched", "", lambda it: it.found.searched[0]),
+        Column("most_searched", "", lambda it: it.found.searched[1]),
+    )
+    return Table(columns, rows)
 
 
 def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
