@@ -97,7 +97,7 @@ def simulate_study(design: Design, rng: np.random.Generator) -> dict[str, dict[i
                     scores_SP=scores_SP[there],
                     pretrainings=()
                     if arm == SCRATCH
-                    else tuple(frozenset({f"{arm} {from_S[seed]}"}) for seed in there),
+                    else tuple(frozenset({(arm, int(from_S[seed]))}) for seed in there),
                 )
     return study
 

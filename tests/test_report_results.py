@@ -13,8 +13,8 @@ from fewscan.experiments import catalogue
 from fewscan.experiments.catalogue import Metric
 from fewscan.harness.arms import Arm
 from fewscan.harness.plan import make_plan
-from fewscan.harness.report.bootstrap import RESAMPLES, draw_resamples, estimate, percentiles
-from fewscan.harness.report.cells import Cell
+from fewscan.harness.report.bootstrap import draw_resamples, percentiles
+from fewscan.harness.report.comparison import estimates
 from fewscan.harness.report.figures import colours_of, draw_published
 from fewscan.harness.report.results import panel_points, quantities, read_patients, read_results
 from fewscan.harness.report.studies import one_study
@@ -86,17 +86,16 @@ def test_a_point_of_the_figure_has_the_interval_of_its_mean(
         for it in runs
         if it.place.target == "binary"
     ]
-    expected = estimate(cell(shares_SP))
+    expected = estimates({1: cell(shares_SP)}, may_collapse=True)[1]
     assert binary.mean == pytest.approx(expected.value)
     assert binary.interval == expected.interval
     # Dice d, d / 2 and d / 4; the first is known of three patients, who are the worst.
     dice_SP = np.array([dice_of(run) for run in studies.first.grid[:3]])
-    draws_B = [
-        draw_resamples((0, 1, 2), tuple(PATIENTS), RESAMPLES, 0).means_B(
-            Cell("", (0, 1, 2), tuple(PATIENTS), ((),) * 3, each_SP)
-        )
+    cells = [
+        cell(each_SP)
         for each_SP in (np.where(np.arange(6) < 3, dice_SP, np.nan), dice_SP / 2, dice_SP / 4)
     ]
+    draws_B = [draw_resamples(cells).means_B(it) for it in cells]
     assert classes.interval == pytest.approx(percentiles(np.mean(draws_B, axis=0)))
 
 

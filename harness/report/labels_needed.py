@@ -35,7 +35,7 @@ from fewscan.harness.report.bootstrap import (
     with_interval,
 )
 from fewscan.harness.report.cells import Cell, require_same_patients
-from fewscan.harness.report.labels_saved import first_crossing, isotonic
+from fewscan.harness.report.labels_saved import crossings, isotonic
 
 FEWEST_COUNTS = 4
 """That a power law, which has three parameters, is fitted to."""
@@ -128,13 +128,12 @@ def labels_needed(
     each = [*cells.values()]
     for cell in each[1:]:
         require_same_patients(each[0], cell)
-    seeds = tuple(sorted({seed for cell in each for seed in cell.seeds}))
-    resampling = draw_resamples(seeds, each[0].patients, resamples, random_seed)
+    resampling = draw_resamples(each, resamples, random_seed)
     means_K = np.array([[mean(cell) for cell in each]], dtype=float)
     draws_BK = np.stack([resampling.means_B(cell) for cell in each], axis=1)
     means_BK, counts_K = np.concatenate([means_K, draws_BK]), np.array([*cells])
     curve_BK = isotonic(means_BK)
-    crossings_B = first_crossing(np.full(len(curve_BK), score), curve_BK, counts_K)
+    crossings_B, _ = crossings(np.full(len(curve_BK), score), curve_BK, counts_K)
     searched = (int(counts_K[0]), int(counts_K[-1]))
     if not np.isinf(crossings_B).any():
         return _without_law(score, crossings_B, "", searched)

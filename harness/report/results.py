@@ -17,14 +17,9 @@ from fewscan.experiments.catalogue import LESION, Metric, computed, panels, stru
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm, Place
-from fewscan.harness.report.bootstrap import (
-    RESAMPLES,
-    Estimate,
-    draw_resamples,
-    mean,
-    with_interval,
-)
-from fewscan.harness.report.cells import Cell
+from fewscan.harness.report.bootstrap import Estimate, draw_resamples, mean, with_interval
+from fewscan.harness.report.cells import Cell, Pretraining
+from fewscan.harness.report.collapses import collapses
 from fewscan.harness.report.studies import Labelled, Studies
 from fewscan.storage.errors import RunError, StudyError
 from fewscan.storage.runs import RunFolder
@@ -191,7 +186,15 @@ def _cell(quantity: Quantity, name: str, results: Iterable[RunResults]) -> Cell:
         patients=tuple(patients),
         subsets=tuple(it.labelled for it in results),
         scores_SP=np.array([[it.value(p, quantity.columns) for p in patients] for it in results]),
+        pretrainings=tuple(_pretrainings(it.place) for it in results),
     )
+
+
+def _pretrainings(place: Place) -> frozenset[Pretraining]:
+    """What the run started from, under a name that no other study's has."""
+    if place.arm.init is None:
+        return frozenset()
+    return frozenset({(f"{place.arm.study}/{place.arm.init}", place.pretraining)})
 
 
 @dataclass(frozen=True)
@@ -240,35 +243,50 @@ def panel_points(studies: Studies, results: Sequence[RunResults]) -> list[PanelP
     points = []
     classes = studies.first.store.classes
     for target, metric in panels():
-        columns = [metric.column(name) for name in structures(target, classes)]
+        columns = dict.fromkeys(metric.column(name) for name in structures(target, classes))
         quantity = Quantity(
             target, metric, metric.overall_key(target), metric.panel_title, tuple(columns)
         )
         runs = runs_of_target(results, target)
+        defined = {
+            place: [it for it in found if it.test.get(quantity.key) is not None]
+            for place, found in runs.items()
+        }
+        intervals = _intervals(quantity, defined)
         for place, planned in studies.planned(target).items():
-            found = [it for it in runs.get(place, []) if it.test.get(quantity.key) is not None]
-            values = tuple(value for it in found if (value := it.test[quantity.key]) is not None)
-            interval = _interval(quantity, cell_name(*place), found)
-            points.append(PanelPoint(quantity, *place, planned, values, interval))
+            values = (it.test[quantity.key] for it in defined.get(place, []))
+            known = tuple(value for value in values if value is not None)
+            points.append(PanelPoint(quantity, *place, planned, known, intervals.get(place)))
     return points
 
 
-def _interval(
-    quantity: Quantity, name: str, runs: Sequence[RunResults]
-) -> tuple[float, float] | None:
-    """Of the mean over columns, each of which is a mean over patients, as published."""
-    if len(runs) < 2 or not all(it.patients for it in runs):
-        return None
-    try:
-        cells = [
-            _cell(replace(quantity, columns=(column,)), name, runs)
-            for column in dict.fromkeys(quantity.columns)
+def _intervals(quantity: Quantity, runs: Runs) -> dict[Labelled, tuple[float, float]]:
+    """Of the means over columns, each of which is a mean over patients, as published.
+
+    As `comparison.estimates` has them, where there is one column.
+    """
+    metric = quantity.metric
+    cells: dict[Labelled, Cell] = {}
+    for place, found in runs.items():
+        if len(found) > 1 and all(it.patients for it in found):
+            with suppress(StudyError):  # other patients: the evidence says so
+                cells[place] = _cell(quantity, cell_name(*place), found)
+    intervals = {}
+    for place, cell in cells.items():
+        arm, labels = place
+        each = [
+            _cell(replace(quantity, columns=(column,)), cell.name, runs[place])
+            for column in quantity.columns
         ]
-    except StudyError:  # other patients; the evidence says so
-        return None
-    cells = [cell for cell in cells if mean(cell) is not None]
-    if not cells:
-        return None
-    resampling = draw_resamples(cells[0].seeds, cells[0].patients, RESAMPLES, 0)
-    draws_B = np.mean([resampling.means_B(cell) for cell in cells], axis=0)
-    return with_interval(None, draws_B).within(quantity.metric.least, quantity.metric.most).interval
+        each = [it for it in each if mean(it) is not None]
+        if not each:
+            continue
+        resampling = draw_resamples(each)
+        draws_B = np.mean([resampling.means_B(it) for it in each], axis=0)
+        if labels is not None:
+            mine = {n: it for (other, n), it in cells.items() if other == arm and n is not None}
+            draws_B += collapses(mine).unseen_B({labels: cell}, {labels: 1.0}, len(draws_B), (0, 3))
+        interval = with_interval(None, draws_B).within(metric.least, metric.most).interval
+        if interval is not None:
+            intervals[place] = interval
+    return intervals

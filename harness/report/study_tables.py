@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fewscan.harness.arms import Arm
 from fewscan.harness.report.bootstrap import Estimate
+from fewscan.harness.report.comparison import Area
 from fewscan.harness.report.evidence import Evidence, Outcome
 from fewscan.harness.report.labels_needed import LabelsNeeded
 from fewscan.harness.report.results import PanelPoint, Quantity, RunResults
@@ -80,6 +81,7 @@ def intervals_table(outcomes: Sequence[Outcome]) -> Table:
         *_csv(arm="arm", label_count="labels"),
         Column("seeds", "", lambda it: it.scored[0]),
         *_csv(planned="planned"),
+        Column("collapsed", "", lambda it: len(it.collapsed)),
         Column("patients", "", lambda it: it.scored[1]),
         *_csv(mean="mean.value", low="mean.low", high="mean.high"),
     )
@@ -97,6 +99,59 @@ def quartiles_table(outcomes: Sequence[Outcome]) -> Table:
     return Table(columns, outcomes)
 
 
+class ArmArea(NamedTuple):
+    """The area of an arm, with its place."""
+
+    quantity: Quantity
+    arm: Arm
+    compared_with: Arm | None
+    area: Area
+
+
+def areas(evidence: Evidence) -> list[ArmArea]:
+    """The areas of a quantity, arm by arm."""
+    references = evidence.references
+    return [
+        ArmArea(evidence.quantity, arm, references.get(arm), area)
+        for arm, area in evidence.areas.items()
+    ]
+
+
+def areas_table(rows: Sequence[ArmArea]) -> Table:
+    """The area under each curve over the logarithmic axis, and its difference from the reference.
+
+    Of an arm that is compared both areas are over the label counts that the two share.
+    """
+    columns = (
+        *QUANTITY,
+        ARM,
+        *_csv(reference="compared_with"),
+        Column("label_counts", "over labelled scans", lambda it: _span(it.area.counts)),
+        _right("seeds", "seeds", at("area.seeds")),
+        *_csv(units="area.units"),
+        *_csv(one_pretraining="area.one_pretraining"),
+        _right("patients", "patients", at("area.patients")),
+        _right("area", "its area", at("area.mean.value"), number),
+        *_csv(area_low="area.mean.low", area_high="area.mean.high"),
+        _right("reference_area", "the reference's", at("area.reference.value"), _number_or_dash),
+        *_csv(reference_low="area.reference.low", reference_high="area.reference.high"),
+        _right("difference", "difference", at("area.difference.value"), signed),
+        *_csv(low="area.difference.low", high="area.difference.high"),
+        _right("", "95 % interval", at("area.difference"), partial(interval, sign="+")),
+        *_csv(p_uncorrected="area.p"),
+        _right("p", "p", at("area.p_corrected"), p_text),
+    )
+    return Table(columns, rows)
+
+
+def _number_or_dash(value: float | None) -> str:
+    return "–" if value is None else number(value)
+
+
+def _span(counts: tuple[int, ...]) -> str:
+    return ", ".join(map(str, counts))
+
+
 def differences_table(outcomes: Sequence[Outcome]) -> Table:
     """An arm minus its reference, at counts that both are to be run with."""
     columns = (
@@ -111,11 +166,8 @@ def differences_table(outcomes: Sequence[Outcome]) -> Table:
         ),
         *_csv(low="comparison.difference.low", high="comparison.difference.high"),
         _right("", "95 % interval", at("comparison.difference"), partial(interval, sign="+")),
-        *_csv(p_bootstrap="comparison.p_bootstrap"),
-        _right("p_bootstrap_holm", "p", at("comparison.p_bootstrap_holm"), p_text),
-        *_csv(p_wilcoxon="comparison.p_wilcoxon"),
-        _right("p_wilcoxon_holm", "p Wilcoxon", at("comparison.p_wilcoxon_holm"), p_text),
-        _right("rank_biserial", "rank-biserial r", at("comparison.rank_biserial"), signed),
+        *_csv(p_uncorrected="comparison.p"),
+        _right("p", "p", at("comparison.p_corrected"), p_text),
         _right("standardised", "d_z", at("comparison.standardised"), signed),
     )
     return Table(columns, outcomes)
@@ -225,7 +277,8 @@ def means_by_arm(outcomes: Sequence[Outcome]) -> Table:
 def _mean(it: Outcome) -> str:
     if it.mean is None:
         return MISSING
-    return _with_interval(it.mean, _incomplete(it.seeds, it.planned))
+    fallen = f"\n{len(it.collapsed)} collapsed" if it.collapsed else ""
+    return _with_interval(it.mean, _incomplete(it.seeds, it.planned)) + fallen
 
 
 def _with_interval(it: Estimate, note: str = "", sign: str = "") -> str:

@@ -162,6 +162,7 @@ def _means(studies: Studies, results: Sequence[RunResults]) -> TerminalTable:
 
 def render_csv(report: Report) -> dict[str, str]:
     """Name of the file → its text."""
+    areas = [area for it in report.evidence for area in study_tables.areas(it)]
     paired = [outcome for it in report.evidence for outcome in it.paired]
     saved = [outcome for outcome in report.outcomes(compared=True) if outcome.saved]
     described = [outcome for outcome in report.outcomes(compared=False) if outcome.cell]
@@ -172,6 +173,7 @@ def render_csv(report: Report) -> dict[str, str]:
     tables = {
         "figure": study_tables.points_table(report.points),
         "numbers": study_tables.numbers_table(report.results),
+        "areas": study_tables.areas_table(areas),
         "intervals": study_tables.intervals_table(report.outcomes(compared=True)),
         "differences": study_tables.differences_table(paired),
         "labels_saved": study_tables.saved_table(saved, ""),
@@ -181,19 +183,20 @@ def render_csv(report: Report) -> dict[str, str]:
     return {f"{name}.csv": to_csv(table) for name, table in tables.items()}
 
 
-LATEX_HEAD = r"""% Needs \usepackage{booktabs}. Differences over seeds and patients; p-values with
-% Holm's correction over label counts. Wilcoxon's is about other patients for these networks: it
-% ignores seeds.
+LATEX_HEAD = r"""% Needs \usepackage{booktabs}. Over seeds and patients; p-values are corrected
+% for all areas and label counts that the report tests.
 """
 
 
 def render_latex(report: Report) -> str:
-    """The differences of what the verdicts are about."""
+    """Areas and differences of what the verdicts are about."""
     texts = []
     for it in report.leading:
-        what = f"{it.quantity.target}: {it.quantity.title}, difference from {it.reference}."
+        what = f"{report.studies.name}, {it.quantity.target}: {it.quantity.title}"
+        areas = study_tables.areas_table(study_tables.areas(it))
+        texts.append(to_latex(areas, caption=f"{what}, mean over the logarithmic axis."))
         table = study_tables.differences_table(it.paired).without("patients", "standardised")
-        texts.append(to_latex(table, caption=f"{report.studies.name}, {what}"))
+        texts.append(to_latex(table, caption=f"{what}, difference from {it.reference}."))
     return LATEX_HEAD + "\n".join(texts)
 
 
