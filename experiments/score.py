@@ -5,7 +5,7 @@ Letters in names: N slices, C channels, Z slices of a scan, H and W rows and col
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -18,7 +18,7 @@ from fewscan.experiments.cases import Case, Row, case_row, means, to_csv
 from fewscan.experiments.catalogue import METRICS
 from fewscan.experiments.data import open_store
 from fewscan.experiments.devices import Devices, Preempted
-from fewscan.experiments.metrics import PixelScores
+from fewscan.experiments.metrics import PixelScores, PooledScores, pseudo_values
 from fewscan.experiments.predictor import (
     PREDICTION_BATCH,
     Predictor,
@@ -213,43 +213,60 @@ def score_test_split(
 ) -> tuple[dict[str, float], list[Row]]:
     """All numbers of the catalogue, and a row a scan; masks are compared in threads."""
     store, target = scorer.store, scorer.predictor.target or "binary"
-    pooled = PixelScores()
+    pooled = PooledScores()
     rows: list[Future[Row]] = []
     with ThreadPoolExecutor(scorer.devices.threads) as threads:
         for scored in scorer.each(store.split.test):
-            pooled += scored.pixels
+            pooled.add(store.patient(scored.subject), scored.pixels)
             case = _case(scored, store, threshold)
             wanted = (target, store.meaning, evaluation, regions)
             rows.append(threads.submit(case_row, case, *wanted))
             if len(rows) > PATIENTS_WAITING:
                 rows[-PATIENTS_WAITING].result()
     found = [row.result() for row in rows]
-    numbers = _pooled_numbers(scorer, evaluation, pooled, threshold)
+    numbers, shares = _pooled_numbers(scorer, evaluation, pooled, threshold)
+    for key, of_patients in shares.items():
+        for it in found:
+            it[key] = of_patients[str(it["patient"])]
     return numbers | means(found, target, store.classes, evaluation, regions), found
 
 
 def _pooled_numbers(
-    scorer: _Scorer, evaluation: Evaluation, pooled: PixelScores, threshold: float
-) -> dict[str, float]:
-    """Of all pixels of all scans at once, as published.
+    scorer: _Scorer, evaluation: Evaluation, pooled: PooledScores, threshold: float
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Of all pixels of all scans at once, as published; and metric → patient → pseudo-value.
 
     ⌈Dice⌉'s threshold is chosen on the test split itself; "…_at_validation_threshold" is what can
-    be had without looking.
+    be had without looking. Without a patient ⌈Dice⌉ chooses anew, and specks are those of the
+    threshold of all.
     """
-    best_dice, best_threshold = pooled.best_dice()
-    numbers = {
-        "pooled_ap": pooled.average_precision(),
-        "pooled_best_dice": best_dice,
-        "pooled_best_dice_threshold": best_threshold,
-        "pooled_dice_at_validation_threshold": dice_at(pooled, threshold),
+    statistics: dict[str, Callable[[PixelScores], float]] = {
+        "pooled_ap": PixelScores.average_precision,
+        "pooled_best_dice": lambda it: it.best_dice()[0],
+        "pooled_dice_at_validation_threshold": lambda it: dice_at(it, threshold),
     }
+    numbers = {key: statistic(pooled.whole) for key, statistic in statistics.items()}
+    shares = {key: pooled.pseudo_values(statistic) for key, statistic in statistics.items()}
+    _, best_threshold = pooled.whole.best_dice()
+    numbers["pooled_best_dice_threshold"] = best_threshold
     if evaluation.removes_specks:
-        sums = [
-            without_specks(scored, best_threshold, evaluation.min_component_voxels)
-            for scored in scorer.each(scorer.store.split.test)
-        ]
-        numbers["pooled_best_dice_without_specks"] = float(np.divide(*np.sum(sums, axis=0)))
-    return numbers
+        key = "pooled_best_dice_without_specks"
+        sums: dict[str, np.ndarray] = {}
+        for scored in scorer.each(scorer.store.split.test):
+            patient = scorer.store.patient(scored.subject)
+            own = without_specks(scored, best_threshold, evaluation.min_component_voxels)
+            sums[patient] = sums.get(patient, 0) + np.array(own)
+        whole = np.sum([*sums.values()], axis=0)
+        numbers[key] = _ratio(whole)
+        without = {patient: _ratio(whole - own) for patient, own in sums.items()}
+        shares[key] = pseudo_values(numbers[key], without)
+    return numbers, shares
+
+
+def _ratio(sums: np.ndarray) -> float:
+    """nan for 0 / 0."""
+    above_, below = sums.tolist()
+    return above_ / below if below else math.nan
 
 
 def _case(scored: Scored, store: SliceStore, threshold: float) -> Case:

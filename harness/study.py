@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from fewscan.experiments.catalogue import panels
+from fewscan.experiments.catalogue import leading, panels
 from fewscan.experiments.schemes import SCHEMES, Denoise
 from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import Selection, Transfer
@@ -307,6 +307,24 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Reporting:
+    """What is asked of the results; no run depends on it."""
+
+    reach: dict[Target, float] = field(default_factory=dict)
+    """Target → the score, of its leading metric, for which the labelled scans that each arm needs
+    are said. Not named: 0.9 times what the reference reaches with its most labels."""
+
+    def __post_init__(self) -> None:
+        for target, score in self.reach.items():
+            metric = leading(target)
+            if not metric.least < score < metric.most:
+                raise ValueError(
+                    f"reach.{target} is {score:g}, expected a {metric.title} between "
+                    f"{metric.least:g} and {metric.most:g}; write 0.7 for 70 %"
+                )
+
+
+@dataclass(frozen=True)
 class Study:
     """One study: a store of slices, a grid of runs, a folder that holds all that comes of it."""
 
@@ -329,6 +347,7 @@ class Study:
     """The jobs that `fewscan sweep --on slurm` submits."""
     published: tuple[Published, ...] = ()
     """Reference lines and points for the report."""
+    report: Reporting = Reporting()
 
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)

@@ -9,19 +9,21 @@ are crossed, not nested: every seed is scored on the same patients. A bootstrap 
 anew for each seed takes a hard patient for the bad luck of one seed, and its intervals are too
 short however many the seeds. So a resample is one draw of seeds and one draw of patients, as in the
 pigeonhole bootstrap (Owen, Ann. Appl. Stat. 1(2), 2007; none is exact for crossed data: McCullagh,
-Bernoulli 6(2), 2000). A pre-trained network is one and the same for all seeds: how another
-pre-training would differ is in no interval.
+Bernoulli 6(2), 2000). Seeds that start from the same pre-training are drawn together, as one unit
+(`cells.units_of`): how another pre-training would differ is in the interval, unless there is but
+one.
 
-Letters in names: S seeds, P patients, N either, B resamples.
+Letters in names: S seeds, U units, P patients, N any, B resamples.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy import stats
 
-from fewscan.harness.report.cells import Cell, positions
+from fewscan.harness.report.cells import Cell, Units, positions, units_of
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -71,7 +73,7 @@ def estimate(cell: Cell, *, resamples: int = RESAMPLES, random_seed: int = 0) ->
     levels, so where little else varies the interval is too wide (above .99). With 8 patients of
     skewed scores coverage falls to .93. Two seeds are honest and nearly useless.
     """
-    resampling = draw_resamples(cell.seeds, cell.patients, resamples, random_seed)
+    resampling = draw_resamples([cell], resamples, random_seed)
     return with_interval(mean(cell), resampling.means_B(cell))
 
 
@@ -101,18 +103,18 @@ def p_value(draws_B: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
-    """Which seeds and patients each resample drew: one for all cells, so that they stay paired."""
+    """Which units and patients each resample drew: one for all cells, so that they stay paired."""
 
     random_seed: int
-    seeds: tuple[int, ...]
+    units: Units
     patients: tuple[str, ...]
-    seed_counts_BS: np.ndarray
+    unit_counts_BU: np.ndarray
     patient_counts_BP: np.ndarray
 
     def means_B(self, cell: Cell) -> np.ndarray:
-        """The `mean` of a cell in every resample; nan unless two seeds and patients have scores.
+        """The `mean` of a cell in every resample; nan unless two units and patients have scores.
 
-        To first order the mean moves by a sum over seeds and a sum over patients, each linear in
+        To first order the mean moves by a sum over units and a sum over patients, each linear in
         how often they were drawn. n draws of n spread too little, by √((n−1)/n), and take the
         observed variance for the true one, of which two seeds say next to nothing (Hesterberg, Am.
         Stat. 69(4), 2015). So each sum is multiplied by √(n / χ²(n−1)), which for normal data
@@ -120,32 +122,56 @@ class Resampling:
         """
         cell = cell.defined()
         seeds, patients = cell.scores_SP.shape
-        if min(seeds, patients) < 2:
-            return np.full(len(self.seed_counts_BS), np.nan)
+        unit_S = np.array([self.units.of_seed[seed] for seed in cell.seeds], dtype=int)
+        units = len({*unit_S.tolist()})
+        if min(units, patients) < 2:
+            return np.full(len(self.unit_counts_BU), np.nan)
         there_S = np.sum(~np.isnan(cell.scores_SP), axis=1)
         means_S = np.nansum(cell.scores_SP, axis=1) / there_S
         moves_SP = np.nan_to_num(cell.scores_SP - means_S[:, None]) / there_S[:, None]
-        seed_moves_S, patient_moves_P = np.zeros(len(self.seeds)), np.zeros(len(self.patients))
-        seed_moves_S[positions(self.seeds, cell.seeds)] = means_S - means_S.mean()
+        unit_moves_U, patient_moves_P = np.zeros(len(self.units)), np.zeros(len(self.patients))
+        np.add.at(unit_moves_U, unit_S, means_S - means_S.mean())
         patient_moves_P[positions(self.patients, cell.patients)] = moves_SP.sum(axis=0)
-        by_seed_B = self.seed_counts_BS @ seed_moves_S / seeds
+        by_unit_B = self.unit_counts_BU @ unit_moves_U / seeds * _balance(unit_S)
         by_patient_B = self.patient_counts_BP @ patient_moves_P / seeds
         means_B: np.ndarray = (
             means_S.mean()
-            + by_seed_B * _widening(seeds, len(by_seed_B), (self.random_seed, 1))
+            + by_unit_B * _widening(units, len(by_unit_B), (self.random_seed, 1))
             + by_patient_B * _widening(patients, len(by_patient_B), (self.random_seed, 2))
         )
         return means_B
 
 
-@lru_cache(maxsize=2)  # the cells of a study share seeds and patients, hence their resamples
+def _balance(unit_S: np.ndarray) -> float:
+    """1 for units of equal size: by how much others of several sizes spread too little.
+
+    A unit with share w of the seeds adds w² of the variance between units to that of the mean, and
+    w² (1 − 2w + Σw²) of it is seen: the mean, from which units are seen to differ, is theirs too.
+    """
+    share_U = np.unique(unit_S, return_counts=True)[1] / len(unit_S)
+    squares_U = share_U**2
+    seen = np.sum(squares_U * (1 - 2 * share_U + squares_U.sum()))
+    return float(np.sqrt(squares_U.sum() * (1 - 1 / len(share_U)) / seen))
+
+
 def draw_resamples(
-    seeds: tuple[int, ...], patients: tuple[str, ...], resamples: int, random_seed: int
+    cells: Sequence[Cell], resamples: int = RESAMPLES, random_seed: int = 0
 ) -> Resampling:
-    """Draw as many seeds as there are, with replacement, and likewise patients."""
+    """Draw as many units as there are, with replacement, and likewise patients.
+
+    The cells are of the same patients, in whatever order.
+    """
+    together, patients = units_of(cells), cells[0].patients
+    counts = _draw(len(together), len(patients), resamples, random_seed)
+    return Resampling(random_seed, together, patients, *counts)
+
+
+@lru_cache(maxsize=4)  # a study has as many units and patients in most of its comparisons
+def _draw(
+    units: int, patients: int, resamples: int, random_seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(random_seed)
-    counts = [_counts(rng, resamples, len(drawn)) for drawn in (seeds, patients)]
-    return Resampling(random_seed, seeds, patients, *counts)
+    return _counts(rng, resamples, units), _counts(rng, resamples, patients)
 
 
 def _counts(rng: np.random.Generator, resamples: int, n: int) -> np.ndarray:

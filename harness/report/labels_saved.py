@@ -3,8 +3,10 @@
 The rule. A curve is the mean score at each label count that has finished, made monotone by the
 nearest non-decreasing sequence (isotonic regression, equal weights: a dip that is noise is averaged
 with its neighbours, not bridged), and joined linearly over the logarithm of the count. The labels
-needed for a score are the fewest at which that curve reaches it: its first crossing. Beyond the
-counts that were run nothing is extrapolated.
+needed for a score are those at which that curve equals it: one number where it rises, and where it
+is flat any of a stretch, of which the nearest to the arm's own count is taken. The interval reaches
+from the fewest to the most that resamples give. Beyond the counts that were run nothing is
+extrapolated.
 
 Letters in names: K label counts, B resamples.
 """
@@ -20,7 +22,7 @@ from fewscan.harness.report.bootstrap import (
     Resampling,
     draw_resamples,
     mean,
-    with_interval,
+    percentiles,
 )
 from fewscan.harness.report.cells import Cell, require_same_patients, require_same_subsets
 
@@ -74,21 +76,24 @@ def labels_saved(
         require_same_patients(cells[0], cell)
     for count in {*first} & {*second}:
         require_same_subsets(first[count], second[count])
-    seeds = tuple(sorted({seed for cell in cells for seed in cell.seeds}))
-    resampling = draw_resamples(seeds, cells[0].patients, resamples, random_seed)
+    resampling = draw_resamples(cells, resamples, random_seed)
     sign = 1 if higher_is_better else -1
     means_BK = np.stack([_means(cell, resampling) for cell in second.values()], axis=1)
     curve_BK, counts_K = isotonic(sign * means_BK), np.array([*second])
     found = {}
     for labels, cell in first.items():
         scores_B = _means(cell, resampling)
-        needed_B = first_crossing(sign * scores_B, curve_BK, counts_K)
+        fewest_B, most_B = crossings(sign * scores_B, curve_BK, counts_K)
+        needed = float(np.clip(labels, fewest_B[0], most_B[0]))
+        ends = None
+        if not np.isnan(fewest_B[1:]).any():
+            ends = (percentiles(fewest_B[1:])[0], percentiles(most_B[1:])[1])
         found[labels] = LabelsSaved(
             labels,
             score=float(scores_B[0]),
-            needed=with_interval(float(needed_B[0]), needed_B[1:]),
-            saved=with_interval(float(needed_B[0]) - labels, needed_B[1:] - labels),
-            ratio=with_interval(float(needed_B[0]) / labels, needed_B[1:] / labels),
+            needed=Estimate(needed, ends),
+            saved=Estimate(needed - labels, ends and (ends[0] - labels, ends[1] - labels)),
+            ratio=Estimate(needed / labels, ends and (ends[0] / labels, ends[1] / labels)),
             searched=(int(counts_K[0]), int(counts_K[-1])),
         )
     return found
@@ -115,12 +120,29 @@ def isotonic(curve_BK: np.ndarray) -> np.ndarray:
     return nearest_BK
 
 
-def first_crossing(scores_B: np.ndarray, curve_BK: np.ndarray, counts_K: np.ndarray) -> np.ndarray:
-    """The fewest labels at which each non-decreasing curve reaches its score; inf if it does not.
+def crossings(
+    scores_B: np.ndarray, curve_BK: np.ndarray, counts_K: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The fewest and the most labels at which each non-decreasing curve equals its score.
 
-    Linear in log(count) between neighbouring counts; the first count if the curve starts there.
+    Linear in log(count) between neighbouring counts. Both are the first count if the curve starts
+    above the score, and inf if it does not reach it.
     """
-    reached_BK = curve_BK >= scores_B[:, None] - ROUNDING
+    fewest_B = _first_at(curve_BK >= scores_B[:, None] - ROUNDING, scores_B, curve_BK, counts_K)
+    # Seen from its other end, a curve that rises falls: the last is the first of the mirrored one.
+    at_most_BK = curve_BK <= scores_B[:, None] + ROUNDING
+    most_B = 1 / _first_at(at_most_BK[:, ::-1], -scores_B, -curve_BK[:, ::-1], 1 / counts_K[::-1])
+    most_B[~at_most_BK.any(axis=1)] = counts_K[0]
+    most_B[np.isinf(fewest_B)] = np.inf
+    nowhere_B = np.isnan(scores_B) | np.isnan(curve_BK).any(axis=1)
+    fewest_B[nowhere_B] = most_B[nowhere_B] = np.nan
+    return fewest_B, np.maximum(fewest_B, most_B)
+
+
+def _first_at(
+    reached_BK: np.ndarray, scores_B: np.ndarray, curve_BK: np.ndarray, counts_K: np.ndarray
+) -> np.ndarray:
+    """Where each curve comes to its score, at or before the first count that has reached it."""
     after_B = reached_BK.argmax(axis=1)
     before_B = np.maximum(after_B - 1, 0)
     rows = np.arange(len(scores_B))
@@ -128,7 +150,6 @@ def first_crossing(scores_B: np.ndarray, curve_BK: np.ndarray, counts_K: np.ndar
     rise_B = np.where(high_B > low_B, high_B - low_B, 1.0)
     share_B = np.clip((scores_B - low_B) / rise_B, 0, 1)
     log_K = np.log(counts_K)
-    needed_B: np.ndarray = np.exp(log_K[before_B] + share_B * (log_K[after_B] - log_K[before_B]))
-    needed_B[~reached_BK.any(axis=1)] = np.inf
-    needed_B[np.isnan(scores_B) | np.isnan(curve_BK).any(axis=1)] = np.nan
-    return needed_B
+    found_B: np.ndarray = np.exp(log_K[before_B] + share_B * (log_K[after_B] - log_K[before_B]))
+    found_B[~reached_BK.any(axis=1)] = np.inf
+    return found_B

@@ -22,7 +22,7 @@ from fewscan.storage.runs import RunFolder
 Labelled = tuple[Arm, int | None]
 """An arm and its labelled scans; None: the unsupervised scores, which have no label."""
 
-PLACES = frozenset({"name", "store", "folder", "resources", "slurm", "published"})
+PLACES = frozenset({"name", "store", "folder", "resources", "slurm", "published", "report"})
 """Of a study file: nothing in there changes a number."""
 
 
@@ -70,6 +70,12 @@ class Studies:
         each = [plan.study.finetune.targets for plan in self.plans]
         shared = set.intersection(*map(set, each)) or set(each[0])
         return tuple(target for target in get_args(Target) if target in shared)
+
+    @property
+    def reach(self) -> dict[Target, float]:
+        """Target → the score that a study file names; of two studies' that of the first."""
+        asked = [plan.study.report.reach for plan in reversed(self.plans)]
+        return {target: score for reach in asked for target, score in reach.items()}
 
     @property
     def published(self) -> tuple[Published, ...]:
