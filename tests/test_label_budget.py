@@ -56,7 +56,7 @@ def test_what_chooses_is_counted(
 def test_the_scans_on_which_rates_are_tried_choose(
     tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
 ) -> None:
-    """They are others than the cell's own scan, so that they come on top; and, where none of them is
+    """Others than the cell's own scan, so that they come on top; and, where none of them is
     held out, so does the validation split."""
     name = "score binary · scratch · 1 scan · seed 0"
     for selection, validation in (("within", 0), ("last", VALIDATION)):
