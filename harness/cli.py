@@ -502,7 +502,11 @@ def doctor(study: Path | None, overrides: tuple[str, ...]) -> None:
     sys.exit(0 if all(check.ok for check in found) else 1)
 
 
-@command("fewscan report experiments/demo.yaml", "fewscan report first.yaml second.yaml")
+@command(
+    "fewscan report experiments/demo.yaml",
+    "fewscan report experiments/demo.yaml --set report.reach.binary=0.7",
+    "fewscan report first.yaml second.yaml",
+)
 @study_argument
 @click.argument("other", type=PATH, required=False)
 @set_option
@@ -510,7 +514,8 @@ def report(study: Path, other: Path | None, overrides: tuple[str, ...]) -> None:
     """Say what can be concluded from what is finished: a page, figures, tables.
 
     With a second study, OTHER, the two are compared: arms of the same name, OTHER minus STUDY.
-    --set is for the first.
+    --set is for the first. report.reach names the score for which the labelled scans that each arm
+    needs are said.
     """
     from fewscan.harness.plan import load_plan
     from fewscan.harness.report.studies import one_study, two_studies

@@ -36,6 +36,7 @@ FILES = {
     "intervals.csv",
     "differences.csv",
     "labels_saved.csv",
+    "labels_needed.csv",
     "quartiles.csv",
     "tables.tex",
 }

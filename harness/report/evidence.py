@@ -4,13 +4,14 @@ What cannot be compared stands in `Evidence.objections` with its reason; the res
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fewscan.experiments.catalogue import Metric
 from fewscan.harness.arms import Arm
-from fewscan.harness.report.bootstrap import Estimate, estimate
+from fewscan.harness.report.bootstrap import Estimate, estimate, mean
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.collapses import collapses
 from fewscan.harness.report.comparison import (
@@ -22,6 +23,7 @@ from fewscan.harness.report.comparison import (
     corrected,
     estimates,
 )
+from fewscan.harness.report.labels_needed import LabelsNeeded, labels_needed
 from fewscan.harness.report.labels_saved import LabelsSaved, labels_saved
 from fewscan.harness.report.results import Quantity, RunResults, collect_cells, quantities
 from fewscan.harness.report.studies import Labelled, Studies
@@ -111,6 +113,10 @@ class Evidence:
     """The area under the curve of each fine-tuned arm, and its difference from the reference."""
     tested: int = 0
     """Comparisons of arms in the whole report that p-values are corrected for."""
+    needed: Mapping[Arm, LabelsNeeded] = field(default_factory=dict)
+    """Arm → the labelled scans that it needs, of a leading quantity."""
+    is_named: bool = False
+    """Whether a study file names the score that they are needed for."""
 
     @property
     def is_compared(self) -> bool:
@@ -138,9 +144,13 @@ class Evidence:
         return [it for it in self.compared if (it.reference, it.labels) in planned]
 
 
-def gather(studies: Studies, results: Sequence[RunResults]) -> list[Evidence]:
-    """The evidence for each quantity that is compared, and for each described one that has runs."""
-    found = [_evidence(studies, results, quantity) for quantity in quantities(studies)]
+def gather(
+    studies: Studies, results: Sequence[RunResults], *, leading: bool = False
+) -> list[Evidence]:
+    """The evidence for each quantity that is compared, and for each described one that has runs;
+    or for the leading ones alone."""
+    wanted = [it for it in quantities(studies) if it.leads or not leading]
+    found = [_evidence(studies, results, quantity) for quantity in wanted]
     found = [it for it in found if it.is_compared or any(outcome.cell for outcome in it.outcomes)]
     return correct(found)
 
@@ -237,7 +247,39 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
                 outcomes[arm, n] = replace(outcomes[arm, n], saved=needs)
         except StudyError as error:
             objections[arm] = str(error)
-    return Evidence(quantity, studies.reference, tuple(outcomes.values()), objections, areas)
+    return Evidence(
+        quantity,
+        studies.reference,
+        tuple(outcomes.values()),
+        objections,
+        areas,
+        needed=_needed(studies, quantity, cells) if quantity.leads else {},
+        is_named=quantity.target in studies.reach,
+    )
+
+
+REACH = 0.9
+"""Of what the reference reaches with its most labels: asked for where a study names no score."""
+
+
+def _needed(
+    studies: Studies, quantity: Quantity, cells: Mapping[Labelled, Cell]
+) -> dict[Arm, LabelsNeeded]:
+    """For the score that a study names, or that the first reference nearly reaches."""
+    score, references = studies.reach.get(quantity.target), studies.references()
+    arms = list(dict.fromkeys([*references.values(), *references]))
+    if score is None and arms:
+        means = {n: mean(cell) for n, cell in _labelled(cells, arms[0]).items()}
+        known = [means[n] for n in sorted(means) if means[n] is not None]
+        score = REACH * known[-1] if known and known[-1] is not None else None
+    if score is None:
+        return {}
+    found: dict[Arm, LabelsNeeded] = {}
+    for arm in arms:
+        with suppress(StudyError):  # other patients: among the objections
+            needed = labels_needed(_labelled(cells, arm), score, most=quantity.metric.most)
+            found |= {} if needed is None else {arm: needed}
+    return found
 
 
 def _within(area: Area, metric: Metric) -> Area:

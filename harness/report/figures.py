@@ -33,6 +33,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SUPERVISED = "supervised"
 """The baseline: scratch on all labels."""
 
+BAND = "95 % interval over seeds and patients"
+"""What a shaded band is."""
+SHADE: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
+
 MARGIN = 0.02
 """Of a metric's range, so that an axis cuts no marker."""
 UNSUPERVISED_STYLES = (":", "-.")
@@ -93,9 +97,12 @@ def _draw_panel(axes: Axes, points: Sequence[PanelPoint], colours: Colours) -> N
         mine = [it for it in points if it.arm == arm and it.values]
         line = {it.labels: it for it in mine if it.labels is not None}
         x, mean = [*line], np.array([it.mean for it in line.values()], dtype=float)
-        std = np.array([it.std or 0.0 for it in line.values()])
         _draw_line(axes, x, mean, arm, colour)
-        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
+        known = [(n, it.interval) for n, it in line.items() if it.interval is not None]
+        if known:
+            low, high = zip(*(ends for _, ends in known), strict=True)
+            axes.fill_between([n for n, _ in known], low, high, color=colour, **SHADE)
+            axes.fill_between([], [], color="0.35", label=BAND, **SHADE)
     most = [it for it in points if it.arm.is_scratch and it.labels == counts[-1]]
     supervised = [(f"{SUPERVISED}: {cell_name(it.arm, it.labels)}", it.mean) for it in most]
     _draw_levels(axes, supervised, ["--"])
@@ -109,7 +116,7 @@ def _draw_line(axes: Axes, x: Sequence[Any], y: Any, arm: Arm, colour: str) -> N
 
 
 def _draw_levels(
-    axes: Axes, levels: Iterable[tuple[str, float | None]], styles: Iterable[str]
+    axes: Axes, levels: Iterable[tuple[str, float | None]], styles: Iterable[Any]
 ) -> None:
     """A horizontal line for each score that stands at all label counts, with its label."""
     known = [(label, value) for label, value in levels if value is not None]
@@ -159,12 +166,27 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
         axes.set_title(_plain(title), fontsize=10)
         _label_counts_on(axes, counts)
     _limit(means, evidence.quantity.metric)
+    _draw_beyond(means, evidence, colours)
     saved.set_yscale("log")
     _tick_counts(saved.yaxis, counts)
     saved.minorticks_off()
     saved.set_ylim(counts[0] / 1.3, counts[-1] * 1.6)
     _legend(figure, [means])
     return figure
+
+
+def _draw_beyond(axes: Axes, evidence: Evidence, colours: Colours) -> None:
+    """The power laws that say how many labels are needed, and for which score if it is named."""
+    for arm, colour in colours.items():
+        found = evidence.needed.get(arm)
+        if found is not None and found.curve is not None:
+            curve = found.curve
+            axes.plot(curve.counts, curve.scores, "--", color=colour, linewidth=1.2)
+            axes.fill_between(curve.counts, curve.low, curve.high, color=colour, **SHADE)
+            axes.set_xlim(right=max(axes.get_xlim()[1], curve.counts[-1]))
+    if evidence.is_named:
+        for score in {it.score for it in evidence.needed.values()}:
+            _draw_levels(axes, [(f"asked for: {score:g}", score)], [(0, (1, 4))])
 
 
 def _draw_estimates(

@@ -22,7 +22,7 @@ from fewscan.storage.runs import RunFolder
 Labelled = tuple[Arm, int | None]
 """An arm and its labelled scans; None: the unsupervised scores, which have no label."""
 
-PLACES = frozenset({"name", "store", "folder", "resources", "slurm", "published"})
+PLACES = frozenset({"name", "store", "folder", "resources", "slurm", "published", "report"})
 """Of a study file: nothing in there changes a number."""
 
 
@@ -72,6 +72,12 @@ class Studies:
         return tuple(target for target in get_args(Target) if target in shared)
 
     @property
+    def reach(self) -> dict[Target, float]:
+        """Target → the score that a study file names; of two studies' that of the first."""
+        asked = [plan.study.report.reach for plan in reversed(self.plans)]
+        return {target: score for reach in asked for target, score in reach.items()}
+
+    @property
     def published(self) -> tuple[Published, ...]:
         """The figures of others, from the study files."""
         return tuple(dict.fromkeys(it for plan in self.plans for it in plan.study.published))
@@ -88,7 +94,7 @@ class Studies:
         """Fine-tuned arm → what it is compared with: scratch, or the first study's same arm."""
         first, *second = [dict.fromkeys(run.place.arm for run in it.grid) for it in self.plans]
         if not second:
-            return {arm: Arm("fine-tuning") for arm in first if not arm.is_scratch}
+            return {arm: Arm("fine-tuning") for arm in first if arm.is_compared}
         there = {arm: arm.of_study(self.names[0]) for arm in second[0]}
         return {arm: same for arm, same in there.items() if same in first}
 

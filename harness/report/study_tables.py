@@ -7,8 +7,10 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from fewscan.harness.arms import Arm
+from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.comparison import Area
 from fewscan.harness.report.evidence import Evidence, Outcome
+from fewscan.harness.report.labels_needed import LabelsNeeded
 from fewscan.harness.report.results import PanelPoint, Quantity, RunResults
 from fewscan.harness.report.tables import (
     MISSING,
@@ -17,7 +19,9 @@ from fewscan.harness.report.tables import (
     at,
     interval,
     label_count,
+    labels,
     needed,
+    needed_between,
     needed_interval,
     number,
     one_decimal,
@@ -63,7 +67,7 @@ def points_table(points: Sequence[PanelPoint]) -> Table:
     columns = (
         *QUANTITY,
         *_csv(arm="arm", label_count="labels"),
-        *_csv(runs="runs", planned="planned", mean="mean", std="std"),
+        *_csv(runs="runs", planned="planned", mean="mean", low="low", high="high", std="std"),
         Column("lowest", "", lambda it: min(it.values, default=None)),
         Column("highest", "", lambda it: max(it.values, default=None)),
     )
@@ -194,6 +198,38 @@ def saved_table(outcomes: Sequence[Outcome], reference: str) -> Table:
     return Table(columns, outcomes)
 
 
+class Needed(NamedTuple):
+    """What one arm needs for the score that is asked for."""
+
+    quantity: Quantity
+    arm: Arm
+    found: LabelsNeeded
+    named: bool
+
+
+def needed_table(evidence: Sequence[Evidence]) -> Table:
+    """The labelled scans that each arm needs for a score. In CSV `inf` is "more than searched"."""
+    rows = [
+        Needed(it.quantity, arm, found, it.is_named)
+        for it in evidence
+        for arm, found in it.needed.items()
+    ]
+    columns = (
+        *QUANTITY,
+        ARM,
+        _right("score", "for a score of", at("found.score"), number),
+        *_csv(named="named"),
+        _right("", "labelled scans", lambda it: labels(it.found.needed.value, it.found.searched)),
+        _right("", "95 % interval", at("found"), needed_between),
+        *_csv(needed="found.needed.value", low="found.needed.low", high="found.needed.high"),
+        Column("how", "how", at("found.how")),
+        Column("reason", "why not", at("found.reason")),
+        Column("fewest_searched", "", lambda it: it.found.searched[0]),
+        Column("most_searched", "", lambda it: it.found.searched[1]),
+    )
+    return Table(columns, rows)
+
+
 def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
     """A row for each label count, a column for each arm; a title stands in its first row alone.
 
@@ -219,15 +255,14 @@ def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
 
 
 def points_by_arm(points: Sequence[PanelPoint]) -> Table:
-    """Mean ± standard deviation over seeds, for people."""
+    """Means over seeds with their intervals, for people."""
     return _by_arm(points, _point)
 
 
 def _point(it: PanelPoint) -> str:
     if it.mean is None:
         return MISSING
-    spread = "" if it.std is None else f" ± {it.std:.3f}"
-    return number(it.mean) + spread + _incomplete(it.runs, it.planned)
+    return _with_interval(it.estimate, _incomplete(it.runs, it.planned))
 
 
 def _incomplete(finished: int, planned: int) -> str:
@@ -242,9 +277,23 @@ def means_by_arm(outcomes: Sequence[Outcome]) -> Table:
 def _mean(it: Outcome) -> str:
     if it.mean is None:
         return MISSING
-    bounds = "" if it.mean.interval is None else f"\n{interval(it.mean)}"
     fallen = f"\n{len(it.collapsed)} collapsed" if it.collapsed else ""
-    return number(it.mean.value) + _incomplete(it.seeds, it.planned) + bounds + fallen
+    return _with_interval(it.mean, _incomplete(it.seeds, it.planned)) + fallen
+
+
+def _with_interval(it: Estimate, note: str = "", sign: str = "") -> str:
+    """A line for the number, and one for its interval if it has one."""
+    bounds = "" if it.interval is None else f"\n{interval(it, sign)}"
+    return number(it.value, sign) + note + bounds
+
+
+def differences_by_arm(outcomes: Sequence[Outcome]) -> Table:
+    """Paired differences with their intervals, for people."""
+    return _by_arm(outcomes, _difference)
+
+
+def _difference(it: Outcome) -> str:
+    return MISSING if it.comparison is None else _with_interval(it.comparison.difference, sign="+")
 
 
 def quartiles_by_arm(outcomes: Sequence[Outcome]) -> Table:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
@@ -19,6 +20,7 @@ from fewscan.experiments.catalogue import panels
 from fewscan.experiments.spec import PROTOCOL
 from fewscan.harness.concerns import concerns
 from fewscan.harness.report import study_tables
+from fewscan.harness.report.answer import answers
 from fewscan.harness.report.evidence import Evidence, Outcome, gather
 from fewscan.harness.report.examples import Examples, draw_examples, read_examples
 from fewscan.harness.report.figures import (
@@ -59,6 +61,12 @@ class Report:
     def leading(self) -> list[Evidence]:
         """What the verdicts are about: one for each target."""
         return [it for it in self.evidence if it.quantity.leads]
+
+    @property
+    def pooled(self) -> list[Outcome]:
+        """The differences in numbers of all pixels that the published figure shows."""
+        shown = [it for it in self.evidence if it.quantity.metric.scope == "pooled"]
+        return [outcome for it in shown if it.quantity.metric.panel for outcome in it.paired]
 
     def outcomes(self, *, compared: bool) -> list[Outcome]:
         """Of what is compared by means, or of what is described by quartiles."""
@@ -133,11 +141,17 @@ def gather_report(studies: Studies, results: Sequence[RunResults]) -> Report:
     return Report(studies, results, points, evidence, read_logs(studies), examples, no_examples)
 
 
-def render_report(studies: Studies) -> TerminalTable:
-    """Mean ± standard deviation over seeds, for the terminal."""
-    table = study_tables.points_by_arm(panel_points(studies, read_results(studies)))
+def render_report(studies: Studies) -> Group:
+    """For the terminal: the labels that are needed, in a sentence, and means with intervals."""
+    results = read_results(studies)
+    sentences = answers(gather(studies, results, leading=True))
+    return Group(*map(escape, sentences), _means(studies, results))
+
+
+def _means(studies: Studies, results: Sequence[RunResults]) -> TerminalTable:
+    table = study_tables.points_by_arm(panel_points(studies, results))
     columns, rows = table.for_people()
-    title = "test split, mean ± standard deviation over seeds"
+    title = "test split, mean over seeds; below it the 95 % interval over seeds and patients"
     shown = TerminalTable(title=title, title_justify="left")
     for column in columns:
         shown.add_column(escape(column.title), justify=column.align)
@@ -163,6 +177,7 @@ def render_csv(report: Report) -> dict[str, str]:
         "intervals": study_tables.intervals_table(report.outcomes(compared=True)),
         "differences": study_tables.differences_table(paired),
         "labels_saved": study_tables.saved_table(saved, ""),
+        "labels_needed": study_tables.needed_table(report.leading),
         "quartiles": study_tables.quartiles_table(described),
     }
     return {f"{name}.csv": to_csv(table) for name, table in tables.items()}
@@ -201,6 +216,7 @@ def render_page(report: Report) -> str:
         logs=report.logs,
         machines=by_machine(report.logs),
         figures={name: as_data_uri(figure) for name, figure in report.figures.items()},
+        answers=answers(report.leading),
         findings=[finding for it in report.leading for finding in findings(it)],
         panels=panels(),
         protocol=PROTOCOL,
