@@ -235,9 +235,9 @@ def _row(name: str, studies: int, rates: Rates) -> dict[str, Any]:
     return {"design": name, "studies": studies, **shares, **widths}
 
 
-def run(studies: int) -> None:
-    """Simulate all designs, and write the results."""
-    results.write("statistics", [], path=RESULTS, rows=measure(studies))
+def run(studies: int, designs: Mapping[str, Design] = DESIGNS) -> None:
+    """Simulate studies of each design, and write the results."""
+    results.write("statistics", [], path=RESULTS, rows=measure(studies, designs))
 
 
 def table() -> str:

@@ -5,6 +5,7 @@ All draws are fixed, so a test that passes once passes always.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,24 @@ def test_intervals_without_a_collapse_are_none_the_wider() -> None:
 def test_labels_needed_on_a_plateau_are_known_as_well_as_it_says() -> None:
     found = rates(Design(PLATEAU, patients=60, seeds=4), with_saved=True)
     assert holds(found.saved)
+
+
+def test_simulations_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESULTS", tmp_path / "statistics.json")
+    (first, *_) = statistics.PLAIN
+    design = Design(NOTHING, seeds=2, patients=5)
+    statistics.run(2, {"two patients": replace(design, patients=2), first: design})
+    text = statistics.table()
+    rows = [line.split(" | ") for line in text.split("\n") if line.startswith("| ")]
+    assert len({len(row) for row in rows}) == 1
+    assert [row[0] for row in rows[1:]] == [
+        "| two patients",
+        f"| {first}",
+        f"| {first}; not allowed for",
+    ]
+    assert all(0 <= float(share) <= 100 for row in rows[1:3] for share in row[1:9])
+    assert rows[3][4] == "–"
+    assert "2 studies each." in text
 
 
 def test_the_simulated_truth_is_the_mean_of_what_is_simulated() -> None:
