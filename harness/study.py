@@ -313,6 +313,9 @@ class Reporting:
     reach: dict[Target, float] = field(default_factory=dict)
     """Target → the score, of its leading metric, for which the labelled scans that each arm needs
     are said. Not named: 0.9 times what the reference reaches with its most labels."""
+    axis: Literal["learnt", "all"] = "learnt"
+    """Of the curves: labelled scans that were learnt from (published), or all scans whose labels a
+    number depends on, those that choose a model or tell what is healthy too."""
 
     def __post_init__(self) -> None:
         for target, score in self.reach.items():

@@ -76,6 +76,8 @@ class Outcome:
     """With the reference."""
     saved: LabelsSaved | None = None
     """What the reference needs for the score."""
+    in_all: int | None = None
+    """Scans whose labels it depends on (`label_budget`)."""
 
     @property
     def seeds(self) -> int:
@@ -208,7 +210,15 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
     by_means = metric.compared == "difference"
     references = studies.references() if by_means else {}
     outcomes = {
-        (arm, n): Outcome(quantity, arm, n, count, references.get(arm), cells.get((arm, n)))
+        (arm, n): Outcome(
+            quantity,
+            arm,
+            n,
+            count,
+            references.get(arm),
+            cells.get((arm, n)),
+            in_all=studies.in_all(quantity.target, arm, n),
+        )
         for (arm, n), count in planned.items()
     }
     areas: dict[Arm, Area] = {}
