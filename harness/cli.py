@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from fewscan.slurm.session import Session
@@ -378,14 +379,24 @@ def import_checkpoint(file: Path, study: Path, name: str, overrides: tuple[str, 
     console.print(f"{name} is run {run}; add {name!r} to finetune.inits to start from it")
 
 
-@command("fewscan plan experiments/paper.yaml --set store=brats2021.zarr")
+@command(
+    "fewscan plan experiments/paper.yaml --set store=brats2021.zarr",
+    'fewscan plan mine.yaml --pilot small.yaml --set "finetune.seeds=[0,1,2,3,4]"',
+)
 @study_argument
 @set_option
 @runs_option
-def plan(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
-    """Say which runs there are, what is done and what it costs. Runs nothing.
+@click.option(
+    "--pilot",
+    type=PATH,
+    help="A study with finished runs, from which the power of this one is estimated. Default: what "
+    "the study file states (power), else its own finished runs.",
+)
+def plan(study: Path, overrides: tuple[str, ...], runs: bool, pilot: Path | None) -> None:
+    """Say which runs there are, what is done, what it costs and what it would find. Runs nothing.
 
-    Many runs are grouped; a few, or all with --runs, are listed with their parents.
+    Many runs are grouped; a few, or all with --runs, are listed with their parents. What it would
+    find is the smallest gain, in the area under the label-efficiency curve, with 80 % power.
     """
     from fewscan.harness.listing import render_plan, run_lines
     from fewscan.harness.plan import load_plan
@@ -396,6 +407,10 @@ def plan(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
         click.echo("\n".join(run_lines(read_status(loaded))))
     else:
         console.print(render_plan(loaded))
+        from fewscan.harness.report.power import power_lines
+
+        for line in power_lines(loaded, pilot and load_plan(pilot)):
+            console.print(escape(line), soft_wrap=True)
 
 
 @command("fewscan sweep experiments/demo.yaml")

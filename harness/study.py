@@ -327,6 +327,29 @@ class Reporting:
                 )
 
 
+Deviation = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Power:
+    """What is expected of paired differences from the reference, for the power that `plan` says.
+
+    Standard deviations, in the units of the leading metric, at one label count. What is not stated
+    is estimated from a pilot, or from the study's own finished runs.
+    """
+
+    gain: float | None = None
+    """The difference in the area under the label-efficiency curve whose power is asked for."""
+    seeds: Deviation | None = None
+    """Between seeds of one label count, each a mean over many patients."""
+    patients: Deviation | None = None
+    """Between patients, each a mean over many seeds; taken to be the same at all label counts."""
+    residual: Deviation | None = None
+    """Of a patient and a seed, beyond both."""
+    pretrainings: Deviation | None = None
+    """Between pre-trainings, at all label counts alike."""
+
+
 @dataclass(frozen=True)
 class Study:
     """One study: a store of slices, a grid of runs, a folder that holds all that comes of it."""
@@ -351,6 +374,7 @@ class Study:
     published: tuple[Published, ...] = ()
     """Reference lines and points for the report."""
     report: Reporting = Reporting()
+    power: Power = Power()
 
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)

@@ -24,7 +24,9 @@ from fewscan.storage.runs import RunFolder
 Labelled = tuple[Arm, int | None]
 """An arm and its labelled scans; None: the unsupervised scores, which have no label."""
 
-PLACES = frozenset({"name", "store", "folder", "resources", "slurm", "published", "report"})
+PLACES = frozenset(
+    {"name", "store", "folder", "resources", "slurm", "published", "report", "power"}
+)
 """Of a study file: nothing in there changes a number."""
 
 
