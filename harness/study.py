@@ -378,6 +378,11 @@ class Study:
 
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
+_RENAMED = {
+    "min_component_voxels": "it is min_component_mm3 now, a volume: 20 voxels of the published "
+    "grid are 70.3125"
+}
+"""Keys of earlier versions → what to write instead."""
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -506,6 +511,8 @@ def _explain(mistake: ErrorDetails, document: Any) -> str:
     name = ".".join(map(str, mistake["loc"]))
     if mistake["type"] == "unexpected_keyword_argument":
         *parents, key = mistake["loc"]
+        if key in _RENAMED:
+            return f"{name}: unknown key; {_RENAMED[key]}"
         known = _known_keys(parents, document)
         near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"

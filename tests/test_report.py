@@ -138,16 +138,24 @@ def test_hd95_has_quartiles_in_which_infinity_is_the_largest(finished: Plan) -> 
     wanted = {"target": "binary", "arm": "scratch", "label_count": "4"}
     (row,) = lines(finished, "quartiles.csv", **wanted)
     ends = [row[name] for name in ("lower", "median", "upper")]
-    assert (row["metric"], row["values"], ends) == (
-        "hd95_mm_lesion",
-        "18",
-        ["20.0", "30.0", "50.0"],
-    )
+    assert (row["metric"], row["patients"], row["values"]) == ("hd95_mm_lesion", "6", "18")
+    assert ends == ["20.0", "30.0", "50.0"]
     assert float(row["infinite_share"]) == pytest.approx(1 / 6)
-    assert '<td class="n">30.0<small>20.0 to 50.0; 17% ∞</small></td>' in page(finished)
+    assert '<td class="n">30.0<small>20.0 to 50.0; 17% ∞; 6 patients</small></td>' in page(finished)
     found = quartiles(np.array([1.0, math.inf, math.nan, math.inf, math.inf]))
     assert found == Quartiles(4, 1.0, math.inf, math.inf, 0.75)
     assert quartiles(np.array([math.nan])) == Quartiles(0, None, None, None, None)
+
+
+def test_false_positives_are_shown_with_how_many_patients_they_are_about(finished: Plan) -> None:
+    """Three patients have no necrotic core; all have the other classes: nothing is said there."""
+    wanted = {"target": "multiclass", "arm": "scratch", "label_count": "4"}
+    rows = lines(finished, "quartiles.csv", **wanted)
+    invented = {it["metric"]: it for it in rows if it["metric"].startswith("false_positive")}
+    (row,) = invented.values()
+    assert (row["metric"], row["median"]) == ("false_positive_mm3_necrotic_core", "8.0")
+    assert (row["patients"], row["seeds"], row["values"]) == ("3", "3", "9")
+    assert '<td class="n">8.0<small>8.0 to 8.0; 3 patients</small></td>' in page(finished)
 
 
 def test_published_figures_are_drawn_and_cited(

@@ -32,7 +32,7 @@ from fewscan.storage.errors import StudyError
 
 @dataclass(frozen=True)
 class Quartiles:
-    """Of a cell over its patients and seeds, for a quantity that may be infinite.
+    """Of a cell over its patients and seeds, for a quantity that is described by them.
 
     In the order of the patients infinity is the largest, so quartiles are exact whatever a finite
     stand-in would have been. There is no mean, hence no difference of means and no interval.
@@ -149,11 +149,14 @@ class Evidence:
 def gather(
     studies: Studies, results: Sequence[RunResults], *, leading: bool = False
 ) -> list[Evidence]:
-    """The evidence for each quantity that is compared, and for each described one that has runs;
-    or for the leading ones alone."""
+    """The evidence for each quantity that is compared, and for each described one with a patient;
+    or for the leading ones alone.
+
+    Where every patient has a structure nobody is left whom its false positives are about.
+    """
     wanted = [it for it in quantities(studies) if it.leads or not leading]
     found = [_evidence(studies, results, quantity) for quantity in wanted]
-    found = [it for it in found if it.is_compared or any(outcome.cell for outcome in it.outcomes)]
+    found = [it for it in found if it.is_compared or any(all(o.scored) for o in it.outcomes)]
     return correct(found)
 
 

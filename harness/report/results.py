@@ -115,7 +115,7 @@ def quantities(studies: Studies) -> list[Quantity]:
     return [
         quantity
         for target in studies.targets
-        for metric in computed(studies.evaluation, target)
+        for metric in computed(studies.evaluation, target, studies.first.store.keeps_scan_labels)
         if metric.compared != "no" and target in metric.compared_for
         for quantity in _quantities(studies, target, metric)
     ]

@@ -110,10 +110,11 @@ def intervals_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def quartiles_table(outcomes: Sequence[Outcome]) -> Table:
-    """Of what may be infinite, over patients and seeds."""
+    """Of what is described, over patients and seeds."""
     columns = (
         *QUANTITY,
         *_csv(arm="arm", label_count="labels", labels_in_all="in_all", seeds="seeds"),
+        Column("patients", "", lambda it: it.scored[1]),
         *_csv(values="quartiles.values"),
         *_csv(lower="quartiles.lower", median="quartiles.median", upper="quartiles.upper"),
         *_csv(infinite_share="quartiles.infinite_share"),
@@ -321,7 +322,7 @@ def _difference(it: Outcome) -> str:
 
 
 def quartiles_by_arm(outcomes: Sequence[Outcome]) -> Table:
-    """Quartiles over patients and seeds and how often it is infinite, for people."""
+    """Quartiles over patients and seeds, of how many, and how often it is infinite, for people."""
     return _by_arm(outcomes, _quartiles)
 
 
@@ -330,4 +331,6 @@ def _quartiles(it: Outcome) -> str:
     if found is None:
         return MISSING
     ends = f"{one_decimal(found.lower)} to {one_decimal(found.upper)}"
-    return f"{one_decimal(found.median)}\n{ends}; {found.infinite_share or 0:.0%} ∞"
+    infinite = f"; {found.infinite_share:.0%} ∞" if found.infinite_share else ""
+    patients = f"{it.scored[1]} patient{'' if it.scored[1] == 1 else 's'}"
+    return f"{one_decimal(found.median)}\n{ends}{infinite}; {patients}"
