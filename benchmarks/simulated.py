@@ -38,7 +38,7 @@ class Design:
     """Of a patient for an arm, at all label counts alike."""
     subset_sd: float = 0.04
     """Of the labelled scans: a seed at a label count, in all arms alike."""
-    run_sd: float = 0.02
+    run_sd: float = 0.026
     """Of a run: an arm, a label count, a seed."""
     pretraining_sd: float = 0.0
     """Of a pre-training, at all label counts alike."""

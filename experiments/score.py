@@ -26,8 +26,8 @@ from fewscan.experiments.predictor import (
     lesion_score,
     load_predictor,
 )
-from fewscan.experiments.results import Result
-from fewscan.experiments.spec import Evaluation, Score
+from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.spec import Evaluation, Finetune, Score
 from fewscan.experiments.surface_distance import require_surface_distances
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import RunError
@@ -49,17 +49,20 @@ def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
     store = open_store(folder, spec.data)
     parents = [folder.sibling(run_id) for run_id in spec.parents]
     predictor = load_predictor(parents).to(devices.device)
-    scorer = _Scorer(predictor, store, devices, _Clock.of(spec, folder, store, devices))
+    trained = [Result.read(parent) for parent in parents]
+    chooses = _scans_that_choose(parents, trained, store)
+    scans = len(chooses) + _scans_to_score(spec, store)
+    scorer = _Scorer(predictor, store, devices, _Clock(folder, devices, scans))
     folder.append_event("started", 0, attempt=devices.description())
-    labelled = dict.fromkeys(s for parent in parents for s in Result.read(parent).labelled)
-    validation, threshold = _score_validation(scorer)
+    validation, threshold = _choose_threshold(scorer, chooses)
     test: dict[str, float] = {}
     if spec.split == "test":
         test, rows = score_test_split(scorer, spec.evaluation, threshold, spec.regions)
         write_bytes(folder.cases, to_csv(rows))
     return Result(
         spec.kind,
-        labelled=tuple(labelled),
+        labelled=tuple(dict.fromkeys(id_ for it in trained for id_ in it.labelled)),
+        held_out=tuple(dict.fromkeys(id_ for it in trained for id_ in it.held_out)),
         validation=_defined(validation),
         test=_defined(test),
     )
@@ -102,13 +105,6 @@ class _Clock:
     """To be scored in all, those that are scored twice twice."""
     done: int = 0
     last_beat: float = -math.inf
-
-    @classmethod
-    def of(cls, spec: Score, folder: RunFolder, store: SliceStore, devices: Devices) -> "_Clock":
-        """For all that the spec asks for."""
-        tested = len(store.split.test) if spec.split == "test" else 0
-        again = tested if spec.evaluation.removes_specks else 0
-        return cls(folder, devices, len(store.split.validation) + tested + again)
 
     def scored_one(self) -> None:
         """Leave a heartbeat if it is time. Raises `Preempted`: a score begins anew afterwards."""
@@ -175,9 +171,34 @@ class _Scorer:
         )
 
 
-def _score_validation(scorer: _Scorer) -> tuple[dict[str, float], float]:
-    """Numbers of the validation split, and the threshold that is chosen on it."""
-    pooled = _pooled(scored.pixels for scored in scorer.each(scorer.store.split.validation))
+def _scans_to_score(spec: Score, store: SliceStore) -> int:
+    """Of the test split, each as often as it is gone through."""
+    tested = len(store.split.test) if spec.split == "test" else 0
+    return 2 * tested if spec.evaluation.removes_specks else tested
+
+
+MIDDLE = 0.5
+"""The threshold of a probability that no label has chosen."""
+
+
+def _scans_that_choose(
+    parents: Sequence[RunFolder], trained: Sequence[Result], store: SliceStore
+) -> tuple[str, ...]:
+    """The scans whose labels choose the threshold: those that chose the models.
+
+    What was pre-trained alone has no probability, so the validation split tells its threshold.
+    """
+    specs = [RunRecord.read(parent).spec for parent in parents]
+    if specs and all(isinstance(it, Finetune) and it.selection != "validation" for it in specs):
+        return tuple(dict.fromkeys(id_ for it in trained for id_ in it.held_out))
+    return store.split.validation
+
+
+def _choose_threshold(scorer: _Scorer, chooses: Sequence[str]) -> tuple[dict[str, float], float]:
+    """The threshold that is best on these scans, with its numbers there; without any the middle."""
+    if not chooses:
+        return {"threshold": MIDDLE}, MIDDLE
+    pooled = _pooled(scored.pixels for scored in scorer.each(chooses))
     dice, threshold = pooled.best_dice()
     numbers = {
         "pooled_ap": pooled.average_precision(),

@@ -5,16 +5,26 @@ parents come before children.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Literal
 
 from fewscan.experiments.catalogue import computed
 from fewscan.experiments.cost import run_flops
 from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import Transfer
-from fewscan.experiments.spec import Finetune, Imported, Pretrain, RunSpec, Score, Target, run_id
+from fewscan.experiments.spec import (
+    Finetune,
+    Imported,
+    Pretrain,
+    RunSpec,
+    Score,
+    Target,
+    Training,
+    run_id,
+)
 from fewscan.harness.arms import SCRATCH, Arm, Place
 from fewscan.harness.concerns import (
     require_fitting_store,
@@ -26,6 +36,7 @@ from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder, StudyFolder
 from fewscan.storage.slice_format import SliceFormat
 from fewscan.storage.slices import SliceStore
+from fewscan.storage.splits import Split
 
 VERBS = {Finetune.kind: "fine-tune", Score.kind: "score"}
 """How the names of runs of a cell begin."""
@@ -90,7 +101,7 @@ class Plan:
     @property
     def grid(self) -> tuple[PlannedRun, ...]:
         """The scores of fine-tunings: a run for each cell of the grid and seed."""
-        return tuple(run for run in self.scores if run.place.labels is not None)
+        return tuple(run for run in self.scores if run.place.is_cell)
 
     def folder_of(self, run: PlannedRun) -> RunFolder:
         return self.folder.run(run.run_id)
@@ -108,6 +119,11 @@ class Plan:
         """The study's, and those that pre-trainings learn from."""
         return tuple(dict.fromkeys((self.store, *self.stores.values())))
 
+    @property
+    def split(self) -> Split:
+        """Who is labelled, who validates, who is tested."""
+        return self.store.split
+
     def store_of(self, pretraining: str) -> SliceStore:
         """The store that a pre-training learns from."""
         return self.stores.get(pretraining, self.store)
@@ -117,6 +133,13 @@ class Plan:
 def slice_format(store: SliceStore) -> SliceFormat:
     """What a new scan must be made into, so that a run on this store can be used on it."""
     return SliceFormat.of_store(store)
+
+
+@lru_cache(maxsize=16)
+def slices_a_scan(store: SliceStore) -> float:
+    """Kept slices of a training scan, in the mean."""
+    train = store.split.train
+    return sum(len(store.subjects[i].positions) for i in train) / len(train)
 
 
 def make_plan(study: Study) -> Plan:
@@ -165,10 +188,7 @@ class _Planner:
         pretrain, finetune = self.study.pretrain, self.study.finetune
         order = self._pretrainings_in_order()
         for name in order:
-            for seed in pretrain[name].seeds:
-                run = self._pretraining(name, seed)
-                self.ids[name, seed] = run.run_id
-                yield run
+            yield from self._pretrainings(name)
         if "unsupervised" in self.study.baselines:
             for name in order:
                 if pretrain[name].scheme.has_anomaly_score:
@@ -248,22 +268,51 @@ class _Planner:
         own = None if wish is None else wish.seed_for(seed)
         return (None if init == SCRATCH else self.ids[init, own]), own
 
-    def _pretraining(self, name: str, seed: int) -> PlannedRun:
+    def _pretrainings(self, name: str) -> Iterator[PlannedRun]:
+        """Trials of its learning rate, if there are to be some, and one run a seed."""
+        wish = self.study.pretrain[name]
+        trials: list[PlannedRun] = []
+        if wish.tune is not None:
+            for lr in wish.tune.lr:
+                training = replace(wish.training, lr=lr)
+                trials.append(self._pretraining(name, wish.tune.seed, training, is_trial=True))
+            yield from trials
+        rate_from = tuple(trial.run_id for trial in trials)
+        training = replace(wish.training, lr=0.0) if trials else wish.training
+        for seed in wish.seeds:
+            run = self._pretraining(name, seed, training, rate_from)
+            self.ids[name, seed] = run.run_id
+            yield run
+
+    def _pretraining(
+        self,
+        name: str,
+        seed: int,
+        training: Training,
+        rate_from: tuple[str, ...] = (),
+        is_trial: bool = False,
+    ) -> PlannedRun:
         wish = self.study.pretrain[name]
         parent, before = self._start(wish.init, seed)
         spec = Pretrain(
             data=self.stores[name].fingerprint,
             network=self.study.network,
             scheme=wish.scheme,
-            training=wish.training,
+            training=training,
             seed=seed,
             init=parent,
             slices=wish.slices,
+            rate_from=rate_from,
+            is_trial=is_trial,
         )
         init = None if wish.init == SCRATCH else wish.init
-        place = Place(Arm("pre-training", init), None, None, seed, before)
-        name_of_run = f"pre-train {name}{self._which(name, seed)}"
-        return self._planned(spec, place, name_of_run, self.stores[name])
+        if is_trial:
+            place = Place(Arm("tuning", name), None, None, seed, before)
+            words = f"tune pre-training {name} · lr {training.lr:g}"
+        else:
+            place = Place(Arm("pre-training", init), None, None, seed, before)
+            words = f"pre-train {name}{self._which(name, seed)}"
+        return self._planned(spec, place, words, self.stores[name])
 
     def _which(self, pretraining: str, seed: int | None) -> str:
         """ " · seed 1", where there are several."""
@@ -289,47 +338,117 @@ class _Planner:
         for init in finetune.inits:
             self._check_known(init, where="finetune.inits")
         for target in finetune.targets:
-            for init in finetune.inits:
-                for count in self._label_counts():
+            for arm, counts in self._arms().items():
+                trials = self._trials(arm, target)
+                yield from trials
+                for count in counts:
                     for seed in finetune.seeds:
-                        yield from self._cell(target, init, count, seed)
-            if "supervised" in self.study.baselines:
-                for seed in finetune.seeds:
-                    yield from self._cell(target, SCRATCH, len(self.store.split.train), seed)
+                        place = Place(arm, target, count, seed)
+                        yield from self._cell(place, tuple(it.run_id for it in trials))
 
-    def _label_counts(self) -> list[int]:
+    def _arms(self) -> dict[Arm, list[int]]:
+        """The arms of each target with their label counts: the grid's, baselines, probes."""
+        finetune, baselines = self.study.finetune, self.study.baselines
+        counts = self._label_counts(finetune.label_counts, "finetune.label_counts")
         everything = len(self.store.split.train)
-        counts = [everything if c == "all" else c for c in self.study.finetune.label_counts]
+        found = {self._arm(init): counts for init in finetune.inits}
+        if "supervised" in baselines:
+            scratch = self._arm(SCRATCH)
+            found[scratch] = sorted({*found.get(scratch, ()), everything})
+        if "supervised long" in baselines:
+            found[replace(self._arm(SCRATCH), schedule="long")] = [everything]
+        if "random features" in baselines:
+            found[replace(self._arm(SCRATCH), schedule="probe")] = counts
+        if (probes := finetune.probes) is not None:
+            if max(probes.levels) > self.study.network.depth:
+                raise StudyError(
+                    f"level {max(probes.levels)} of a network of depth {self.study.network.depth}",
+                    where="finetune.probes.levels",
+                    expected=f"levels from 0, the last map, to {self.study.network.depth}",
+                    remedy="leave it out",
+                )
+            wanted = probes.label_counts or finetune.label_counts
+            counts = self._label_counts(wanted, "finetune.probes.label_counts")
+            for level in probes.levels:
+                for init in dict.fromkeys((SCRATCH, *finetune.inits)):
+                    arm = replace(self._arm(init), schedule="probe", level=level)
+                    found[arm] = sorted({*found.get(arm, ()), *counts})
+        return found
+
+    def _arm(self, init: str) -> Arm:
+        """Plain fine-tuning from this init."""
+        return Arm("fine-tuning", None if init == SCRATCH else init, self._transfer(init))
+
+    def _label_counts(self, wanted: Collection[int | Literal["all"]], where: str) -> list[int]:
+        everything = len(self.store.split.train)
+        counts = [everything if c == "all" else c for c in wanted]
         if max(counts) > everything:
             raise StudyError(
                 f"label count {max(counts)} is larger than the training split",
-                where="finetune.label_counts",
+                where=where,
                 expected=f"at most {everything}, the training scans in {self.store.path}",
                 remedy="leave it out, or write all for the whole training split",
             )
         return sorted(set(counts))
 
-    def _cell(self, target: Target, init: str, label_count: int, seed: int) -> Iterator[PlannedRun]:
+    def _trials(self, arm: Arm, target: Target) -> list[PlannedRun]:
+        """Trials of the arm's learning rate; none if none is asked for, and of a probe."""
+        tune = self.study.finetune.tune
+        if tune is None or arm.schedule == "probe":
+            return []
+        self._label_counts([tune.on.labels], "finetune.tune.on.labels")
+        plain = replace(arm, schedule="plain")
+        place = Place(plain, target, tune.on.labels, tune.on.seed)
+        found = []
+        for lr in tune.lr:
+            spec = self._finetuning(place)
+            spec = replace(spec, training=replace(spec.training, lr=lr), is_trial=True)
+            there = replace(self._started(place), arm=replace(plain, kind="tuning"))
+            found.append(self._planned(spec, there, f"tune {target} · {plain.key} · lr {lr:g}"))
+        return found
+
+    def _cell(self, place: Place, rate_from: tuple[str, ...] = ()) -> Iterator[PlannedRun]:
         """The fine-tuning of one cell and seed, and its score."""
-        finetune, transfer = self.study.finetune, self._transfer(init)
-        parent, pretraining = self._start(init, seed)
-        spec = Finetune(
-            data=self.store.fingerprint,
-            network=self.study.network,
-            target=target,
-            label_count=label_count,
-            training=finetune.training,
-            augmentation=finetune.augmentation,
-            seed=seed,
-            init=parent,
-            transfer=transfer,
-        )
-        arm = Arm("fine-tuning", None if init == SCRATCH else init, transfer)
-        place = Place(arm, target, label_count, seed, pretraining)
-        name = f"{target} · {arm.key} · {place.scans} · seed {seed}"
+        spec, place = self._finetuning(place), self._started(place)
+        if rate_from:
+            training = replace(spec.training, lr=0.0)
+            spec = replace(spec, training=training, rate_from=rate_from)
+        name = f"{place.target} · {place.arm.key} · {place.scans} · seed {place.seed}"
         trained = self._planned(spec, place, f"{VERBS[spec.kind]} {name}")
         yield trained
         yield self._score(trained.run_id, place, f"{VERBS[Score.kind]} {name}")
+
+    def _started(self, place: Place) -> Place:
+        """The place with the seed of the pre-training that its run starts from."""
+        _, pretraining = self._start(place.arm.init or SCRATCH, place.seed)
+        return replace(place, pretraining=pretraining)
+
+    def _finetuning(self, place: Place) -> Finetune:
+        finetune, arm = self.study.finetune, place.arm
+        assert place.target is not None
+        assert place.labels is not None
+        parent, _ = self._start(arm.init or SCRATCH, place.seed)
+        return Finetune(
+            data=self.store.fingerprint,
+            network=self.study.network,
+            target=place.target,
+            label_count=place.labels,
+            training=self._training(arm, place.labels),
+            augmentation=finetune.augmentation,
+            seed=place.seed,
+            init=parent,
+            transfer=arm.transfer,
+            selection=finetune.selection,
+            schedule="probe" if arm.schedule == "probe" else "plain",
+            probe_level=arm.level,
+        )
+
+    def _training(self, arm: Arm, labels: int) -> Training:
+        finetune = self.study.finetune
+        if arm.schedule == "probe" and finetune.probes and finetune.probes.training:
+            return finetune.probes.training
+        training = finetune.training_for(labels, labels * slices_a_scan(self.store))
+        return training.stretched(finetune.long) if arm.schedule == "long" else training
 
     def _transfer(self, init: str) -> Transfer:
         """What a fine-tuning takes over from this init."""

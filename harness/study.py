@@ -6,11 +6,13 @@ was expected and, for an unknown key, the nearest known one.
 
 import difflib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
+import numpy as np
 import yaml
 from pydantic import (
     ConfigDict,
@@ -27,7 +29,7 @@ from pydantic_core import ErrorDetails
 from fewscan.experiments.catalogue import leading, panels
 from fewscan.experiments.schemes import SCHEMES, Denoise
 from fewscan.experiments.schemes.scheme import Scheme
-from fewscan.experiments.settings import Transfer
+from fewscan.experiments.settings import Selection, Transfer
 from fewscan.experiments.spec import (
     Augmentation,
     Evaluation,
@@ -41,7 +43,14 @@ from fewscan.slurm import Settings
 from fewscan.storage.errors import StudyError
 from fewscan.storage.labels import PretrainSlices
 
-Baseline = Literal["unsupervised", "supervised"]
+Baseline = Literal["unsupervised", "supervised", "supervised long", "random features"]
+
+
+def _between(table: dict[int, int], labels: int) -> int:
+    """On straight lines through the points of a table, both axes logarithmic; level outside."""
+    counts = sorted(table)
+    iterations = [math.log(table[count]) for count in counts]
+    return round(math.exp(np.interp(math.log(labels), list(map(math.log, counts)), iterations)))
 
 
 def _scheme(value: Any) -> Scheme:
@@ -65,6 +74,74 @@ def _require_each_once(name: str, values: Sequence[Any]) -> None:
 
 
 @dataclass(frozen=True)
+class PretrainTuning:
+    """Learning rates that are tried before a pre-training, the best by its validation loss."""
+
+    lr: tuple[PositiveFloat, ...]
+    seed: int = 100
+    """Of the trials: none that the study uses."""
+
+    def __post_init__(self) -> None:
+        _require_each_once("lr", self.lr)
+
+
+@dataclass(frozen=True)
+class TuningCell:
+    """Where the learning rates of fine-tunings are tried."""
+
+    labels: PositiveInt
+    """Labelled scans."""
+    seed: int = 100
+    """None that the grid has: what is chosen there is not scored there."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Learning rates that every arm tries, scratch included; each takes its best by validation."""
+
+    lr: tuple[PositiveFloat, ...]
+    on: TuningCell
+
+    def __post_init__(self) -> None:
+        _require_each_once("lr", self.lr)
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Iterations by a law: as many epochs of the labelled slices, within two bounds."""
+
+    epochs: PositiveFloat
+    at_least: PositiveInt = 1
+    at_most: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        if self.at_most is not None and self.at_most < self.at_least:
+            raise ValueError(f"at_most {self.at_most} is less than at_least {self.at_least}")
+
+    def iterations(self, slices: float, batch_size: int) -> int:
+        """For so many labelled slices."""
+        wanted = max(self.at_least, round(self.epochs * slices / batch_size))
+        return wanted if self.at_most is None else min(wanted, self.at_most)
+
+
+@dataclass(frozen=True)
+class Probing:
+    """Probes: a new 1×1 head on frozen features of each init and, as control, of random weights."""
+
+    levels: tuple[int, ...] = (0,)
+    """Whose features: of the last map (0), of the encoder's at a level from 1 to the depth."""
+    label_counts: tuple[int | Literal["all"], ...] | None = None
+    """None: those of the grid."""
+    training: Training | None = None
+    """None: that of the grid."""
+
+    def __post_init__(self) -> None:
+        _require_each_once("levels", self.levels)
+        if min(self.levels) < 0:
+            raise ValueError("a level is 0, the last map, or one of the encoder's from 1")
+
+
+@dataclass(frozen=True)
 class Pretraining:
     """One pre-training, to start fine-tunings from."""
 
@@ -81,9 +158,13 @@ class Pretraining:
     every slice of training and unlabelled scans; no mask is looked at."""
     store: Path | None = None
     """Another slice store to learn from, of as many channels and slices as large."""
+    tune: PretrainTuning | None = None
+    """None: its rate is `training.lr`."""
 
     def __post_init__(self) -> None:
         _require_each_once("seeds", self.seeds)
+        if self.tune is not None and self.tune.seed in self.seeds:
+            raise ValueError(f"tune.seed {self.tune.seed} is one of seeds; trials have their own")
 
     def seed_for(self, seed: int) -> int:
         """The one of `seeds` that a run of this seed starts from: the same, where it is there.
@@ -109,12 +190,41 @@ class Finetuning:
     transfer: Transfer | None = None
     """What fine-tunings take over from a pre-training: all of it but the head, or the encoder.
     None: what its scheme hands on."""
+    selection: Selection = "validation"
+    """Which labels choose the model that is kept and the threshold of its mask. validation: those
+    of the validation split (published). within: a fifth of the labelled scans, held out; of fewer
+    than 4, none. last: none; the last model is kept, and the threshold of a probability is 0.5."""
+    iterations: dict[PositiveInt, PositiveInt] | Epochs | None = None
+    """Iterations by label count, for all arms: a table {1: 2000, 938: 60000}, in between on the
+    straight line in logarithms; or a law {epochs: 20, at_least: 2000}. None: `training.iterations`
+    for all. The number of validations stays that of `training`."""
+    tune: Tuning | None = None
+    """None: the rate of every arm is `training.lr`."""
+    probes: Probing | None = None
+    """What the features of a training are worth to a linear classifier. None: not asked."""
+    long: PositiveFloat = 4.0
+    """Times the iterations of the grid, for the baseline "supervised long"."""
 
     def __post_init__(self) -> None:
         for name in ("label_counts", "seeds", "inits", "targets"):
             _require_each_once(name, getattr(self, name))
         if any(count != "all" and count < 1 for count in self.label_counts):
             raise ValueError("a label count is a whole number from 1, or all")
+        if self.iterations == {}:
+            raise ValueError("iterations needs at least one label count")
+        if self.tune is not None and self.tune.on.seed in self.seeds:
+            raise ValueError(f"tune.on.seed {self.tune.on.seed} is one of seeds, which are scored")
+
+    def training_for(self, labels: int, slices: float) -> Training:
+        """How cells of so many labelled scans, and about so many labelled slices, are trained."""
+        match self.iterations:
+            case None:
+                return self.training
+            case Epochs() as law:
+                wanted = law.iterations(slices, self.training.batch_size)
+            case table:
+                wanted = _between(table, labels)
+        return self.training.stretched(wanted / self.training.iterations)
 
 
 @dataclass(frozen=True)
@@ -252,7 +362,9 @@ class Study:
     pretrain: dict[str, Pretraining] = field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     baselines: tuple[Baseline, ...] = ("unsupervised", "supervised")
-    """unsupervised: a pre-trained network's anomaly score; supervised: scratch on all labels."""
+    """unsupervised: a pre-trained network's anomaly score. supervised: scratch on all labels, our
+    stand-in for the published one, which is another group's. supervised long: the same, trained
+    `finetune.long` times as long. random features: a head on frozen random weights."""
     resources: Resources = Resources()
     slurm: Settings | None = None
     """The jobs that `fewscan sweep --on slurm` submits."""

@@ -67,7 +67,7 @@ def test_the_area_has_seen_most_of_them() -> None:
     plain, aware = area(curve), area(curve, may_collapse=True)
     assert plain is not None
     assert aware is not None
-    assert width(plain.mean.interval) < width(aware.mean.interval) < 1.2
+    assert 0.1 < width(plain.mean.interval) < width(aware.mean.interval) < 0.11
 
 
 def test_without_a_collapsed_run_nothing_changes() -> None:

@@ -269,6 +269,7 @@ def test_a_default_is_part_of_the_protocol() -> None:
         "lr_step_every": 1,
         "optimiser": "adam",
         "weight_decay": 1e-5,
+        "decay_norms": True,
         "clip_norm": 0.5,
         "validation_slices": None,
         "precision": "auto",
@@ -279,4 +280,11 @@ def test_a_default_is_part_of_the_protocol() -> None:
     assert asdict(Denoise()) == {"noise": {"resolution": 16, "std": 0.2}}
     assert (PRETRAIN.scheme, PRETRAIN.seed, PRETRAIN.init) == (Denoise(), 0, None)
     assert (FINETUNE.augmentation, FINETUNE.transfer) == (Augmentation(), "all")
+    assert (FINETUNE.selection, FINETUNE.schedule, FINETUNE.probe_level) == (
+        "validation",
+        "plain",
+        0,
+    )
+    for spec in (PRETRAIN, FINETUNE):
+        assert (spec.rate_from, spec.is_trial) == ((), False)
     assert Score("data", Evaluation(), ()).split == "test"

@@ -68,6 +68,8 @@ class Cell:
     def defined(self) -> "Cell":
         """Without the seeds and the patients that have no score at all."""
         there_SP = ~np.isnan(self.scores_SP)
+        if there_SP.any(axis=1).all() and there_SP.any(axis=0).all():
+            return self
         seeds = [seed for seed, any_ in zip(self.seeds, there_SP.any(axis=1), strict=True) if any_]
         patients = np.array(self.patients, dtype=object)[there_SP.any(axis=0)]
         return self.select(seeds, patients.tolist())
@@ -108,8 +110,10 @@ def units_of(cells: Iterable[Cell]) -> Units:
     return Units({seed: number[unit] for seed, unit in unit_of.items()}, one_pretraining)
 
 
-def positions(names: Sequence[object], wanted: Iterable[object]) -> list[int]:
+def positions(names: Sequence[object], wanted: Sequence[object]) -> list[int]:
     """Where each of the wanted names stands; KeyError for one that is not there."""
+    if names == wanted:
+        return [*range(len(names))]
     place = {name: index for index, name in enumerate(names)}
     return [place[name] for name in wanted]
 

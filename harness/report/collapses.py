@@ -42,7 +42,7 @@ class Collapses:
         cells: Mapping[int, Cell],
         weights: Mapping[int, float],
         resamples: int,
-        random_seed: tuple[int, int],
+        random_seed: tuple[int, ...],
     ) -> np.ndarray:
         """What to add to the draws of a weighted sum of cell means, for collapses not seen in them.
 

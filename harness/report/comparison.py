@@ -112,7 +112,8 @@ def _comparison(
     found, draws_B = _weighted(cells, resampling, arms)
     (scores_SP,) = [cell.defined().scores_SP for cell in cells.values()]
     p = None if found.interval is None else p_value(draws_B)
-    return Comparison(*scores_SP.shape, found, p, standardised(np.nanmean(scores_SP, axis=0)))
+    seeds, patients = scores_SP.shape
+    return Comparison(seeds, patients, found, p, standardised(np.nanmean(scores_SP, axis=0)))
 
 
 def differences(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> dict[int, Cell]:
@@ -149,7 +150,7 @@ def area(
     if not paired:
         return None
     resampling = draw_resamples([*paired.values()], resamples, random_seed)
-    known = [n for n, cell in paired.items() if not np.isnan(resampling.means_B(cell)).any()]
+    known = [n for n, cell in paired.items() if resampling.can_vary(cell)]
     paired = {n: paired[n] for n in known or paired}
     arms = [first] if second is None else [first, second]
     fallen = [collapses(arm) for arm in arms] if may_collapse else []
@@ -184,10 +185,10 @@ def _weighted(
     """
     weights_K, draws = log_weights([*cells]), len(resampling.unit_counts_BU)
     value = float(weights_K @ np.array([mean(cell) for cell in cells.values()], dtype=float))
-    draws_B: np.ndarray = weights_K @ np.stack([resampling.means_B(it) for it in cells.values()])
+    draws_B = resampling.sums_B([*cells.values()], weights_K)
     weights = dict(zip(cells, weights_K.tolist(), strict=True))
     for stream, arm in enumerate(arms, start=3):
-        draws_B += arm.unseen_B(cells, weights, draws, (resampling.random_seed, stream))
+        draws_B = draws_B + arm.unseen_B(cells, weights, draws, (resampling.random_seed, stream))
     return with_interval(value, draws_B), draws_B
 
 
@@ -218,8 +219,9 @@ def log_weights(counts: Sequence[int]) -> np.ndarray:
     if len(counts) == 1:
         return np.ones(1)
     steps_K = np.diff(np.log(counts))
-    weights_K: np.ndarray = (np.append(steps_K, 0) + np.insert(steps_K, 0, 0)) / 2
-    return weights_K / weights_K.sum()
+    sums_K = np.append(steps_K, 0) + np.insert(steps_K, 0, 0)
+    weights_K: np.ndarray = sums_K / sums_K.sum()
+    return weights_K
 
 
 def standardised(differences_P: np.ndarray) -> float | None:

@@ -171,7 +171,7 @@ def correct(found: Sequence[Evidence]) -> list[Evidence]:
 
     def area_of(evidence: Evidence, arm: Arm) -> Area:
         branch = p_values.get((evidence.quantity, arm))
-        return replace(evidence.areas[arm], p_corrected=branch and branch.area)
+        return replace(evidence.areas[arm], p_corrected=None if branch is None else branch.area)
 
     def outcome_of(it: Outcome) -> Outcome:
         branch = p_values.get((it.quantity, it.arm))
@@ -215,28 +215,36 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
     may_collapse = metric.higher_is_better and (metric.least, metric.most) == (0, 1)
     for arm in dict.fromkeys(arm for arm, _ in planned if by_means):
         mine = _labelled(cells, arm)
-        means: dict[int | None, Estimate] = {**estimates(mine, may_collapse=may_collapse)}
+        found = estimates(mine, may_collapse=may_collapse)
+        means = dict[int | None, Estimate](found.items())
         if (arm, None) in cells:
             means[None] = estimate(cells[arm, None])
         fallen = collapses(mine).seeds if may_collapse else {}
-        for n, it in means.items():
-            clipped, seeds = it.within(metric.least, metric.most), fallen.get(n or 0, ())
-            outcomes[arm, n] = replace(outcomes[arm, n], mean=clipped, collapsed=seeds)
-        if found := area(mine, may_collapse=may_collapse):
-            areas[arm] = _within(found, metric)
+        for place, it in means.items():
+            outcomes[arm, place] = replace(
+                outcomes[arm, place],
+                mean=it.within(metric.least, metric.most),
+                collapsed=fallen.get(place or 0, ()),
+            )
+        if alone := area(mine, may_collapse=may_collapse):
+            areas[arm] = _within(alone, metric)
     for arm, reference in references.items():
         first, second = _labelled(cells, arm), _labelled(cells, reference)
         try:
-            for n, it in compare(first, second, may_collapse=may_collapse).items():
-                clipped = it.difference.within(-span, span)
-                outcomes[arm, n] = replace(
-                    outcomes[arm, n], comparison=replace(it, difference=clipped)
-                )
-            if found := area(first, second, may_collapse=may_collapse):
-                areas[arm] = _within(found, metric)
-            better = metric.higher_is_better
-            for n, saved in labels_saved(first, second, higher_is_better=better).items():
-                outcomes[arm, n] = replace(outcomes[arm, n], saved=saved)
+            for n, compared in compare(first, second, may_collapse=may_collapse).items():
+                clipped = compared.difference.within(-span, span)
+                compared = replace(compared, difference=clipped)
+                outcomes[arm, n] = replace(outcomes[arm, n], comparison=compared)
+            if paired := area(first, second, may_collapse=may_collapse):
+                areas[arm] = _within(paired, metric)
+            saved = labels_saved(
+                first,
+                second,
+                higher_is_better=metric.higher_is_better,
+                may_collapse=may_collapse,
+            )
+            for n, needs in saved.items():
+                outcomes[arm, n] = replace(outcomes[arm, n], saved=needs)
         except StudyError as error:
             objections[arm] = str(error)
     return Evidence(

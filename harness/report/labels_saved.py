@@ -25,6 +25,7 @@ from fewscan.harness.report.bootstrap import (
     percentiles,
 )
 from fewscan.harness.report.cells import Cell, require_same_patients, require_same_subsets
+from fewscan.harness.report.collapses import collapses
 
 ROUNDING = 1e-12
 """Equal scores are equal, whatever the order of the sums."""
@@ -52,6 +53,7 @@ def labels_saved(
     second: Mapping[int, Cell],
     *,
     higher_is_better: bool = True,
+    may_collapse: bool = False,
     resamples: int = RESAMPLES,
     random_seed: int = 0,
 ) -> dict[int, LabelsSaved]:
@@ -78,11 +80,14 @@ def labels_saved(
         require_same_subsets(first[count], second[count])
     resampling = draw_resamples(cells, resamples, random_seed)
     sign = 1 if higher_is_better else -1
-    means_BK = np.stack([_means(cell, resampling) for cell in second.values()], axis=1)
+    scores, curve = (
+        _means(arm, resampling, (random_seed, stream), may_collapse)
+        for stream, arm in enumerate((first, second), start=3)
+    )
+    means_BK = np.stack([*curve.values()], axis=1)
     curve_BK, counts_K = isotonic(sign * means_BK), np.array([*second])
     found = {}
-    for labels, cell in first.items():
-        scores_B = _means(cell, resampling)
+    for labels, scores_B in scores.items():
         fewest_B, most_B = crossings(sign * scores_B, curve_BK, counts_K)
         needed = float(np.clip(labels, fewest_B[0], most_B[0]))
         ends = None
@@ -99,9 +104,21 @@ def labels_saved(
     return found
 
 
-def _means(cell: Cell, resampling: Resampling) -> np.ndarray:
-    """The mean, and after it the mean in every resample: nan for a single seed or patient."""
-    return np.concatenate([[mean(cell)], resampling.means_B(cell)])
+def _means(
+    arm: Mapping[int, Cell], resampling: Resampling, stream: tuple[int, int], may_collapse: bool
+) -> dict[int, np.ndarray]:
+    """At each label count the mean, and after it the mean in every resample.
+
+    nan for a single seed or patient.
+    """
+    fallen, found = collapses(arm) if may_collapse else None, {}
+    for count, cell in arm.items():
+        draws_B = resampling.means_B(cell)
+        if fallen is not None:
+            draws = len(draws_B)
+            draws_B = draws_B + fallen.unseen_B({count: cell}, {count: 1}, draws, (*stream, count))
+        found[count] = np.concatenate([[mean(cell)], draws_B])
+    return found
 
 
 def isotonic(curve_BK: np.ndarray) -> np.ndarray:

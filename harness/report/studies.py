@@ -96,7 +96,7 @@ class Studies:
         """Fine-tuned arm → what it is compared with: scratch, or the first study's same arm."""
         first, *second = [dict.fromkeys(run.place.arm for run in it.grid) for it in self.plans]
         if not second:
-            return {arm: Arm("fine-tuning") for arm in first if not arm.is_scratch}
+            return {arm: Arm("fine-tuning") for arm in first if arm.is_compared}
         there = {arm: arm.of_study(self.names[0]) for arm in second[0]}
         return {arm: same for arm, same in there.items() if same in first}
 
