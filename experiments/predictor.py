@@ -47,23 +47,25 @@ class Predictor:
         return Predictor(networks, self.target, self.scheme, self.mirror)
 
     @torch.no_grad()
-    def maps(self, images_NCHW: Tensor) -> Tensor:
+    def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None) -> Tensor:
         """maps_NKHW of float32 images: the probability of background and each class, or one map,
-        the anomaly score."""
+        the anomaly score, which alone needs the distance between rows and between columns."""
         flips = _FLIPS if self.mirror else _FLIPS[:1]
         each = [
-            self._of(network, images_NCHW.flip(flip)).flip(flip)
+            self._of(network, images_NCHW.flip(flip), spacing_mm_HW).flip(flip)
             for network in self.networks
             for flip in flips
         ]
         return each[0] if len(each) == 1 else torch.stack(each).mean(dim=0)
 
-    def in_batches(self, images_NCHW: Tensor) -> Iterator[Tensor]:
-        """The maps of all slices, a batch after the other, on the device of the networks."""
+    def in_batches(
+        self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None
+    ) -> Iterator[Tensor]:
+        """The `maps` of all slices of a scan, a batch after the other, on the networks' device."""
         device = next(self.networks[0].parameters()).device
         for start in range(0, len(images_NCHW), PREDICTION_BATCH):
             batch_NCHW = images_NCHW[start : start + PREDICTION_BATCH]
-            yield self.maps(batch_NCHW.to(device, torch.float32))
+            yield self.maps(batch_NCHW.to(device, torch.float32), spacing_mm_HW)
 
     def labels(self, maps_NKHW: Tensor, threshold: float | None) -> Tensor | None:
         """uint8 labels_NHW: k the k-th class, or 1 any lesion; None without classes and threshold.
@@ -71,15 +73,21 @@ class Predictor:
         Classes are the most probable ones.
         """
         if self.has_classes:
-            return maps_NKHW.argmax(dim=1).to(torch.uint8)
+            return maps_NKHW.max(dim=1).indices.to(torch.uint8)  # on a CPU 6 times argmax's speed
         return None if threshold is None else above(lesion_score(maps_NKHW), threshold).byte()
 
-    def _of(self, network: nn.Module, images_NCHW: Tensor) -> Tensor:
+    def _of(
+        self,
+        network: nn.Module,
+        images_NCHW: Tensor,
+        spacing_mm_HW: tuple[float, float] | None,
+    ) -> Tensor:
         if self.target is not None:
             probabilities_NKHW: Tensor = network(images_NCHW).softmax(dim=1)
             return probabilities_NKHW
         assert self.scheme is not None
-        return self.scheme.anomaly_score(network, images_NCHW)[:, None]
+        assert spacing_mm_HW is not None
+        return self.scheme.anomaly_score(network, images_NCHW, spacing_mm_HW)[:, None]
 
 
 def lesion_score(maps_NKHW: Tensor, lesion: Sequence[int] | None = None) -> Tensor:

@@ -327,7 +327,8 @@ class _Planner:
     def _score(self, parent: str, place: Place, name: str) -> PlannedRun:
         """The score of one training."""
         evaluation, target = self.study.evaluation, place.target or "binary"
-        metrics = tuple(metric.key for metric in computed(evaluation, target))
+        wanted = computed(evaluation, target, self.store.keeps_scan_labels)
+        metrics = tuple(metric.key for metric in wanted)
         regions = self.store.regions if target == "multiclass" else ()
         data = self.store.fingerprint
         spec = Score(data, evaluation, (parent,), metrics=metrics, regions=regions)

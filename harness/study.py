@@ -313,6 +313,9 @@ class Reporting:
     reach: dict[Target, float] = field(default_factory=dict)
     """Target → the score, of its leading metric, for which the labelled scans that each arm needs
     are said. Not named: 0.9 times what the reference reaches with its most labels."""
+    axis: Literal["learnt", "all"] = "learnt"
+    """Of the curves: labelled scans that were learnt from (published), or all scans whose labels a
+    number depends on, those that choose a model or tell what is healthy too."""
 
     def __post_init__(self) -> None:
         for target, score in self.reach.items():
@@ -375,6 +378,11 @@ class Study:
 
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
+_RENAMED = {
+    "min_component_voxels": "it is min_component_mm3 now, a volume: 20 voxels of the published "
+    "grid are 70.3125"
+}
+"""Keys of earlier versions → what to write instead."""
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -503,6 +511,8 @@ def _explain(mistake: ErrorDetails, document: Any) -> str:
     name = ".".join(map(str, mistake["loc"]))
     if mistake["type"] == "unexpected_keyword_argument":
         *parents, key = mistake["loc"]
+        if key in _RENAMED:
+            return f"{name}: unknown key; {_RENAMED[key]}"
         known = _known_keys(parents, document)
         near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"

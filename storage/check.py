@@ -119,6 +119,8 @@ def check(path: Path, progress: Callable[[int, int], None] | None = None) -> Che
     _require_arrays(store)
     for done, subject in enumerate(store.subjects, start=1):
         _require_content(store, store.read_subject(subject))
+        if store.subjects[subject].scan_labels:
+            store.read_scan_labels(subject)  # which compares them with their hash
         if progress:
             progress(done, len(store.subjects))
     return _report(store)

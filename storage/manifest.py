@@ -78,6 +78,10 @@ class StoreFolder:
         """Labels of the subject in this row: subjects, Z, H, W."""
         return self.path / "labels" / f"c.{row}.0.0.0"
 
+    def scan_labels(self, row: int) -> Path:
+        """Labels of the subject in this row on the scan's own grid: a shard of Z, H, W."""
+        return self.path / "scan_labels" / f"{row}"
+
 
 _BY_DEFAULT = {
     "axis": 2,
@@ -147,6 +151,7 @@ _SUBJECT_BY_DEFAULT = {
     "healthy": False,
     "hidden_lesions": (),
     "dropped_lesion_slices": 0,
+    "scan_labels": "",
     "notes": (),
 }
 
@@ -194,6 +199,9 @@ class Subject:
     """indices of the kept slices with a lesion in the scan that is too small for the store"""
     dropped_lesion_slices: int = 0
     """slices with a lesion that are not kept, for there is nothing else in them"""
+    scan_labels: str = ""
+    """SHA-256 of the labels on the scan's own grid; empty if they are not kept: in stores of
+    earlier versions, and without a segmentation"""
     notes: tuple[str, ...] = ()
     """what was assumed when it was read, for people"""
 

@@ -170,8 +170,8 @@ def _begin(folder: StoreFolder, parameters: Parameters, split: Split | None) -> 
 
 
 def _folders_of(folder: StoreFolder) -> tuple[Path, ...]:
-    arrays = folder.images_shard(0).parent, folder.labels_shard(0).parent
-    return folder.path, folder.records, *arrays
+    shards = folder.images_shard(0), folder.labels_shard(0), folder.scan_labels(0)
+    return folder.path, folder.records, *(shard.parent for shard in shards)
 
 
 def _finished_subjects(folder: StoreFolder) -> dict[str, Subject]:

@@ -64,7 +64,7 @@ CANONICAL = {
     '{"data":"data","init":"abc","kind":"pretrain","network":{"depth":3},"protocol":3,'
     '"scheme":{"kind":"denoise","noise":{"resolution":8}},"seed":1,'
     '"training":{"iterations":10,"validate_every":5}}': SPECS[2],
-    '{"data":"data","evaluation":{"min_component_voxels":20},"kind":"score",'
+    '{"data":"data","evaluation":{"min_component_mm3":20},"kind":"score",'
     '"parents":["abc","def"],"protocol":3}': SPECS[3],
     '{"kind":"imported","protocol":3,"sha256":"0123"}': SPECS[4],
 }
@@ -258,6 +258,15 @@ def test_folders_of_older_protocols_are_read(monkeypatch: pytest.MonkeyPatch) ->
     assert from_json(to_json(FINETUNE) | {"protocol": 2}) == FINETUNE
 
 
+def test_scores_that_counted_components_in_voxels_are_read() -> None:
+    """Of protocol 2: as many voxels of the published grid."""
+    score = to_json(Score("data", Evaluation(), ("abc",))) | {"protocol": 2}
+    for voxels in (0, 20):
+        old = score | {"evaluation": {"min_component_voxels": voxels, "nsd_tolerance_mm": 1.0}}
+        expected = Evaluation(min_component_mm3=voxels * 1.875**2, nsd_tolerance_mm=1.0)
+        assert from_json(old) == Score("data", expected, ("abc",))
+
+
 def test_a_default_is_part_of_the_protocol() -> None:
     """Stored: a default is not hashed, so changing one changes what finished runs' ids mean."""
     assert asdict(Training(1, 1)) == {
@@ -275,7 +284,7 @@ def test_a_default_is_part_of_the_protocol() -> None:
         "precision": "auto",
     }
     assert asdict(Network()) == {"width": 64, "depth": 4}
-    assert asdict(Evaluation()) == {"min_component_voxels": 0, "nsd_tolerance_mm": 2.0}
+    assert asdict(Evaluation()) == {"min_component_mm3": 0, "nsd_tolerance_mm": 2.0}
     assert asdict(Augmentation()) == {"policy": "nnunet"}
     assert asdict(Denoise()) == {"noise": {"resolution": 16, "std": 0.2}}
     assert (PRETRAIN.scheme, PRETRAIN.seed, PRETRAIN.init) == (Denoise(), 0, None)

@@ -6,6 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fewscan.experiments.anomaly import voxels_in
 from fewscan.harness.study import dump_study, load_study, parse_study
 from fewscan.storage.errors import StudyError
 
@@ -41,6 +42,13 @@ def test_the_paper_is_the_paper() -> None:
     assert (denoise.training.batch_size, denoise.training.clip_norm) == (16, 0.5)
     assert (paper.finetune.label_counts[0], paper.finetune.label_counts[-1]) == (1, 938)
     assert paper.finetune.targets == ("binary", "multiclass")
+    assert voxels_in(paper.evaluation.min_component_mm3, (1.0, 240 / 128, 240 / 128)) == 20
+
+
+def test_a_key_of_an_earlier_version_is_told_its_new_name_and_unit() -> None:
+    wrong = document() | {"evaluation": {"min_component_voxels": 20}}
+    with pytest.raises(StudyError, match=r"it is min_component_mm3 now, a volume: 20 .* 70\.3125"):
+        parse_study(wrong, "my.yaml")
 
 
 def test_every_mistake_is_named_at_once_with_the_nearest_key() -> None:

@@ -123,6 +123,11 @@ class Scheme:
         """
         raise NotImplementedError
 
-    def anomaly_score(self, network: nn.Module, images_NCHW: Tensor) -> Tensor:
-        """How anomalous each pixel is, as the body sees it: float32 NHW, not negative."""
+    def anomaly_score(
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+    ) -> Tensor:
+        """How anomalous each pixel is, as the body sees it: float32 NHW, not negative.
+
+        `spacing_mm_HW` is the distance between rows and between columns, for what has a size.
+        """
         raise NotImplementedError
