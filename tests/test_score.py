@@ -138,7 +138,7 @@ def test_each_patient_has_its_share_of_the_pooled_numbers(
     first, second, *others = store.split.test
     patient = {first: "A", second: "A"} | {it: it for it in others}
     monkeypatch.setattr(SliceStore, "patient", lambda self, subject: patient.get(subject, subject))
-    result = scored(Evaluation(min_component_voxels=42), target=None)
+    result = scored(Evaluation(min_component_mm3=42.4 * VOXEL_MM3), target=None)
     rows = read_rows(folder)
     left_out = {
         out: [pooled(store, (it,)) for it in store.split.test if patient[it] != out]

@@ -36,7 +36,7 @@ from fewscan.harness.report.bootstrap import (
     with_interval,
 )
 from fewscan.harness.report.cells import Cell, require_same_patients
-from fewscan.harness.report.labels_saved import crossings, isotonic
+from fewscan.harness.report.labels_saved import crossings, isotonic, means_by_count
 
 FEWEST_COUNTS = 4
 """That a power law, which has three parameters, is fitted to."""
@@ -116,13 +116,15 @@ def labels_needed(
     score: float,
     *,
     most: float = 1.0,
+    may_collapse: bool = False,
     resamples: int = RESAMPLES,
     random_seed: int = 0,
 ) -> LabelsNeeded | None:
     """The labelled scans with which an arm, by label count, reaches a score; None without cells.
 
     Higher scores are better, `most` is the best there is, and the error is what is missing to it.
-    Where a cell has one seed or one patient there is no interval, and no power law.
+    Where a cell has one seed or one patient there is no interval, and no power law. `may_collapse`
+    is that of `comparison.compare`.
 
     Raises `StudyError` if the cells were tested on different patients.
     """
@@ -133,9 +135,8 @@ def labels_needed(
     for cell in each[1:]:
         require_same_patients(each[0], cell)
     resampling = draw_resamples(each, resamples, random_seed)
-    means_K = np.array([[mean(cell) for cell in each]], dtype=float)
-    draws_BK = np.stack([resampling.means_B(cell) for cell in each], axis=1)
-    means_BK, counts_K = np.concatenate([means_K, draws_BK]), np.array([*cells])
+    curve = means_by_count(cells, resampling, (random_seed, 3), may_collapse)
+    means_BK, counts_K = np.stack([*curve.values()], axis=1), np.array([*cells])
     curve_BK = isotonic(means_BK)
     crossings_B, _ = crossings(np.full(len(curve_BK), score), curve_BK, counts_K)
     searched = (int(counts_K[0]), int(counts_K[-1]))
