@@ -266,7 +266,7 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
         tuple(outcomes.values()),
         objections,
         areas,
-        needed=_needed(studies, quantity, cells) if quantity.leads else {},
+        needed=_needed(studies, quantity, cells, may_collapse) if quantity.leads else {},
         is_named=quantity.target in studies.reach,
     )
 
@@ -276,7 +276,7 @@ REACH = 0.9
 
 
 def _needed(
-    studies: Studies, quantity: Quantity, cells: Mapping[Labelled, Cell]
+    studies: Studies, quantity: Quantity, cells: Mapping[Labelled, Cell], may_collapse: bool
 ) -> dict[Arm, LabelsNeeded]:
     """For the score that a study names, or that the first reference nearly reaches."""
     score, references = studies.reach.get(quantity.target), studies.references()
@@ -290,7 +290,8 @@ def _needed(
     found: dict[Arm, LabelsNeeded] = {}
     for arm in arms:
         with suppress(StudyError):  # other patients: among the objections
-            needed = labels_needed(_labelled(cells, arm), score, most=quantity.metric.most)
+            mine, most = _labelled(cells, arm), quantity.metric.most
+            needed = labels_needed(mine, score, most=most, may_collapse=may_collapse)
             found |= {} if needed is None else {arm: needed}
     return found
 
