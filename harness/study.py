@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 import numpy as np
 import yaml
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -28,6 +29,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from fewscan.experiments.catalogue import leading, panels
+from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.schemes import SCHEMES, Denoise
 from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import Selection, Transfer
@@ -44,7 +46,16 @@ from fewscan.slurm import Settings
 from fewscan.storage.errors import StudyError
 from fewscan.storage.labels import PretrainSlices
 
-Baseline = Literal["unsupervised", "supervised", "supervised long", "random features"]
+TRAINED_BASELINES = ("unsupervised", "supervised", "supervised long", "random features")
+
+
+def _baseline(name: str) -> str:
+    if name in TRAINED_BASELINES or ImageScore.named(name):
+        return name
+    raise ValueError(f"a baseline is {', '.join(TRAINED_BASELINES)}, smoothed, or channel NAME")
+
+
+Baseline = Annotated[str, AfterValidator(_baseline)]
 
 
 def _scheme(value: Any) -> Scheme:
@@ -382,7 +393,9 @@ class Study:
     baselines: tuple[Baseline, ...] = ("unsupervised", "supervised")
     """unsupervised: a pre-trained network's anomaly score. supervised: scratch on all labels, our
     stand-in for the published one, which is another group's. supervised long: the same, trained
-    `finetune.long` times as long. random features: a head on frozen random weights."""
+    `finetune.long` times as long. random features: a head on frozen random weights. And without a
+    network (`experiments.image_scores`): smoothed, the difference to the smoothed image; channel
+    NAME, how bright a channel is."""
     resources: Resources = Resources()
     slurm: Settings | None = None
     """The jobs that `fewscan sweep --on slurm` submits."""
@@ -390,6 +403,11 @@ class Study:
     """Reference lines and points for the report."""
     report: Reporting = Reporting()
     power: Power = Power()
+
+    @property
+    def image_scores(self) -> tuple[ImageScore, ...]:
+        """The baselines without a network."""
+        return tuple(filter(None, map(ImageScore.named, self.baselines)))
 
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
