@@ -6,7 +6,7 @@ from benchmarks import published
 from benchmarks.measure import side_by_side, typical
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
-from fewscan.experiments.anomaly import reconstruction_anomaly
+from fewscan.experiments.anomaly import PUBLISHED_MM, reconstruction_anomaly
 from fewscan.experiments.predictor import PREDICTION_BATCH
 
 
@@ -18,7 +18,9 @@ def measure(setting: Setting) -> list[Finding]:
     noise_NCHW = torch.randn(images_NCHW.shape, generator=torch.Generator().manual_seed(0))
     outputs_NCHW = images_NCHW + 0.1 * noise_NCHW
     expected_NHW = published.anomaly_score(images_NCHW, outputs_NCHW)
-    assert torch.equal(reconstruction_anomaly(images_NCHW, outputs_NCHW), expected_NHW)
+    assert torch.equal(
+        reconstruction_anomaly(images_NCHW, outputs_NCHW, PUBLISHED_MM), expected_NHW
+    )
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -33,7 +35,7 @@ def _compared(
 ) -> Finding:
     costs = side_by_side(
         lambda: published.anomaly_score(images_NCHW, outputs_NCHW),
-        lambda: reconstruction_anomaly(images_NCHW, outputs_NCHW),
+        lambda: reconstruction_anomaly(images_NCHW, outputs_NCHW, PUBLISHED_MM),
         rounds,
         plain_units=len(images_NCHW),
         fast_units=len(images_NCHW),

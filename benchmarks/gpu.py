@@ -24,7 +24,7 @@ from benchmarks.gpu_bench import Bench
 from benchmarks.gpu_findings import findings
 from benchmarks.gpu_steps import Variant, variants
 from benchmarks.loops import Work, loop, made_up_slices
-from fewscan.experiments.anomaly import reconstruction_anomaly
+from fewscan.experiments.anomaly import PUBLISHED_MM, reconstruction_anomaly
 from fewscan.experiments.cost import forward_flops
 from fewscan.experiments.data import SliceData
 from fewscan.experiments.residency import InMemory
@@ -224,7 +224,7 @@ def evaluation(bench: Bench) -> Figures:
         images = images.to(bench.device).float()
 
         def score(images: Tensor = images) -> Tensor:
-            return reconstruction_anomaly(images, model(images))
+            return reconstruction_anomaly(images, model(images), PUBLISHED_MM)
 
         found[str(batch_size)] = batch_size / bench.seconds_each(score)
     return found

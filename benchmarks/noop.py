@@ -91,7 +91,7 @@ def scored(spec: Score, folder: RunFolder, store: SliceStore, numbers: random.Ra
     taught = RunRecord.read(parents[0]).spec
     target: Target = taught.target if isinstance(taught, Finetune) else "binary"
     metrics, names = (
-        computed(spec.evaluation, target),
+        computed(spec.evaluation, target, store.keeps_scan_labels),
         structures(target, store.classes, store.regions),
     )
     columns = [m.column(name) for m in metrics if m.scope == "structure" for name in names]
@@ -106,7 +106,15 @@ def scored(spec: Score, folder: RunFolder, store: SliceStore, numbers: random.Ra
         spec.kind,
         labelled=Result.read(parents[0]).labelled,
         validation={"threshold": 0.5},
-        test=test | means(rows, target, store.classes, spec.evaluation, store.regions),
+        test=test
+        | means(
+            rows,
+            target,
+            store.classes,
+            spec.evaluation,
+            store.regions,
+            store.keeps_scan_labels,
+        ),
     )
 
 

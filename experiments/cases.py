@@ -39,6 +39,22 @@ class Case:
     lesion_ZHW: np.ndarray | None
     """bool: what scores above the threshold."""
     spacing_mm_ZHW: tuple[float, float, float]
+    """Of the slices."""
+    scan: "OnScan | None" = None
+    """None: the store keeps no labels on the scan's own grid."""
+
+
+@dataclass(frozen=True)
+class OnScan:
+    """The same on the scan's own grid, all slices of it."""
+
+    found_ZHW: np.ndarray | None
+    """uint8, as of the case."""
+    truth_ZHW: np.ndarray
+    """uint8: the classes."""
+    true_lesion_ZHW: np.ndarray
+    """bool: those of them that are lesions."""
+    spacing_mm_ZHW: tuple[float, float, float]
 
 
 def case_row(
@@ -55,26 +71,27 @@ def case_row(
         "pixels": case.pixels.pixels,
         "lesion_pixels": case.pixels.positives,
     }
-    for metric in computed(evaluation, target):
+    for metric in computed(evaluation, target, case.scan is not None):
         if metric.scope == "patient":
             row[metric.column()] = PATIENT[metric.key](case)
         elif metric.scope == "structure" and case.found_ZHW is not None:
+            grid = case.scan if case.scan is not None and metric.grid == "scan" else case
             members = dict(regions)
             row |= {
                 metric.column(name): MEASURES[metric.key](
-                    _masks(case, target, meaning.values_of(members.get(name, (name,)))), evaluation
+                    _masks(grid, target, meaning.values_of(members.get(name, (name,)))), evaluation
                 )
                 for name in structures(target, meaning.classes, regions)
             }
     return row
 
 
-def _masks(case: Case, target: Target, labels: Sequence[int]) -> Masks:
-    assert case.found_ZHW is not None
+def _masks(grid: Case | OnScan, target: Target, labels: Sequence[int]) -> Masks:
+    assert grid.found_ZHW is not None
     if target == "binary":
-        return Masks(case.found_ZHW == 1, case.true_lesion_ZHW, case.spacing_mm_ZHW)
-    found_ZHW, truth_ZHW = (where_one_of(it, labels) for it in (case.found_ZHW, case.truth_ZHW))
-    return Masks(found_ZHW, truth_ZHW, case.spacing_mm_ZHW)
+        return Masks(grid.found_ZHW == 1, grid.true_lesion_ZHW, grid.spacing_mm_ZHW)
+    found_ZHW, truth_ZHW = (where_one_of(it, labels) for it in (grid.found_ZHW, grid.truth_ZHW))
+    return Masks(found_ZHW, truth_ZHW, grid.spacing_mm_ZHW)
 
 
 def _dice_at_threshold(case: Case) -> float:
@@ -97,13 +114,15 @@ def means(
     classes: Sequence[str],
     evaluation: Evaluation,
     regions: Sequence[Region] = (),
+    scan_labels: bool = False,
 ) -> dict[str, float]:
     """Means over patients, each the mean over its scans; of classes also the mean over them.
 
+    `scan_labels`: whether the rows have numbers at the scans' own resolution.
     A number that is not defined for a scan is left out; nan if that leaves none.
     """
     found: dict[str, float] = {}
-    for metric in computed(evaluation, target):
+    for metric in computed(evaluation, target, scan_labels):
         if metric.compared != "difference" or metric.scope == "pooled":
             continue
         of_structures = metric.scope == "structure"

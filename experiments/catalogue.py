@@ -46,8 +46,8 @@ class Metric:
     most: float = 1.0
     higher_is_better: bool = True
     compared: Compared = "no"
-    """difference: means, paired differences, intervals. quartiles: it may be infinite, so it is
-    described by quartiles. no: it is recorded and shown."""
+    """difference: means, paired differences, intervals. quartiles: described by quartiles, as it
+    may be infinite or is mostly 0. no: it is recorded and shown."""
     targets: tuple[Target, ...] = ("binary", "multiclass")
     """Of the runs that have it."""
     compared_for: tuple[Target, ...] = ("binary", "multiclass")
@@ -60,11 +60,16 @@ class Metric:
     """Above that panel."""
     needs: str | None = None
     """A property of `Evaluation` that says whether the metric is computed; None: always."""
+    grid: Literal["slices", "scan"] = "slices"
+    """Where prediction and truth are compared. scan: at its own resolution, all slices of it."""
 
-    def is_computed(self, evaluation: Evaluation, target: Target) -> bool:
-        """Whether runs of the target have it under this evaluation."""
+    def is_computed(self, evaluation: Evaluation, target: Target, scan_labels: bool) -> bool:
+        """Whether runs of the target have it under this evaluation.
+
+        `scan_labels`: whether the store keeps the test scans' labels at their own resolution.
+        """
         wanted = self.needs is None or bool(getattr(evaluation, self.needs))
-        return wanted and target in self.targets
+        return wanted and target in self.targets and (self.grid == "slices" or scan_labels)
 
     def title_under(self, evaluation: Evaluation) -> str:
         """ "NSD at 2 mm"."""
@@ -143,8 +148,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "pooled_best_dice_without_specks",
         "⌈Dice⌉ without specks",
         "pooled",
-        "⌈Dice⌉'s mask without 3D components of at most {min_component_voxels} voxels, as "
-        "published.",
+        "⌈Dice⌉'s mask without 3D components of at most {min_component_mm3} mm³; published are 20 "
+        "voxels, 70.3125 mm³ on that grid.",
         compared="difference",
         compared_for=("binary",),
         needs="removes_specks",
@@ -153,7 +158,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "dice_at_validation_threshold",
         "Dice at the validation threshold",
         "patient",
-        "Dice of the lesion in the 3D scan, at the threshold that validation chose.",
+        "Dice of the lesion in 3D, on the grid of the slices, at the threshold that validation "
+        "chose. A patient without a lesion does not count, whatever is predicted there.",
         compared="difference",
         compared_for=("binary",),
         leads=("binary",),
@@ -162,7 +168,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "ap",
         "AP of each patient",
         "patient",
-        "Average precision of the lesion score over the pixels of one test scan.",
+        "Average precision of the lesion score over the pixels of one test scan; a patient without "
+        "a lesion does not count.",
         compared="difference",
         compared_for=("binary",),
     ),
@@ -170,13 +177,25 @@ CATALOGUE: tuple[Metric, ...] = (
         "dice",
         "Dice",
         "structure",
-        "Dice of a class in the 3D scan; the published mean is over patients, then over classes "
-        "(Holzschuh et al., MIDL 2023). A class in neither prediction nor truth does not count.",
+        "Dice of a class in 3D, on the grid of the slices; the published mean is over patients, "
+        "then over classes (Holzschuh et al., MIDL 2023). A patient without the class does not "
+        "count, whatever is predicted there.",
         compared="difference",
         targets=("multiclass",),
         leads=("multiclass",),
         panel="multiclass",
         panel_title="multi-class Dice (patients, then classes)",
+    ),
+    Metric(
+        "dice_scan",
+        "Dice at the scan's own resolution",
+        "structure",
+        "The same Dice of the segmentation that `fewscan predict` writes: probabilities or scores "
+        "interpolated to the voxels of the scan, the threshold or the largest class afterwards, "
+        "against its labels as they are in their file. Slices that are left out at the ends "
+        "count as background.",
+        compared="difference",
+        grid="scan",
     ),
     Metric(
         "volume_mm3",
@@ -195,6 +214,17 @@ CATALOGUE: tuple[Metric, ...] = (
         most=math.inf,
     ),
     Metric(
+        "false_positive_mm3",
+        "false positives",
+        "structure",
+        "Predicted volume in the patients without the structure, who are in no other number of it: "
+        "the truth alone decides who counts, for every arm alike.",
+        unit="mm³",
+        most=math.inf,
+        higher_is_better=False,
+        compared="quartiles",
+    ),
+    Metric(
         "nsd",
         "NSD at {nsd_tolerance_mm} mm",
         "structure",
@@ -207,8 +237,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "hd95_mm",
         "HD95",
         "structure",
-        "The larger of the two directed 95th percentiles of surface distances; infinite where one "
-        "of the two surfaces is missing: the structure is only predicted, or only true.",
+        "The larger of the two directed 95th percentiles of surface distances; infinite where "
+        "nothing is predicted of a structure that is there.",
         unit="mm",
         most=math.inf,
         higher_is_better=False,
@@ -219,9 +249,9 @@ CATALOGUE: tuple[Metric, ...] = (
 METRICS = {metric.key: metric for metric in CATALOGUE}
 
 
-def computed(evaluation: Evaluation, target: Target) -> list[Metric]:
+def computed(evaluation: Evaluation, target: Target, scan_labels: bool) -> list[Metric]:
     """The metrics that runs of the target have, in the order of the catalogue."""
-    return [metric for metric in CATALOGUE if metric.is_computed(evaluation, target)]
+    return [it for it in CATALOGUE if it.is_computed(evaluation, target, scan_labels)]
 
 
 def leading(target: Target) -> Metric:

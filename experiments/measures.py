@@ -1,7 +1,9 @@
 """Numbers of one structure in one scan, by the key of their row in `experiments.catalogue`.
 
-The rule for a structure that is empty in a scan: in neither prediction nor truth, it does not count
-and the number is nan. Only predicted, or only true: Dice and NSD are 0 and distances are infinite.
+The rule for a structure that is empty in a scan: the truth alone decides whether it counts, so
+that it does for every arm or for none. Not in the truth: the number is nan, whatever is predicted,
+and how much is predicted there is a number of its own (`false_positive_mm3`), which is nan where
+the structure is in the truth. In the truth alone: Dice and NSD are 0 and distances are infinite.
 
 Letters in names: Z slices of a scan, H and W rows and columns of a slice.
 """
@@ -17,7 +19,7 @@ from fewscan.experiments.spec import Evaluation
 
 @dataclass(frozen=True)
 class Masks:
-    """Where a structure is predicted, and where it is, on the grid of the slices."""
+    """Where a structure is predicted, and where it is, on one grid."""
 
     predicted_ZHW: np.ndarray
     """bool"""
@@ -26,9 +28,9 @@ class Masks:
     spacing_mm_ZHW: tuple[float, float, float]
 
     @property
-    def empty(self) -> tuple[bool, bool]:
-        """Whether prediction and truth are."""
-        return not self.predicted_ZHW.any(), not self.truth_ZHW.any()
+    def counts(self) -> bool:
+        """Whether the structure is there: a scan without it is in no number but false positives."""
+        return bool(self.truth_ZHW.any())
 
 
 Measure = Callable[[Masks, Evaluation], float]
@@ -46,12 +48,19 @@ def measures(key: str) -> Callable[[Measure], Measure]:
     return register
 
 
+@measures("dice_scan")
 @measures("dice")
 def dice(masks: Masks, evaluation: Evaluation) -> float:
     """Twice the common voxels over the sum of both."""
     both = int(masks.predicted_ZHW.sum()) + int(masks.truth_ZHW.sum())
     hits = int((masks.predicted_ZHW & masks.truth_ZHW).sum())
-    return 2 * hits / both if both else math.nan
+    return 2 * hits / both if masks.counts else math.nan
+
+
+@measures("false_positive_mm3")
+def false_positive_volume(masks: Masks, evaluation: Evaluation) -> float:
+    """What is predicted of a structure that is not there, in mm³."""
+    return math.nan if masks.counts else predicted_volume(masks, evaluation)
 
 
 @measures("volume_mm3")

@@ -13,8 +13,8 @@ from itertools import zip_longest
 import numpy as np
 import torch
 
-from fewscan.experiments.anomaly import remove_small_components
-from fewscan.experiments.cases import Case, Row, case_row, means, to_csv
+from fewscan.experiments.anomaly import remove_small_components, voxels_in
+from fewscan.experiments.cases import Case, OnScan, Row, case_row, means, to_csv
 from fewscan.experiments.catalogue import METRICS
 from fewscan.experiments.data import open_store
 from fewscan.experiments.devices import Devices, Preempted
@@ -24,9 +24,10 @@ from fewscan.experiments.predictor import (
     Predictor,
     above,
     lesion_score,
-    load_predictor,
+    predictor_of_score,
 )
 from fewscan.experiments.results import Result, RunRecord
+from fewscan.experiments.scan_grid import labelled_on_the_scan
 from fewscan.experiments.spec import Evaluation, Finetune, Score
 from fewscan.experiments.surface_distance import require_surface_distances
 from fewscan.storage.atomic import write_bytes
@@ -48,12 +49,13 @@ def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
     _require_known(spec.metrics)
     store = open_store(folder, spec.data)
     parents = [folder.sibling(run_id) for run_id in spec.parents]
-    predictor = load_predictor(parents).to(devices.device)
+    predictor = predictor_of_score(spec, parents, store.channels).to(devices.device)
     trained = [Result.read(parent) for parent in parents]
     chooses = _scans_that_choose(parents, trained, store)
     scans = len(chooses) + _scans_to_score(spec, store)
     scorer = _Scorer(predictor, store, devices, _Clock(folder, devices, scans))
     folder.append_event("started", 0, attempt=devices.description())
+    _require_scan_labels(spec, store)
     validation, threshold = _choose_threshold(scorer, chooses)
     test: dict[str, float] = {}
     if spec.split == "test":
@@ -78,6 +80,18 @@ def _require_known(metrics: Sequence[str]) -> None:
         )
 
 
+def _require_scan_labels(spec: Score, store: SliceStore) -> None:
+    wanted = [key for key in spec.metrics if METRICS[key].grid == "scan"]
+    if wanted and not store.keeps_scan_labels:
+        raise RunError(
+            f"the score asks for {', '.join(wanted)}, and the store keeps no labels at the scans' "
+            "own resolution",
+            where=store.path,
+            expected="the store that it was planned with",
+            remedy="plan it anew for this store: sweep again",
+        )
+
+
 @dataclass(frozen=True)
 class Scored:
     """What the networks say of one scan."""
@@ -93,6 +107,8 @@ class Scored:
     """uint8."""
     true_lesion_ZHW: np.ndarray
     """bool: the classes that are lesions."""
+    spacing_mm_ZHW: tuple[float, float, float]
+    scan: OnScan | None = None
 
 
 @dataclass
@@ -126,27 +142,46 @@ class _Scorer:
     devices: Devices
     clock: "_Clock"
 
-    def each(self, subjects: Sequence[str]) -> Iterator[Scored]:
-        """One scan after the other; the next one is read while this one is scored."""
+    def each(self, subjects: Sequence[str], threshold: float | None = None) -> Iterator[Scored]:
+        """One scan after the other; the next one is read while this one is scored.
+
+        With a threshold at the scan's own resolution, too, if the store keeps labels there; where
+        validation could choose none it is nan.
+        """
+        wants_scan = threshold is not None and self.store.keeps_scan_labels
         with ThreadPoolExecutor(1) as reader:
-            coming: list[Future[Slices]] = []
+            coming: list[Future[_Read]] = []
             for subject, following in zip_longest(subjects, subjects[1:]):
-                slices = coming.pop().result() if coming else self.store.read_subject(subject)
+                read = coming.pop().result() if coming else self._read(subject, wants_scan)
                 if following is not None:
-                    coming.append(reader.submit(self.store.read_subject, following))
-                yield self._scored(subject, slices)
+                    coming.append(reader.submit(self._read, following, wants_scan))
+                yield self._scored(subject, *read, threshold)
                 self.clock.scored_one()
 
-    def _scored(self, subject: str, slices: Slices) -> Scored:
+    def _read(self, subject: str, wants_scan: bool) -> "_Read":
+        """Slices, and the labels on the scan's own grid if they are wanted."""
+        labels_ZHW = self.store.read_scan_labels(subject) if wants_scan else None
+        return self.store.read_subject(subject), labels_ZHW
+
+    def _scored(
+        self,
+        subject: str,
+        slices: Slices,
+        scan_truth_ZHW: np.ndarray | None,
+        threshold: float | None,
+    ) -> Scored:
         """All slices of a scan, a batch at a time.
 
         Where the truth is not known nothing is found and nothing is there, for all that follows.
         """
         pixels, scores, labels = PixelScores(), [], []
         meaning, truth_ZHW = self.store.meaning, slices.labels_NHW
+        spacing_mm_ZHW = self.store.spacing_mm_ZHW(subject)
         lesion = meaning.lesion_values if self.predictor.has_classes else None
         truth_NHW = torch.from_numpy(truth_ZHW).split(PREDICTION_BATCH)
-        batches = self.predictor.in_batches(torch.from_numpy(slices.images_NCHW))
+        frame, on_scan = self.store.frame(subject), list[np.ndarray]()
+        images = torch.from_numpy(slices.images_NCHW)
+        batches = self.predictor.in_batches(images, spacing_mm_ZHW[1:])
         for maps_NKHW, true_NHW in zip(batches, truth_NHW, strict=True):
             scores_NHW = lesion_score(maps_NKHW, lesion)
             true_NHW = true_NHW.to(scores_NHW.device)
@@ -158,6 +193,10 @@ class _Scorer:
                 found_NHW = None if found_NHW is None else found_NHW * known_NHW
             else:
                 pixels.update(scores_NHW, meaning.is_lesion(true_NHW))
+            if scan_truth_ZHW is not None and not self._lacks(threshold):
+                _, back_NHW = labelled_on_the_scan(self.predictor, maps_NKHW, frame, threshold)
+                assert back_NHW is not None
+                on_scan.append(back_NHW.cpu().numpy())
             scores.append(scores_NHW.half().cpu())
             if found_NHW is not None:
                 labels.append(found_NHW.cpu().numpy())
@@ -168,7 +207,31 @@ class _Scorer:
             np.concatenate(labels) if labels else None,
             truth_ZHW,
             meaning.is_lesion(truth_ZHW),
+            spacing_mm_ZHW,
+            None if scan_truth_ZHW is None else self._on_scan(subject, on_scan, scan_truth_ZHW),
         )
+
+    def _lacks(self, threshold: float | None) -> bool:
+        """Whether a mask needs a threshold that is not there."""
+        return not self.predictor.has_classes and (threshold is None or math.isnan(threshold))
+
+    def _on_scan(self, subject: str, found: Sequence[np.ndarray], truth_ZHW: np.ndarray) -> OnScan:
+        """Nothing is found in the slices that are not kept, nor where the truth is not known."""
+        meaning, scan = self.store.meaning, self.store.subject(subject)
+        found_ZHW = None
+        if found:
+            found_ZHW = np.zeros_like(truth_ZHW)
+            found_ZHW[scan.positions.start : scan.positions.stop] = np.concatenate(found)
+            if meaning.has_ignored:
+                found_ZHW *= meaning.is_known(truth_ZHW)
+        true_lesion_ZHW = meaning.is_lesion(truth_ZHW)
+        frame = self.store.frame(subject)
+        plane_mm = [mm for k, mm in enumerate(scan.spacing_mm) if k != frame.axis]
+        spacing_mm_ZHW = (scan.spacing_mm[frame.axis], plane_mm[0], plane_mm[1])
+        return OnScan(found_ZHW, truth_ZHW, true_lesion_ZHW, spacing_mm_ZHW)
+
+
+_Read = tuple[Slices, np.ndarray | None]
 
 
 def _scans_to_score(spec: Score, store: SliceStore) -> int:
@@ -216,7 +279,7 @@ def score_test_split(
     pooled = PooledScores()
     rows: list[Future[Row]] = []
     with ThreadPoolExecutor(scorer.devices.threads) as threads:
-        for scored in scorer.each(store.split.test):
+        for scored in scorer.each(store.split.test, threshold):
             pooled.add(store.patient(scored.subject), scored.pixels)
             case = _case(scored, store, threshold)
             wanted = (target, store.meaning, evaluation, regions)
@@ -228,7 +291,8 @@ def score_test_split(
     for key, of_patients in shares.items():
         for it in found:
             it[key] = of_patients[str(it["patient"])]
-    return numbers | means(found, target, store.classes, evaluation, regions), found
+    of_scans = means(found, target, store.classes, evaluation, regions, store.keeps_scan_labels)
+    return numbers | of_scans, found
 
 
 def _pooled_numbers(
@@ -254,7 +318,7 @@ def _pooled_numbers(
         sums: dict[str, np.ndarray] = {}
         for scored in scorer.each(scorer.store.split.test):
             patient = scorer.store.patient(scored.subject)
-            own = without_specks(scored, best_threshold, evaluation.min_component_voxels)
+            own = without_specks(scored, best_threshold, evaluation.min_component_mm3)
             sums[patient] = sums.get(patient, 0) + np.array(own)
         whole = np.sum([*sums.values()], axis=0)
         numbers[key] = _ratio(whole)
@@ -280,12 +344,14 @@ def _case(scored: Scored, store: SliceStore, threshold: float) -> Case:
         scored.truth_ZHW,
         scored.true_lesion_ZHW,
         lesion_ZHW,
-        store.spacing_mm_ZHW(scored.subject),
+        scored.spacing_mm_ZHW,
+        scored.scan,
     )
 
 
-def without_specks(scored: Scored, threshold: float, max_voxels: int) -> tuple[int, int]:
+def without_specks(scored: Scored, threshold: float, max_mm3: float) -> tuple[int, int]:
     """Twice the hits, and predicted plus true pixels, without small components."""
+    max_voxels = voxels_in(max_mm3, scored.spacing_mm_ZHW)
     mask_ZHW = remove_small_components(above(scored.scores_ZHW, threshold).numpy(), max_voxels)
     truth_ZHW = scored.true_lesion_ZHW
     return 2 * int((mask_ZHW & truth_ZHW).sum()), int(mask_ZHW.sum() + truth_ZHW.sum())

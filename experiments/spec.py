@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, get_type_hints
 
+from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.schemes import SCHEMES, Denoise, Scheme
 from fewscan.experiments.settings import Schedule, Selection, Transfer, require_at_least
 from fewscan.storage.errors import RunError
@@ -106,19 +107,20 @@ class Training:
 class Evaluation:
     """How the test split is scored."""
 
-    min_component_voxels: int = 0
-    """3D components of at most this filled size are removed from the anomaly mask (0: keep all)."""
+    min_component_mm3: float = 0.0
+    """3D components of at most this filled size are removed from the anomaly mask (0: keep all).
+    Published are 20 voxels of 1 mm × 1.875² mm: 70.3125 mm³."""
     nsd_tolerance_mm: float | None = 2.0
     """NSD: surfaces at most this far apart agree. 2 mm is a pixel of the published slices (1.9 mm);
     what is finer is the grid's doing. None: neither NSD nor HD95, and no need for MONAI."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 0, "min_component_voxels", "nsd_tolerance_mm")
+        require_at_least(self, 0, "min_component_mm3", "nsd_tolerance_mm")
 
     @property
     def removes_specks(self) -> bool:
         """Whether small components are removed."""
-        return self.min_component_voxels > 0
+        return self.min_component_mm3 > 0
 
     @property
     def measures_surfaces(self) -> bool:
@@ -207,7 +209,8 @@ def _parents(spec: Pretrain | Finetune) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Score:
     """What trained networks are worth on a split: of fine-tunings the mean of their probabilities,
-    of a pre-training its own anomaly score ("step 0"), which no label has touched."""
+    of a pre-training its own anomaly score ("step 0"), which no label has touched. Or what the
+    images are worth without any network."""
 
     kind: ClassVar[str] = "score"
     data: str
@@ -222,6 +225,8 @@ class Score:
     score, so that a new metric repeats scores, and no training."""
     regions: tuple[Region, ...] = ()
     """What is scored beside the classes."""
+    image: ImageScore = ImageScore()
+    """What of the images is scored, without any parent; empty where networks are."""
 
 
 @dataclass(frozen=True)
@@ -262,8 +267,17 @@ def from_json(value: dict[str, Any]) -> RunSpec:
             remedy="use the version of fewscan that made it, or sweep into a new folder",
         )
     plain = {k: v for k, v in value.items() if k not in ("protocol", "kind")}
+    if "evaluation" in plain:
+        plain["evaluation"] = _in_millimetres(plain["evaluation"])
     spec: RunSpec = _build(_KINDS[value["kind"]], plain)
     return spec
+
+
+def _in_millimetres(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Of protocol 2, which counted components in voxels: so many of the published grid."""
+    found = dict(evaluation)
+    voxels = found.pop("min_component_voxels", None)
+    return found if voxels is None else {**found, "min_component_mm3": voxels * 1.875**2}
 
 
 def scheme_from_json(value: dict[str, Any]) -> Scheme:

@@ -43,8 +43,10 @@ def surface_dice(masks: Masks, evaluation: Evaluation) -> float:
     anatomy", 2018.
     """
     assert evaluation.nsd_tolerance_mm is not None
-    if any(masks.empty):  # no surface is near a surface that is not there
-        return math.nan if all(masks.empty) else 0.0
+    if not masks.counts:
+        return math.nan
+    if not masks.predicted_ZHW.any():  # no surface is near a surface that is not there
+        return 0.0
     tolerances_mm = [evaluation.nsd_tolerance_mm]
     common = {"include_background": True, "spacing": list(masks.spacing_mm_ZHW)}
     compute = _monai_metrics().compute_surface_dice
@@ -54,8 +56,10 @@ def surface_dice(masks: Masks, evaluation: Evaluation) -> float:
 @measures("hd95_mm")
 def hausdorff_95(masks: Masks, evaluation: Evaluation) -> float:
     """The larger of the two directed 95th percentiles of distances between border voxels, in mm."""
-    if any(masks.empty):
-        return math.nan if all(masks.empty) else math.inf
+    if not masks.counts:
+        return math.nan
+    if not masks.predicted_ZHW.any():
+        return math.inf
     common = {"include_background": True, "spacing": list(masks.spacing_mm_ZHW)}
     compute = _monai_metrics().compute_hausdorff_distance
     return float(compute(*_batched(masks), percentile=95, **common).item())

@@ -100,6 +100,11 @@ def concerns(plan: "Plan") -> Iterator[str]:
     yield from _labels_without_lesion(plan)
     yield from _absent_classes(plan.store)
     yield from _common_patients(plan)
+    if not plan.store.keeps_scan_labels:
+        yield (
+            "the store was made before labels were kept at the scans' own resolution: there is no "
+            "Dice there, only on the grid of the slices; prepare the scans into a new store for it"
+        )
 
 
 def _require_size(study: Study, store: SliceStore) -> None:

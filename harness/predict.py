@@ -1,7 +1,7 @@
 """A trained model on a new scan: from the scan's files to a segmentation on the scan's own grid.
 
-Preprocessing is that of the store. It is undone by interpolating probabilities, bilinearly as the
-images were, and choosing afterwards. Slices in which there is nothing get 0.
+Preprocessing is that of the store, and is undone as for a score (`experiments.scan_grid`). Slices
+in which there is nothing get 0.
 
 Letters: X, Y, Z the scan's axes; N slices, K maps, H and W rows and columns of a slice; a volume in
 HWZ has the axis through the slices third.
@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewscan.experiments.devices import require_cuda
 from fewscan.experiments.predictor import Predictor
+from fewscan.experiments.scan_grid import labelled_on_the_scan
 from fewscan.harness.trained import Trained, load_trained
 from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.errors import ScanError
 from fewscan.storage.find import IN_ORDER, find_scan
-from fewscan.storage.geometry import Frame, orientation
+from fewscan.storage.geometry import orientation
 from fewscan.storage.images import write_like
 from fewscan.storage.nifti import require_nifti_name
 from fewscan.storage.preprocess import ScanSlices, preprocess
@@ -97,7 +97,9 @@ class ScanPredictor:
                 turned, made.slice_size, made.axis, made.normalisation, made.windows
             )
         depth = turned.channels_XYZ[0].shape[slices.frame.axis]
-        maps = self.predictor.in_batches(torch.from_numpy(slices.images_NCHW))
+        spacing_mm_ZHW = slices.frame.spacing_mm(turned.spacing_mm)
+        images = torch.from_numpy(slices.images_NCHW)
+        maps = self.predictor.in_batches(images, spacing_mm_ZHW[1:])
         volumes = _volumes(trained, slices, depth, maps, self.threshold)
         maps_XYZK, classes_XYZ = (turn.back(slices.frame.as_volume(volume)) for volume in volumes)
         assumed = _assumed(files, turned, made.channels)
@@ -132,14 +134,6 @@ def predict(
     """
     loaded = ScanPredictor.load(run, mirror=mirror, threshold=threshold, device=device)
     return loaded.predict(scan)
-
-
-def on_the_scan(maps_NKHW: Tensor, frame: Frame) -> Tensor:
-    """Cut out what the slice fills, and bring it to the size that it has in the scan."""
-    inner_NKHW = maps_NKHW[:, :, *frame.window]
-    if frame.inner_HW == frame.shape_HW:
-        return inner_NKHW
-    return F.interpolate(inner_NKHW, frame.shape_HW, mode="bilinear", align_corners=False)
 
 
 def is_folder(out: Path) -> bool:
@@ -212,12 +206,12 @@ def _volumes(
     classes_HWZ = np.zeros(shape_HWZ, np.uint8)
     first = slices.first
     for batch in batches:
-        maps_NKHW = on_the_scan(batch, slices.frame).cpu()
+        found = labelled_on_the_scan(trained.predictor, batch, slices.frame, threshold)
+        maps_NKHW, labels_NHW = found
         kept = slice(first, first + len(maps_NKHW))
         first = kept.stop
         shown_NKHW = maps_NKHW[:, 1:] if maps_NKHW.shape[1] > 1 else maps_NKHW  # no background
-        maps_HWZK[:, :, kept] = shown_NKHW.permute(2, 3, 0, 1).numpy()
-        labels_NHW = trained.predictor.labels(maps_NKHW, threshold)
+        maps_HWZK[:, :, kept] = shown_NKHW.permute(2, 3, 0, 1).cpu().numpy()
         if labels_NHW is not None:
-            classes_HWZ[:, :, kept] = labels_NHW.permute(1, 2, 0).numpy()
+            classes_HWZ[:, :, kept] = labels_NHW.permute(1, 2, 0).cpu().numpy()
     return maps_HWZK, classes_HWZ

@@ -64,3 +64,4 @@ def _remove(folder: StoreFolder, subject: Subject) -> None:
     folder.record(subject.id).unlink(missing_ok=True)
     folder.images_shard(subject.row).unlink(missing_ok=True)
     folder.labels_shard(subject.row).unlink(missing_ok=True)
+    folder.scan_labels(subject.row).unlink(missing_ok=True)

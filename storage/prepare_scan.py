@@ -17,7 +17,7 @@ from fewscan.storage.manifest import Parameters, StoreFolder, Subject
 from fewscan.storage.preprocess import ScanSlices, preprocess
 from fewscan.storage.scans import Scan, read_scan, told_of_scan
 from fewscan.storage.shards import encode_shard, mark_of
-from fewscan.storage.slices import slices_sha256
+from fewscan.storage.slices import scan_labels_sha256, slices_sha256
 
 _LONGEST_ID = 200
 """file systems take names of 255 bytes, and files that are being written have longer ones"""
@@ -65,7 +65,8 @@ def prepare_scan(work: ScanToPrepare) -> tuple[str, ScanError | None]:
         _write_shard(folder.images_shard(row), slices.images_NCHW, first, depth),
         _write_shard(folder.labels_shard(row), labels_NHW, first, depth),
     )
-    record = json.dumps(_subject(work, scan, slices, labels_NHW, marks).to_json())
+    scan_labels = _write_scan_labels(folder.scan_labels(row), scan, slices)
+    record = json.dumps(_subject(work, scan, slices, labels_NHW, marks, scan_labels).to_json())
     write_bytes(folder.record(files.id), record.encode())
     return files.id, None
 
@@ -108,12 +109,23 @@ def _write_shard(path: Path, slices_N: np.ndarray, first: int, depth: int) -> st
     return mark_of(shard)
 
 
+def _write_scan_labels(path: Path, scan: Scan, slices: ScanSlices) -> str:
+    """The labels on the scan's own grid, all slices of it; their SHA-256, empty without labels."""
+    if scan.labels_XYZ is None:
+        path.unlink(missing_ok=True)
+        return ""
+    labels_ZHW = np.moveaxis(slices.frame.as_slices(scan.labels_XYZ), 2, 0)
+    _write_shard(path, labels_ZHW, 0, slices.depth)
+    return scan_labels_sha256(labels_ZHW)
+
+
 def _subject(
     work: ScanToPrepare,
     scan: Scan,
     slices: ScanSlices,
     labels_NHW: np.ndarray,
     marks: tuple[str, str],
+    scan_labels: str,
 ) -> Subject:
     classes = range(1, len(work.parameters.classes) + 1)
     voxel_mm3 = abs(float(np.linalg.det(scan.affine[:3, :3])))
@@ -144,5 +156,6 @@ def _subject(
         labelled=label_file is not None,
         hidden_lesions=slices.faded(meaning.lesion_values),
         dropped_lesion_slices=slices.losses(meaning.lesion_values).lesion_slices,
+        scan_labels=scan_labels,
         notes=(*scan.assumed.sentences(), *slices.sentences()),
     )

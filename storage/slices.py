@@ -24,7 +24,7 @@ from fewscan.storage.geometry import Frame, slice_axis
 from fewscan.storage.labels import LabelMeaning, PretrainSlices, Region
 from fewscan.storage.manifest import PREPARE_AGAIN, Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.shards import ZSTD_LEVEL, DamagedShard, decode_shard
-from fewscan.storage.splits import Split, hold_out, label_subset, published_split
+from fewscan.storage.splits import Split, hold_out, label_subset
 from fewscan.storage.system.workers import usable_cpus
 
 
@@ -87,12 +87,12 @@ class SliceStore:
 
     @cached_property
     def split(self) -> Split:
-        """Of the labelled scans: the given one, or by the published rule.
+        """Of the labelled scans: the given one, or by the rule.
 
         Raises `StudyError` if they are too few.
         """
         manifest = self.manifest
-        return manifest.split or published_split(manifest.labelled, manifest.patient_of)
+        return manifest.split or manifest.split_by_rule(manifest.labelled)
 
     @cached_property
     def unlabelled(self) -> tuple[str, ...]:
@@ -109,13 +109,13 @@ class SliceStore:
         """The scans that a pre-training learns from, and those that it is validated on.
 
         The training part and the unlabelled scans; the validation part. In a store without any
-        label a twentieth of the patients, chosen by the published rule, are for validation. Scans
+        label the rule's validation part is for validation, and the others are learnt from. Scans
         without such slices are left out. Raises `StudyError` if there are too few for both.
         """
         if self.manifest.labelled:
             parts = (*self.split.train, *self.unlabelled), self.split.validation
         else:
-            rest = published_split(self.subjects, self.manifest.patient_of)
+            rest = self.manifest.split_by_rule(self.subjects)
             parts = (*rest.train, *rest.test), rest.validation
         train, validation = (
             tuple(i for i in ids if len(self.positions(self.subjects[i], which))) for ids in parts
@@ -143,10 +143,13 @@ class SliceStore:
 
     def spacing_mm_ZHW(self, subject: str) -> tuple[float, float, float]:
         """Distances between the slices of a subject, and between their rows and columns, in mm."""
+        return self.frame(subject).spacing_mm(self.subject(subject).spacing_mm)
+
+    def frame(self, subject: str) -> Frame:
+        """Where the slices of a subject lie in its scan."""
         found, parameters = self.subject(subject), self.manifest.parameters
         axis = slice_axis(parameters.axis, np.array(found.affine))
-        frame = Frame.of(found.shape_XYZ, found.spacing_mm, axis, parameters.size)
-        return frame.spacing_mm(found.spacing_mm)
+        return Frame.of(found.shape_XYZ, found.spacing_mm, axis, parameters.size)
 
     def slices_of(self, subject: Subject) -> int:
         """The number of slices of a scan, kept or not."""
@@ -187,6 +190,39 @@ class SliceStore:
                 if progress:
                     progress(done, len(ids))
         return slices
+
+    @cached_property
+    def keeps_scan_labels(self) -> bool:
+        """Whether the labels of all test scans are here on their own grids too.
+
+        Stores of earlier versions have none.
+        """
+        return all(self.subjects[i].scan_labels for i in self.split.test)
+
+    def read_scan_labels(self, subject: str) -> np.ndarray:
+        """Labels of all slices of a scan, kept or not, on its own grid: uint8 ZHW.
+
+        As `slices_of` and `Frame.as_slices` see the scan. Raises `StoreError` if they are not kept
+        or not what was written.
+        """
+        found, shape_HW = self.subject(subject), self.frame(subject).shape_HW
+        path, depth = self.folder.scan_labels(found.row), self.slices_of(found)
+        if not found.scan_labels:
+            raise StoreError(
+                f"of subject {subject} no labels are kept on the scan's own grid",
+                where=self.path,
+                expected="a store of this version, and a scan with labels",
+                remedy="prepare the scans into a new store",
+            )
+        labels_ZHW = np.zeros((depth, *shape_HW), np.uint8)
+        try:
+            if path.exists():  # there is none of zeros
+                decode_shard(path.read_bytes(), depth, range(depth), labels_ZHW)
+            if scan_labels_sha256(labels_ZHW) != found.scan_labels:
+                raise DamagedShard("they are not those that were written")
+        except (DamagedShard, OSError) as error:
+            raise damaged(found, path, error, "labels on the scan's own grid") from error
+        return labels_ZHW
 
     def arrays(self) -> tuple[Any, Any]:
         """Images (subjects, Z, C, H, W) and labels (subjects, Z, H, W) as zarr arrays."""
@@ -243,10 +279,10 @@ class SliceStore:
                 raise damaged(subject, path, error) from error
 
 
-def damaged(subject: Subject, shard: Path, error: Exception) -> StoreError:
+def damaged(subject: Subject, shard: Path, error: Exception, what: str = "slices") -> StoreError:
     """What is wrong with a shard, for people."""
     return StoreError(
-        f"the slices of subject {subject.id} are damaged: {error}",
+        f"the {what} of subject {subject.id} are damaged: {error}",
         where=shard,
         expected="the bytes that were written",
         remedy=f"copy this file from another copy of the store, or {PREPARE_AGAIN}",
@@ -259,6 +295,13 @@ def slices_sha256(first: int, images_NCHW: np.ndarray, labels_NHW: np.ndarray) -
     digest = sha256(shapes.encode())
     digest.update(np.ascontiguousarray(images_NCHW, "<f2").data)
     digest.update(np.ascontiguousarray(labels_NHW, np.uint8).data)
+    return digest.hexdigest()
+
+
+def scan_labels_sha256(labels_ZHW: np.ndarray) -> str:
+    """SHA-256 of the labels of one subject on the scan's own grid."""
+    digest = sha256(f"{labels_ZHW.shape}".encode())
+    digest.update(np.ascontiguousarray(labels_ZHW, np.uint8).data)
     return digest.hexdigest()
 
 

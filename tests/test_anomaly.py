@@ -11,19 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from fewscan.experiments import anomaly
 from fewscan.experiments.anomaly import (
+    PUBLISHED_MM,
     eroded,
     foreground,
     median_filter,
     reconstruction_anomaly,
     remove_small_components,
+    voxels_in,
+    window_of,
 )
 
 
-def median_filter_plain(images_NHW):
+def median_filter_plain(images_NHW, window_HW=(5, 5)):
     """The 25 values of every window are gathered; borders are reflected."""
-    padded_NHW = F.pad(images_NHW, (2, 2, 2, 2), mode="reflect")
-    return padded_NHW.unfold(1, 5, 1).unfold(2, 5, 1).flatten(3).median(dim=3).values
+    rows, columns = window_HW
+    rim = (columns // 2, columns // 2, rows // 2, rows // 2)
+    padded_NHW = F.pad(images_NHW, rim, mode="reflect")
+    return padded_NHW.unfold(1, rows, 1).unfold(2, columns, 1).flatten(3).median(dim=3).values
 
 
 def plain_anomaly_score(images_NCHW, outputs_NCHW):
@@ -48,7 +54,7 @@ def heads(images, channels=4, size=32, seed=0):
 @pytest.mark.parametrize(("images", "channels", "size"), [(3, 4, 32), (1, 1, 20), (5, 2, 47)])
 def test_score_is_exactly_the_plain_one(images, channels, size):
     images_NCHW, outputs_NCHW = heads(images, channels, size)
-    scores_NHW = reconstruction_anomaly(images_NCHW, outputs_NCHW)
+    scores_NHW = reconstruction_anomaly(images_NCHW, outputs_NCHW, PUBLISHED_MM)
     assert scores_NHW.shape == (images, size, size)
     assert torch.equal(scores_NHW, plain_anomaly_score(images_NCHW, outputs_NCHW))
     assert scores_NHW.any()
@@ -57,7 +63,7 @@ def test_score_is_exactly_the_plain_one(images, channels, size):
 def test_score_is_float32_and_carries_no_gradient():
     images_NCHW, outputs_NCHW = heads(1)
     outputs_NCHW.requires_grad_()
-    scores_NHW = reconstruction_anomaly(images_NCHW.half(), outputs_NCHW.bfloat16())
+    scores_NHW = reconstruction_anomaly(images_NCHW.half(), outputs_NCHW.bfloat16(), PUBLISHED_MM)
     assert scores_NHW.dtype == torch.float32
     assert not scores_NHW.requires_grad
 
@@ -65,7 +71,7 @@ def test_score_is_float32_and_carries_no_gradient():
 def test_inputs_are_left_as_they_are():
     images_NCHW, outputs_NCHW = heads(2)
     before = images_NCHW.clone(), outputs_NCHW.clone()
-    reconstruction_anomaly(images_NCHW, outputs_NCHW)
+    reconstruction_anomaly(images_NCHW, outputs_NCHW, PUBLISHED_MM)
     assert torch.equal(images_NCHW, before[0])
     assert torch.equal(outputs_NCHW, before[1])
 
@@ -73,13 +79,84 @@ def test_inputs_are_left_as_they_are():
 def test_a_network_that_broke_does_not_look_healthy():
     images_NCHW, outputs_NCHW = heads(1)
     outputs_NCHW[0, 2, 16, 16] = math.nan
-    assert reconstruction_anomaly(images_NCHW, outputs_NCHW).isnan().any()
+    assert reconstruction_anomaly(images_NCHW, outputs_NCHW, PUBLISHED_MM).isnan().any()
 
 
 def test_foreground_is_the_channel_sum_above_a_hundredth():
     images_NCHW = torch.tensor([0.004, 0.006, 0.0, 0.5]).view(1, 1, 1, 4).repeat(1, 2, 1, 1)
     assert foreground(images_NCHW).flatten().tolist() == [False, True, False, True]
     assert not foreground(torch.full((1, 1, 1, 1), 0.01)).any(), "not at a hundredth"
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm_HW", "window_HW"),
+    [
+        ((1.875, 1.875), (5, 5)),  # published: 240 voxels of 1 mm on 128 pixels
+        ((1.8749999, 1.8750001), (5, 5)),
+        ((240 / 128, 5.0), (5, 1)),  # 9.375 mm are 1.9 of 5 mm: 1 is nearest
+        ((5.0, 5.0), (1, 1)),
+        ((3.125, 1.34), (3, 7)),
+        ((2.34, 2.35), (5, 3)),  # 4.006 and 3.989 pixels
+        ((1.0, 0.5), (9, 19)),
+        ((100.0, 0.01), (1, 255)),  # what 128 columns and their reflections hold
+    ],
+)
+def test_windows_are_the_odd_number_of_pixels_nearest_to_a_length(spacing_mm_HW, window_HW):
+    assert window_of(spacing_mm_HW, (128, 128)) == window_HW
+
+
+@pytest.mark.parametrize("spacing_mm_HW", [(5.0, 5.0), (1.0, 3.0), (3.0, 3.1), (0.4, 0.4)])
+def test_the_score_has_the_windows_of_its_slices(spacing_mm_HW):
+    """By average pooling and gathered windows of rows × columns, also where these differ."""
+    images_NCHW, outputs_NCHW = heads(2, 3, 26)
+    rows, columns = window_HW = window_of(spacing_mm_HW, (26, 26))
+    seen = (images_NCHW.sum(dim=1, keepdim=True) > 0.01).double()
+    kept = F.avg_pool2d(seen, window_HW, stride=1, padding=(rows // 2, columns // 2)) > 0.95
+    error = ((images_NCHW - outputs_NCHW) * kept).abs().mean(dim=1)
+    scores_NHW = reconstruction_anomaly(images_NCHW, outputs_NCHW, spacing_mm_HW)
+    assert torch.equal(scores_NHW, median_filter_plain(error, window_HW))
+    assert scores_NHW.any() or rows > 9
+
+
+def test_where_a_pixel_is_as_large_as_the_window_nothing_is_filtered():
+    images_NCHW, outputs_NCHW = heads(2)
+    scores_NHW = reconstruction_anomaly(images_NCHW, outputs_NCHW, (6.0, 6.0))
+    error = (images_NCHW - outputs_NCHW).abs().mean(dim=1)
+    assert torch.equal(scores_NHW, error * foreground(images_NCHW))
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    window_HW=st.tuples(st.sampled_from([1, 3, 5, 7, 9]), st.sampled_from([1, 3, 5, 11])),
+    levels=st.sampled_from([2, 50]),
+    seed=st.integers(0, 2**16),
+    at_once=st.sampled_from([1, 2000, 2**26]),
+)
+def test_the_median_of_any_window_is_the_plain_one(window_HW, levels, seed, at_once):
+    """By OpenCV where it can, and however many rows are gathered at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    images_NHW = torch.randint(-levels, levels, (3, 10, 12), generator=generator) / 7
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(anomaly, "_VALUES_AT_ONCE", at_once)
+        filtered_NHW = median_filter(images_NHW, window_HW)
+    assert torch.equal(filtered_NHW, median_filter_plain(images_NHW, window_HW))
+
+
+def test_opencv_does_the_windows_that_it_can(monkeypatch):
+    """The fast path: unfolding is not reached, and without it the numbers are the same."""
+    images_NHW = torch.rand(3, 16, 20, generator=torch.Generator().manual_seed(0))
+    plain = {n: median_filter_plain(images_NHW, (n, n)) for n in (3, 5)}
+    monkeypatch.setattr(anomaly, "_unfolded_median", None)
+    for n, expected_NHW in plain.items():
+        assert torch.equal(median_filter(images_NHW, (n, n)), expected_NHW)
+
+
+def test_a_component_is_small_by_its_volume():
+    assert voxels_in(70.3125, (1.0, 1.875, 1.875)) == 20, "as published"
+    assert voxels_in(70.3125, (1.0, np.float32(1.875 * (1 + 1e-7)), 1.875)) == 20
+    assert voxels_in(70.3125, (1.0, 5.0, 5.0)) == 2
+    assert voxels_in(70.3125, (5.0, 5.0, 5.0)) == 0
+    assert voxels_in(0, (1.0, 1.0, 1.0)) == 0
 
 
 @settings(deadline=None, max_examples=20)
@@ -128,7 +205,7 @@ def test_twenty_voxels_go_and_twenty_one_stay():
     mask_ZHW[1, 2, :20] = True
     mask_ZHW[3, 8, :21] = True
     before = mask_ZHW.copy()
-    kept_ZHW = remove_small_components(mask_ZHW)
+    kept_ZHW = remove_small_components(mask_ZHW, 20)
     assert not kept_ZHW[1].any()
     assert kept_ZHW[3].sum() == 21
     np.testing.assert_array_equal(mask_ZHW, before)
@@ -137,7 +214,7 @@ def test_twenty_voxels_go_and_twenty_one_stay():
 def test_voxels_that_touch_at_a_corner_are_one_component():
     mask_ZHW = np.zeros((21, 21, 21), bool)
     mask_ZHW[np.arange(21), np.arange(21), np.arange(21)] = True
-    np.testing.assert_array_equal(remove_small_components(mask_ZHW), mask_ZHW)
+    np.testing.assert_array_equal(remove_small_components(mask_ZHW, 20), mask_ZHW)
 
 
 def test_holes_count_as_part_of_a_component():
@@ -150,7 +227,7 @@ def test_holes_count_as_part_of_a_component():
 
 
 def test_an_empty_mask_stays_empty():
-    assert not remove_small_components(np.zeros((3, 4, 5), bool)).any()
+    assert not remove_small_components(np.zeros((3, 4, 5), bool), 20).any()
 
 
 @settings(deadline=None, max_examples=40)

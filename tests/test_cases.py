@@ -43,11 +43,34 @@ def row_of(
 
 
 def test_the_rule_in_cases_csv() -> None:
-    """Class a in both, b only predicted, c in neither."""
-    row = row_of(BOX + 2 * box((0, 0, 0), (2, 2, 2)), BOX, 1.0)
-    assert [row[f"dice_{k}"] for k in "abc"] == ["1.0", "0.0", ""]
-    assert [row[f"nsd_{k}"] for k in "abc"] == ["1.0", "0.0", ""]
-    assert [row[f"hd95_mm_{k}"] for k in "abc"] == ["0.0", "inf", ""]
+    """Class a in both, b only predicted, c only true."""
+    small, other = box((0, 0, 0), (2, 2, 2)), box((20, 0, 0), (2, 2, 2))
+    row = row_of(BOX + 2 * small, BOX + 3 * other, 1.0)
+    assert [row[f"dice_{k}"] for k in "abc"] == ["1.0", "", "0.0"]
+    assert [row[f"nsd_{k}"] for k in "abc"] == ["1.0", "", "0.0"]
+    assert [row[f"hd95_mm_{k}"] for k in "abc"] == ["0.0", "", "inf"]
+    invented_mm3 = str(8 * math.prod(UNEVEN_MM))
+    assert [row[f"false_positive_mm3_{k}"] for k in "abc"] == ["", invented_mm3, ""]
+
+
+@pytest.mark.parametrize("target", ["binary", "multiclass"])
+def test_a_patient_without_any_lesion_is_in_no_number_but_false_positives(target: Target) -> None:
+    row = row_of(BOX, np.zeros_like(BOX), 1.0, target)
+    said = {name for name, text in row.items() if text not in ("", "0", "0.0")}
+    name = "lesion" if target == "binary" else "a"
+    assert said == {"subject", "patient", f"volume_mm3_{name}", f"false_positive_mm3_{name}"}
+
+
+def test_a_region_is_there_if_one_of_its_classes_is() -> None:
+    """Its truth decides for it as theirs do for them; what it takes for another class is not it."""
+    truth = 2 * BOX
+    case = Case("S", "P", PixelScores(), BOX, truth, truth > 0, None, UNEVEN_MM)
+    regions = (("both", ("a", "b")), ("rest", ("a", "c")))
+    row = case_row(case, "multiclass", MEANING, Evaluation(), regions)
+    assert (row["dice_both"], row["dice_b"]) == (1, 0)
+    assert all(math.isnan(float(row[f"dice_{name}"])) for name in ("a", "rest"))
+    assert row["false_positive_mm3_rest"] == row["volume_mm3_a"] != 0
+    assert math.isnan(float(row["false_positive_mm3_both"]))
 
 
 def test_volumes_are_voxels_in_cubic_millimetres() -> None:
@@ -91,7 +114,7 @@ def test_a_binary_run_is_about_any_lesion() -> None:
 def test_dice_at_the_threshold_is_of_any_lesion_also_where_classes_are_known() -> None:
     """The wrong class at the right place: Dice of the classes is 0, of the lesion 1."""
     row = row_of(2 * BOX, BOX, None)
-    assert (row["dice_a"], row["dice_b"]) == ("0.0", "0.0")
+    assert (row["dice_a"], row["dice_b"]) == ("0.0", "")
     assert row["dice_at_validation_threshold"] == "1.0"
 
 

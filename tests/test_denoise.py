@@ -12,6 +12,9 @@ from fewscan.experiments.schemes.denoise import Noise
 from fewscan.experiments.schemes.scheme import SliceTable
 from fewscan.experiments.unet import UNet
 
+MM_HW = (1.0, 3.0)
+"""Between rows and between columns: windows of 9 × 3."""
+
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -118,7 +121,7 @@ def test_the_anomaly_score_is_that_of_the_reconstruction_of_the_clean_slice():
     torch.manual_seed(0)
     network = UNet(3, 3, width=4, depth=2)
     with torch.no_grad():
-        scores_NHW = Denoise().anomaly_score(network, images_NCHW)
+        scores_NHW = Denoise().anomaly_score(network, images_NCHW, MM_HW)
         outputs_NCHW = network(images_NCHW)
-    assert torch.equal(scores_NHW, reconstruction_anomaly(images_NCHW, outputs_NCHW))
+    assert torch.equal(scores_NHW, reconstruction_anomaly(images_NCHW, outputs_NCHW, MM_HW))
     assert scores_NHW.any()

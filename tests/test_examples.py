@@ -70,7 +70,7 @@ def scored_again(plan: Plan, choice: Choice, patient: str) -> list[float]:
         folder = plan.folder.run(run_id)
         predictor = load_predictor([folder.sibling(p) for p in scores[run_id].parents])
         threshold = Result.read(folder).threshold
-        batches = predictor.in_batches(torch.from_numpy(slices.images_NCHW))
+        batches = predictor.in_batches(torch.from_numpy(slices.images_NCHW), spacing_mm[1:])
         labels = [predictor.labels(maps, threshold) for maps in batches]
         labels_NHW = np.concatenate([found.numpy() for found in labels if found is not None])
         truth_NHW, classes = slices.labels_NHW, (1, 2, 3)

@@ -25,21 +25,31 @@ def masks_of(predicted: np.ndarray, truth: np.ndarray) -> Masks:
 def test_dice_is_the_textbook_formula(pairs: list[tuple[bool, bool]]) -> None:
     found, there = np.array(pairs, bool).T.reshape(2, 2, 2, 2)
     dice = MEASURES["dice"](masks_of(found, there), EVALUATION)
-    if found.any() or there.any():
+    if there.any():
         assert dice == 2 * (found & there).sum() / (found.sum() + there.sum())
     else:
         assert math.isnan(dice)
 
 
 def test_the_rule_for_empty_structures() -> None:
-    """In neither: it does not count. In one alone: Dice and NSD are 0, HD95 is infinite."""
+    """Not there: it does not count, whatever is predicted. Missed: Dice, NSD are 0, HD95 is ∞."""
     one, none = np.zeros((2, 3, 4), bool), np.zeros((2, 3, 4), bool)
     one[0, 1, 2] = True
     for key, missed in (("dice", 0.0), ("nsd", 0.0), ("hd95_mm", math.inf)):
         measure = MEASURES[key]
         assert math.isnan(measure(masks_of(none, none), EVALUATION)), key
-        assert measure(masks_of(one, none), EVALUATION) == missed, key
+        assert math.isnan(measure(masks_of(one, none), EVALUATION)), key
         assert measure(masks_of(none, one), EVALUATION) == missed, key
+
+
+def test_false_positives_are_about_scans_without_the_structure_alone() -> None:
+    one, two, none = (np.zeros((2, 3, 4), bool) for _ in range(3))
+    one[0, 1, 2] = two[:, 1, 2] = True
+    measure = MEASURES["false_positive_mm3"]
+    assert measure(masks_of(two, none), EVALUATION) == 2 * math.prod(UNEVEN_MM)
+    assert measure(masks_of(none, none), EVALUATION) == 0
+    assert math.isnan(measure(masks_of(two, one), EVALUATION))
+    assert math.isnan(measure(masks_of(none, one), EVALUATION))
 
 
 def test_volumes_are_voxels_in_cubic_millimetres() -> None:

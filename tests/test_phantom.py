@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fewscan.storage.errors import DiskFullError, ScanError
+from fewscan.storage.find import find_scans
 from fewscan.storage.nifti import read_nifti
 from fewscan.storage.phantom import as_brats, write
 from fewscan.storage.phantom.draw import AFFINE, Phantom, make_phantom
@@ -131,7 +132,7 @@ def test_bytes_depend_on_seed_and_number_alone(written: Path, tmp_path: Path) ->
 
 def test_nothing_but_subjects_and_the_record_is_left(written: Path) -> None:
     names = sorted(path.name for path in written.iterdir())
-    assert names == ["BraTS2021_00000", "BraTS2021_00001", "phantom.json"]
+    assert names == [".phantom.json", "BraTS2021_00000", "BraTS2021_00001"]
     assert all(len(list(folder.iterdir())) == 5 for folder in written.glob("BraTS*"))
 
 
@@ -169,13 +170,34 @@ def test_phantoms_of_another_seed_or_generator_are_refused(tmp_path: Path) -> No
     write_phantoms(tmp_path, subjects=1, seed=1, workers=1)
     with pytest.raises(ScanError, match="remedy: choose another folder"):
         write_phantoms(tmp_path, subjects=1, seed=2, workers=1)
-    (tmp_path / "phantom.json").write_text(json.dumps({"generator": 0, "seed": 1}))
+    (tmp_path / ".phantom.json").write_text(json.dumps({"generator": 0, "seed": 1}))
     with pytest.raises(ScanError, match="'generator': 0"):
         write_phantoms(tmp_path, subjects=1, seed=1, workers=1)
 
 
+def test_a_folder_of_an_earlier_version_goes_on(tmp_path: Path, quick: list[int]) -> None:
+    """Its record was in view."""
+    write_phantoms(tmp_path, subjects=1, seed=1, workers=1)
+    (tmp_path / ".phantom.json").rename(tmp_path / "phantom.json")
+    with pytest.raises(ScanError, match="'seed': 1"):
+        write_phantoms(tmp_path, subjects=2, seed=2, workers=1)
+    quick.clear()
+    write_phantoms(tmp_path, subjects=2, seed=1, workers=1)
+    assert quick == [1]
+    assert not (tmp_path / "phantom.json").exists()
+
+
+def test_nothing_of_a_folder_of_phantoms_is_left_out(written: Path, tmp_path: Path) -> None:
+    """Once `prepare` told of its record: "left out: no images: phantom.json"."""
+    write_phantoms(tmp_path, subjects=1, workers=1, form="nnunet")
+    for folder in (written, tmp_path):
+        assert not find_scans(folder).left_out
+
+
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("other", ["BraTS2021_00000/BraTS2021_00000_t1.nii.gz", "phantom.json"])
+@pytest.mark.parametrize(
+    "other", ["BraTS2021_00000/BraTS2021_00000_t1.nii.gz", "phantom.json", ".phantom.json"]
+)
 def test_a_folder_of_other_things_is_refused_and_kept(tmp_path: Path, other: str) -> None:
     path = tmp_path / other
     path.parent.mkdir(exist_ok=True)
@@ -209,4 +231,4 @@ def test_a_full_disk_leaves_no_half_subject(
     monkeypatch.setattr(as_brats, "write_nifti", full)
     with pytest.raises(DiskFullError):
         write_phantoms(tmp_path, subjects=1, workers=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["phantom.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [".phantom.json"]

@@ -51,7 +51,7 @@ def test_arms_share_everything_but_their_init(tiny_study: Callable[..., Study]) 
 
 @pytest.mark.parametrize(
     ("evaluation", "other"),
-    [({"nsd_tolerance_mm": 1.5}, "score"), ({"min_component_voxels": 5}, "score")],
+    [({"nsd_tolerance_mm": 1.5}, "score"), ({"min_component_mm3": 5}, "score")],
 )
 def test_another_evaluation_repeats_scores_and_no_training(
     tiny_study: Callable[..., Study], evaluation: dict[str, Any], other: str

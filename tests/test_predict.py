@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from fewscan.experiments.devices import Devices
 from fewscan.experiments.predictor import Predictor, above
 from fewscan.experiments.results import RunRecord
+from fewscan.experiments.scan_grid import on_the_scan
 from fewscan.experiments.stages import run_stage
 from fewscan.harness.cli import main
 from fewscan.harness.plan import Plan, make_plan
-from fewscan.harness.predict import on_the_scan, predict, write_prediction
+from fewscan.harness.predict import predict, write_prediction
 from fewscan.harness.study import parse_study
 from fewscan.harness.trained import load_trained
 from fewscan.storage.errors import FewscanError, RunError, ScanError
@@ -138,7 +140,8 @@ def test_on_the_stores_grid_it_is_the_mask_that_was_scored(
     (files,) = (files for files in find_scans(study.scans).scans if files.id == subject)
     made, predictor = trained.slices, trained.predictor
     slices = preprocess(read_scan(files), store.size, made.axis, made.normalisation)
-    batches = list(predictor.in_batches(torch.from_numpy(slices.images_NCHW)))
+    spacing_mm = store.spacing_mm_ZHW(subject)[1:]
+    batches = list(predictor.in_batches(torch.from_numpy(slices.images_NCHW), spacing_mm))
     found = torch.cat([_defined(predictor.labels(maps, trained.threshold)) for maps in batches])
     truth = store.read_subject(subject).labels_NHW
     row = row_of(folder, subject)
@@ -151,6 +154,38 @@ def test_on_the_stores_grid_it_is_the_mask_that_was_scored(
         expected_dice = float(row["dice_at_validation_threshold"])
         assert expected_dice == pytest.approx(dice(found.numpy() > 0, truth > 0), rel=1e-12)
     assert found.any(), "nothing was found, so nothing was compared"
+
+
+@pytest.mark.parametrize("data", ["finished", "own_data", "simplest"])
+@pytest.mark.parametrize(
+    ("kind", "target"), [("score", "binary"), ("score", "multiclass"), ("unsupervised", None)]
+)
+def test_on_the_scans_grid_it_is_the_file_that_was_scored(
+    data: str, kind: str, target: str | None, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The file that is written has, with the scan's own labels, the Dice of `cases.csv`."""
+    study: Finished = request.getfixturevalue(data)
+    folder, subject, store = study.folder(kind, target), patient(study), study.plan.store
+    (files,) = (files for files in find_scans(study.scans).scans if files.id == subject)
+    threshold = None if target == "multiclass" else load_trained(folder.path).threshold
+    prediction = predict(folder.path, files.channel_files, threshold=threshold)
+    write_prediction(prediction, tmp_path / "found.nii.gz")
+    found_XYZ = read_nifti(tmp_path / "found.nii.gz").voxels_XYZ
+    truth_XYZ = read_scan(files).labels_XYZ
+    assert truth_XYZ is not None
+    row = row_of(folder, subject)
+    if target == "multiclass":
+        pairs = {
+            name: (found_XYZ == prediction.files.label_values[k - 1], truth_XYZ == k)
+            for k, name in enumerate(store.classes, start=1)
+        }
+    else:
+        pairs = {"lesion": (found_XYZ > 0, truth_XYZ > 0)}
+    for name, (found, truth) in pairs.items():
+        expected = dice(found, truth) if truth.any() else math.nan
+        said = float(row[f"dice_scan_{name}"] or "nan")
+        assert said == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    assert found_XYZ.any(), "nothing was found, so nothing was compared"
 
 
 def _defined(labels: Tensor | None) -> Tensor:
@@ -175,6 +210,26 @@ def test_back_on_the_scan(own_data: Finished) -> None:
     np.testing.assert_array_equal(kept.transpose(1, 3, 0, 2), maps[:, 1:].numpy())
     ml = np.count_nonzero(found.labels_XYZ == 1) * 1.5 * 4 / 1000
     assert found.volumes_ml["whole_gland_outer"] == pytest.approx(ml)
+
+
+def test_an_anomaly_map_has_the_windows_of_the_scans_own_spacing(own_data: Finished) -> None:
+    """With half the spacing the same windows have more pixels, and the map is another one."""
+    folder, subject = own_data.folder("unsupervised"), patient(own_data)
+    files = sorted((own_data.scans / "imagesTr").glob(f"{subject}_*"))
+    found, trained = predict(folder.path, files), load_trained(folder.path)
+    slices = preprocess(read_scan(found.files), 16, 1, "percentiles")
+    images = torch.from_numpy(slices.images_NCHW)
+    _, row_mm, column_mm = slices.frame.spacing_mm(own_data.plan.store.subjects[subject].spacing_mm)
+    maps = {
+        times: on_the_scan(
+            next(trained.predictor.in_batches(images, (times * row_mm, times * column_mm))),
+            slices.frame,
+        ).numpy()
+        for times in (1, 0.5)
+    }
+    kept = found.maps_XYZK[:, slices.first : slices.first + len(images)].transpose(1, 3, 0, 2)
+    np.testing.assert_array_equal(kept, maps[1])
+    assert not np.array_equal(kept, maps[0.5])
 
 
 @pytest.mark.parametrize(("shape", "axis", "size"), [((20, 6, 28), 1, 28), ((24, 24, 5), 2, 24)])

@@ -97,11 +97,12 @@ def test_several_networks_are_averaged(target: Target | None) -> None:
     """Their probabilities, not their labels; of anomaly scores the mean."""
     outputs = 3 if target == "multiclass" else 2
     networks = [network(seed, outputs) for seed in range(3)]
-    each = [predictor_of(model, target=target).maps(IMAGES_NCHW) for model in networks]
-    together = predictor_of(*networks, target=target).maps(IMAGES_NCHW)
+    given = (IMAGES_NCHW, (1.0, 1.0))
+    each = [predictor_of(model, target=target).maps(*given) for model in networks]
+    together = predictor_of(*networks, target=target).maps(*given)
     torch.testing.assert_close(together, (each[0] + each[1] + each[2]) / 3)
-    mirrored = predictor_of(*networks, target=target, mirror=True).maps(IMAGES_NCHW)
-    each = [predictor_of(m, target=target, mirror=True).maps(IMAGES_NCHW) for m in networks]
+    mirrored = predictor_of(*networks, target=target, mirror=True).maps(*given)
+    each = [predictor_of(m, target=target, mirror=True).maps(*given) for m in networks]
     torch.testing.assert_close(mirrored, (each[0] + each[1] + each[2]) / 3)
 
 
@@ -163,9 +164,14 @@ def rows_of(folder: RunFolder) -> dict[str, dict[str, str]]:
     return {row["subject"]: row for row in csv.DictReader(folder.cases.open())}
 
 
-def labels_of(predictor: Predictor, images_NCHW: np.ndarray, threshold: float | None) -> Tensor:
+def labels_of(
+    predictor: Predictor,
+    images_NCHW: np.ndarray,
+    spacing_mm_HW: tuple[float, float],
+    threshold: float | None,
+) -> Tensor:
     found = []
-    for maps_NKHW in predictor.in_batches(torch.from_numpy(images_NCHW)):
+    for maps_NKHW in predictor.in_batches(torch.from_numpy(images_NCHW), spacing_mm_HW):
         labels_NHW = predictor.labels(maps_NKHW, threshold)
         assert labels_NHW is not None
         found.append(labels_NHW)
@@ -179,11 +185,11 @@ def check_labels(plan: Plan, folder: RunFolder, parents: list[RunFolder]) -> Non
     assert list(rows) == list(plan.store.split.test)
     for subject, row in rows.items():
         slices = plan.store.read_subject(subject)
-        labels = labels_of(predictor, slices.images_NCHW, threshold).numpy()
+        spacing = plan.store.spacing_mm_ZHW(subject)
+        labels = labels_of(predictor, slices.images_NCHW, spacing[1:], threshold).numpy()
         truth = slices.labels_NHW if predictor.has_classes else slices.labels_NHW > 0
         names = plan.store.classes if predictor.has_classes else ("lesion",)
         for k, name in enumerate(names, start=1):
-            spacing = plan.store.spacing_mm_ZHW(subject)
             masks = Masks(labels == k, truth == k, spacing)
             column = f"dice_{name}" if predictor.has_classes else "dice_at_validation_threshold"
             dice = MEASURES["dice"](masks, EVALUATION)
@@ -255,8 +261,19 @@ def test_networks_that_were_taught_different_things_are_not_averaged(
         load_predictor([without_model])
 
 
+def test_the_most_probable_class_is_the_first_of_equal_ones() -> None:
+    """As argmax has it, also where a network broke."""
+    predictor = predictor_of(network(0, 4), target="multiclass")
+    maps_NKHW = torch.randint(0, 3, (5, 4, 9, 7), generator=torch.Generator().manual_seed(0)) / 3
+    maps_NKHW[0, 2, :3] = torch.nan
+    found_NHW = predictor.labels(maps_NKHW, None)
+    assert found_NHW is not None
+    assert torch.equal(found_NHW, maps_NKHW.argmax(dim=1).to(torch.uint8))
+
+
 def test_moving_a_predictor_keeps_what_it_is() -> None:
     predictor = replace(predictor_of(network(0, 2), target=None), mirror=True)
     moved = predictor.to("cpu")
     assert (moved.target, moved.scheme, moved.mirror) == (None, Denoise(), True)
-    assert torch.equal(moved.maps(IMAGES_NCHW), predictor.maps(IMAGES_NCHW))
+    given = (IMAGES_NCHW, (1.0, 1.0))
+    assert torch.equal(moved.maps(*given), predictor.maps(*given))

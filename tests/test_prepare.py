@@ -106,6 +106,7 @@ def test_report_and_files(scans: Path, tmp_path: Path) -> None:
         *(f"{name}/zarr.json" for name in ("images", "labels")),
         *(f"images/c.{row}.0.0.0.0" for row in range(6)),
         *(f"labels/c.{row}.0.0.0" for row in range(6)),
+        *(f"scan_labels/{row}" for row in range(6)),
     }
 
 

@@ -15,7 +15,8 @@ from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import Branch, area, compare, corrected
 from fewscan.harness.report.evidence import Quartiles, quartiles
-from fewscan.harness.report.figures import draw_published
+from fewscan.harness.report.figures import LABEL_AXES, colours_of, draw_published
+from fewscan.harness.report.results import panel_points, read_results
 from fewscan.harness.report.run_log import read_logs
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.tables import escape_latex
@@ -38,6 +39,8 @@ FILES = {
     "labels_saved.csv",
     "labels_needed.csv",
     "quartiles.csv",
+    "trainings.csv",
+    "trials.csv",
     "tables.tex",
 }
 
@@ -135,16 +138,24 @@ def test_hd95_has_quartiles_in_which_infinity_is_the_largest(finished: Plan) -> 
     wanted = {"target": "binary", "arm": "scratch", "label_count": "4"}
     (row,) = lines(finished, "quartiles.csv", **wanted)
     ends = [row[name] for name in ("lower", "median", "upper")]
-    assert (row["metric"], row["values"], ends) == (
-        "hd95_mm_lesion",
-        "18",
-        ["20.0", "30.0", "50.0"],
-    )
+    assert (row["metric"], row["patients"], row["values"]) == ("hd95_mm_lesion", "6", "18")
+    assert ends == ["20.0", "30.0", "50.0"]
     assert float(row["infinite_share"]) == pytest.approx(1 / 6)
-    assert '<td class="n">30.0<small>20.0 to 50.0; 17% ∞</small></td>' in page(finished)
+    assert '<td class="n">30.0<small>20.0 to 50.0; 17% ∞; 6 patients</small></td>' in page(finished)
     found = quartiles(np.array([1.0, math.inf, math.nan, math.inf, math.inf]))
     assert found == Quartiles(4, 1.0, math.inf, math.inf, 0.75)
     assert quartiles(np.array([math.nan])) == Quartiles(0, None, None, None, None)
+
+
+def test_false_positives_are_shown_with_how_many_patients_they_are_about(finished: Plan) -> None:
+    """Three patients have no necrotic core; all have the other classes: nothing is said there."""
+    wanted = {"target": "multiclass", "arm": "scratch", "label_count": "4"}
+    rows = lines(finished, "quartiles.csv", **wanted)
+    invented = {it["metric"]: it for it in rows if it["metric"].startswith("false_positive")}
+    (row,) = invented.values()
+    assert (row["metric"], row["median"]) == ("false_positive_mm3_necrotic_core", "8.0")
+    assert (row["patients"], row["seeds"], row["values"]) == ("3", "3", "9")
+    assert '<td class="n">8.0<small>8.0 to 8.0; 3 patients</small></td>' in page(finished)
 
 
 def test_published_figures_are_drawn_and_cited(
@@ -412,3 +423,35 @@ def test_what_a_killed_writer_has_left_goes_with_the_next_report(finished: Plan)
     left.write_bytes(b"half")
     write_report(one_study(finished))
     assert not left.exists()
+
+
+def test_labels_are_counted_in_tables_and_under_each_figure(finished: Plan) -> None:
+    """Of 24 scans 18 train, one of the tiny store's validates: its label chooses."""
+    for name in ("figure.csv", "intervals.csv"):
+        (row,) = lines(finished, name, metric=table(finished, name)[0]["metric"], arm="scratch")[:1]
+        assert int(row["labels_in_all"]) == int(row["label_count"]) + 1
+        (row,) = lines(finished, name, metric=table(finished, name)[0]["metric"], arm="denoise")[:1]
+        assert int(row["labels_in_all"]) == 19, "the masks told the pre-training what is healthy"
+    text = page(finished)
+    assert (
+        text.count("Scans whose labels count, at so many labelled scans: from scratch 2 at 1") == 3
+    )
+    assert "1 learnt from, 1 to choose, 19 masks for healthy slices: 19 in all" in text
+
+
+def test_the_axis_may_be_all_labels(finished: Plan) -> None:
+    points = panel_points(one_study(finished), read_results(one_study(finished)))
+    colours = colours_of(list(dict.fromkeys(it.arm for it in points if it.labels is not None)))
+    for axis, first in (("learnt", 1), ("all", 2)):
+        axes = draw_published(points, colours, axis=axis).axes[0]
+        assert axes.lines[0].get_xdata()[0] == first
+        assert axes.get_xlabel() == LABEL_AXES[axis]
+
+
+def test_how_trainings_went_is_on_the_page(finished: Plan) -> None:
+    text = page(finished)
+    assert "Epochs, rates, last models and gains of all trainings" in text
+    rows = table(finished, "trainings.csv")
+    assert {row["training"] for row in rows} == {"pre-train denoise", "scratch", "denoise"}
+    assert table(finished, "trials.csv") == []
+    assert "Learning rates that were tried" not in text

@@ -268,8 +268,8 @@ def test_an_anomaly_score_of_its_own_is_scored(store: SliceStore, tmp_path: Path
     predictor = load_predictor([folder])
     network = load_model(folder.model).float()
     with torch.no_grad():
-        expected_NHW = Foreign().anomaly_score(network, images_NCHW)
-    assert torch.equal(predictor.maps(images_NCHW), expected_NHW[:, None])
+        expected_NHW = Foreign().anomaly_score(network, images_NCHW, (1.0, 1.0))
+    assert torch.equal(predictor.maps(images_NCHW, (1.0, 1.0)), expected_NHW[:, None])
 
 
 def test_a_network_without_an_anomaly_score_is_not_scored(

@@ -50,7 +50,8 @@ class Flair(Predictor):
     def to(self, device: str) -> Predictor:
         return self
 
-    def maps(self, images_NCHW: Tensor) -> Tensor:
+    def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None) -> Tensor:
+        assert spacing_mm_HW == SPACING_MM[1:]
         bright_NHW = images_NCHW[:, 0].clamp(0, 1)
         if not self.has_classes:
             return bright_NHW[:, None]
@@ -81,7 +82,7 @@ def scored(
         devices: Devices = CPU,
         split: ScoredSplit = "test",
     ) -> Result:
-        monkeypatch.setattr(score_module, "load_predictor", lambda parents: Flair(target))
+        monkeypatch.setattr(score_module, "predictor_of_score", lambda *_: Flair(target))
         spec = Score(store.fingerprint, evaluation, (), split)
         format_ = SliceFormat.of_store(store)
         RunRecord(spec, "study", "score", format_, store.path).write(folder)
@@ -137,7 +138,7 @@ def test_each_patient_has_its_share_of_the_pooled_numbers(
     first, second, *others = store.split.test
     patient = {first: "A", second: "A"} | {it: it for it in others}
     monkeypatch.setattr(SliceStore, "patient", lambda self, subject: patient.get(subject, subject))
-    result = scored(Evaluation(min_component_voxels=42), target=None)
+    result = scored(Evaluation(min_component_mm3=42.4 * VOXEL_MM3), target=None)
     rows = read_rows(folder)
     left_out = {
         out: [pooled(store, (it,)) for it in store.split.test if patient[it] != out]
@@ -264,9 +265,9 @@ def test_surfaces_are_those_of_the_masks_in_millimetres(
 
 def test_specks_can_be_removed(scored: Callable[..., Result]) -> None:
     """Everything is a speck if specks may be large; then nothing is found."""
-    none = scored(Evaluation(min_component_voxels=10**6))
+    none = scored(Evaluation(min_component_mm3=1e9))
     assert none.test["pooled_best_dice_without_specks"] == 0
-    some = scored(Evaluation(min_component_voxels=1))
+    some = scored(Evaluation(min_component_mm3=VOXEL_MM3))
     assert some.test["pooled_best_dice_without_specks"] > 0
     assert none.test["pooled_best_dice"] == some.test["pooled_best_dice"]
     assert "pooled_best_dice_without_specks" not in scored().test
@@ -276,7 +277,7 @@ def test_dice_without_specks_is_that_of_what_is_left(
     store: SliceStore, scored: Callable[..., Result]
 ) -> None:
     """Of all test scans together, at the threshold of the best Dice."""
-    result = scored(Evaluation(min_component_voxels=42))
+    result = scored(Evaluation(min_component_mm3=42.4 * VOXEL_MM3))
     threshold = np.float16(result.test["pooled_best_dice_threshold"])
     found, left, true, hits = 0, 0, 0, 0
     for subject in store.split.test:
@@ -323,7 +324,7 @@ def trained_and_scored(
         tiny_study(
             finetune=finetune,
             baselines=["unsupervised"],
-            evaluation={"min_component_voxels": 2, "nsd_tolerance_mm": 2.0},
+            evaluation={"min_component_mm3": 2.0, "nsd_tolerance_mm": 2.0},
         )
     )
     run_in_process(plan, plan.runs)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from fewscan.experiments import spec as spec_module
+from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.schemes import SCHEMES, Denoise
 from fewscan.experiments.schemes.denoise import Noise
 from fewscan.experiments.schemes.scheme import Scheme
@@ -42,7 +43,7 @@ SPECS: list[RunSpec] = [
 ODD: list[RunSpec] = [
     Pretrain("data", Network(8), TRAINING, Denoise(Noise(8))),
     Finetune("data", Network(8), "binary", 4, TRAINING, 0, Augmentation("none")),
-    Score("data", Evaluation(20), ("abc",)),
+    Score("data", Evaluation(20), ("abc",), image=ImageScore("flair")),
 ]
 """None of whose nested settings is the default."""
 
@@ -64,7 +65,7 @@ CANONICAL = {
     '{"data":"data","init":"abc","kind":"pretrain","network":{"depth":3},"protocol":3,'
     '"scheme":{"kind":"denoise","noise":{"resolution":8}},"seed":1,'
     '"training":{"iterations":10,"validate_every":5}}': SPECS[2],
-    '{"data":"data","evaluation":{"min_component_voxels":20},"kind":"score",'
+    '{"data":"data","evaluation":{"min_component_mm3":20},"kind":"score",'
     '"parents":["abc","def"],"protocol":3}': SPECS[3],
     '{"kind":"imported","protocol":3,"sha256":"0123"}': SPECS[4],
 }
@@ -131,7 +132,7 @@ def test_all_settings_are_tried_below() -> None:
     tried = {type(_at(spec, path)).__name__ for spec, path in PLACES}
     assert tried == {
         *("Pretrain", "Finetune", "Score", "Imported", "Network", "Training", "Evaluation"),
-        *("Augmentation", "Denoise", "Noise"),
+        *("Augmentation", "Denoise", "Noise", "ImageScore"),
     }
 
 
@@ -160,6 +161,7 @@ def changed_once(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         "init": "other",
         "lr_half_period": 7,
         "validation_slices": 7,
+        "smoothing_mm": 7.0,
     }
     for field in fields(value):
         inner = getattr(value, field.name)
@@ -258,6 +260,15 @@ def test_folders_of_older_protocols_are_read(monkeypatch: pytest.MonkeyPatch) ->
     assert from_json(to_json(FINETUNE) | {"protocol": 2}) == FINETUNE
 
 
+def test_scores_that_counted_components_in_voxels_are_read() -> None:
+    """Of protocol 2: as many voxels of the published grid."""
+    score = to_json(Score("data", Evaluation(), ("abc",))) | {"protocol": 2}
+    for voxels in (0, 20):
+        old = score | {"evaluation": {"min_component_voxels": voxels, "nsd_tolerance_mm": 1.0}}
+        expected = Evaluation(min_component_mm3=voxels * 1.875**2, nsd_tolerance_mm=1.0)
+        assert from_json(old) == Score("data", expected, ("abc",))
+
+
 def test_a_default_is_part_of_the_protocol() -> None:
     """Stored: a default is not hashed, so changing one changes what finished runs' ids mean."""
     assert asdict(Training(1, 1)) == {
@@ -275,7 +286,7 @@ def test_a_default_is_part_of_the_protocol() -> None:
         "precision": "auto",
     }
     assert asdict(Network()) == {"width": 64, "depth": 4}
-    assert asdict(Evaluation()) == {"min_component_voxels": 0, "nsd_tolerance_mm": 2.0}
+    assert asdict(Evaluation()) == {"min_component_mm3": 0, "nsd_tolerance_mm": 2.0}
     assert asdict(Augmentation()) == {"policy": "nnunet"}
     assert asdict(Denoise()) == {"noise": {"resolution": 16, "std": 0.2}}
     assert (PRETRAIN.scheme, PRETRAIN.seed, PRETRAIN.init) == (Denoise(), 0, None)

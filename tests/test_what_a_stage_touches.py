@@ -258,7 +258,7 @@ def test_a_score_chooses_on_validation_before_it_reads_the_test_part(
     parent = done(spec)
     touched.images.clear()
     touched.labels.clear()
-    evaluation = Evaluation(min_component_voxels=2, nsd_tolerance_mm=None)
+    evaluation = Evaluation(min_component_mm3=4.0, nsd_tolerance_mm=None)
     result = Result.read(done(Score(store.fingerprint, evaluation, (run_id(spec),), split)))
     validation, test = list(store.split.validation), list(store.split.test)
     assert touched.scans == validation + (test if split == "test" else [])

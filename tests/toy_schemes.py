@@ -138,7 +138,9 @@ class Foreign(Scheme):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(outputs[:, 0], targets)
 
-    def anomaly_score(self, network: nn.Module, images_NCHW: Tensor) -> Tensor:
+    def anomaly_score(
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+    ) -> Tensor:
         score: Tensor = network(images_NCHW)[:, 0].float().sigmoid()
         return score
 

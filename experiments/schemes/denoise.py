@@ -86,11 +86,13 @@ class Denoise(Scheme):
 
         return reconstruction_loss(outputs, *targets)
 
-    def anomaly_score(self, network: nn.Module, images_NCHW: Tensor) -> Tensor:
+    def anomaly_score(
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+    ) -> Tensor:
         """What it cannot reconstruct of a clean slice."""
         from fewscan.experiments.anomaly import reconstruction_anomaly
 
-        return reconstruction_anomaly(images_NCHW, network(images_NCHW))
+        return reconstruction_anomaly(images_NCHW, network(images_NCHW), spacing_mm_HW)
 
 
 def masked_noise(images_NCHW: Tensor, foreground_NHW: Tensor, draw: NoiseDraw) -> Tensor:

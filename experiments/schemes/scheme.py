@@ -46,6 +46,9 @@ class SliceTable:
     """For each slice a number that is the same for slices of one scan."""
     heights_N: np.ndarray
     """Where it lies in its scan, from 0, the first slice, to 1, the last."""
+    spacing_mm_HW: tuple[float, float] = (1.0, 1.0)
+    """Distance between rows and between columns: of several scans the median, so that a length in
+    millimetres is as many pixels in every slice."""
 
     @classmethod
     def unrelated(cls, channels: int, size: tuple[int, int], count: int) -> SliceTable:
@@ -60,8 +63,21 @@ class SliceTable:
     def of(self, indices_N: np.ndarray) -> SliceTable:
         """The table of some of the slices."""
         return SliceTable(
-            self.channels, self.size, self.scans_N[indices_N], self.heights_N[indices_N]
+            self.channels,
+            self.size,
+            self.scans_N[indices_N],
+            self.heights_N[indices_N],
+            self.spacing_mm_HW,
         )
+
+
+class HasAnomalyScore(Protocol):
+    """What a predictor without a target asks."""
+
+    def anomaly_score(
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+    ) -> Tensor:
+        """See `Scheme.anomaly_score`."""
 
 
 class Scheme:
@@ -123,6 +139,11 @@ class Scheme:
         """
         raise NotImplementedError
 
-    def anomaly_score(self, network: nn.Module, images_NCHW: Tensor) -> Tensor:
-        """How anomalous each pixel is, as the body sees it: float32 NHW, not negative."""
+    def anomaly_score(
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+    ) -> Tensor:
+        """How anomalous each pixel is, as the body sees it: float32 NHW, not negative.
+
+        `spacing_mm_HW` is the distance between rows and between columns, for what has a size.
+        """
         raise NotImplementedError

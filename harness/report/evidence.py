@@ -32,7 +32,7 @@ from fewscan.storage.errors import StudyError
 
 @dataclass(frozen=True)
 class Quartiles:
-    """Of a cell over its patients and seeds, for a quantity that may be infinite.
+    """Of a cell over its patients and seeds, for a quantity that is described by them.
 
     In the order of the patients infinity is the largest, so quartiles are exact whatever a finite
     stand-in would have been. There is no mean, hence no difference of means and no interval.
@@ -76,6 +76,8 @@ class Outcome:
     """With the reference."""
     saved: LabelsSaved | None = None
     """What the reference needs for the score."""
+    in_all: int | None = None
+    """Scans whose labels it depends on (`label_budget`)."""
 
     @property
     def seeds(self) -> int:
@@ -147,11 +149,14 @@ class Evidence:
 def gather(
     studies: Studies, results: Sequence[RunResults], *, leading: bool = False
 ) -> list[Evidence]:
-    """The evidence for each quantity that is compared, and for each described one that has runs;
-    or for the leading ones alone."""
+    """The evidence for each quantity that is compared, and for each described one with a patient;
+    or for the leading ones alone.
+
+    Where every patient has a structure nobody is left whom its false positives are about.
+    """
     wanted = [it for it in quantities(studies) if it.leads or not leading]
     found = [_evidence(studies, results, quantity) for quantity in wanted]
-    found = [it for it in found if it.is_compared or any(outcome.cell for outcome in it.outcomes)]
+    found = [it for it in found if it.is_compared or any(all(o.scored) for o in it.outcomes)]
     return correct(found)
 
 
@@ -208,7 +213,15 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
     by_means = metric.compared == "difference"
     references = studies.references() if by_means else {}
     outcomes = {
-        (arm, n): Outcome(quantity, arm, n, count, references.get(arm), cells.get((arm, n)))
+        (arm, n): Outcome(
+            quantity,
+            arm,
+            n,
+            count,
+            references.get(arm),
+            cells.get((arm, n)),
+            in_all=studies.in_all(quantity.target, arm, n),
+        )
         for (arm, n), count in planned.items()
     }
     areas: dict[Arm, Area] = {}
@@ -253,7 +266,7 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
         tuple(outcomes.values()),
         objections,
         areas,
-        needed=_needed(studies, quantity, cells) if quantity.leads else {},
+        needed=_needed(studies, quantity, cells, may_collapse) if quantity.leads else {},
         is_named=quantity.target in studies.reach,
     )
 
@@ -263,7 +276,7 @@ REACH = 0.9
 
 
 def _needed(
-    studies: Studies, quantity: Quantity, cells: Mapping[Labelled, Cell]
+    studies: Studies, quantity: Quantity, cells: Mapping[Labelled, Cell], may_collapse: bool
 ) -> dict[Arm, LabelsNeeded]:
     """For the score that a study names, or that the first reference nearly reaches."""
     score, references = studies.reach.get(quantity.target), studies.references()
@@ -277,7 +290,8 @@ def _needed(
     found: dict[Arm, LabelsNeeded] = {}
     for arm in arms:
         with suppress(StudyError):  # other patients: among the objections
-            needed = labels_needed(_labelled(cells, arm), score, most=quantity.metric.most)
+            mine, most = _labelled(cells, arm), quantity.metric.most
+            needed = labels_needed(mine, score, most=most, may_collapse=may_collapse)
             found |= {} if needed is None else {arm: needed}
     return found
 

@@ -137,9 +137,11 @@ def _compute(plan: Plan, choice: Choice) -> Examples:
 
     from fewscan.harness.trained import load_trained
 
-    shown = []
+    shown, spacings_mm = [], []
     for patient in choice.patients.values():
-        slices = plan.store.read_subject(_scan_of(plan, patient))
+        scan = _scan_of(plan, patient)
+        slices = plan.store.read_subject(scan)
+        spacings_mm.append(plan.store.spacing_mm_ZHW(scan)[1:])
         lesion_NHW = plan.store.meaning.is_lesion(slices.labels_NHW)
         largest = int(lesion_NHW.sum(axis=(1, 2)).argmax())
         parts = (slices.positions_N, slices.images_NCHW, slices.labels_NHW)
@@ -156,7 +158,9 @@ def _compute(plan: Plan, choice: Choice) -> Examples:
     anomaly_NHW = None
     if choice.anomaly is not None:
         trained = load_trained(plan.folder.run(choice.anomaly[1]).path)
-        anomaly_NHW = trained.predictor.maps(images)[:, 0].numpy()
+        each = zip(images.split(1), spacings_mm, strict=True)
+        maps = [trained.predictor.maps(image, spacing_mm) for image, spacing_mm in each]
+        anomaly_NHW = torch.cat(maps)[:, 0].numpy()
     images_NHW = images_NCHW[:, 0].astype(np.float32)
     return Examples(choice, positions, images_NHW, truth_NHW, np.stack(labels), anomaly_NHW)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
@@ -20,7 +20,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from fewscan.experiments.catalogue import Metric, panels
 from fewscan.harness.arms import Arm
 from fewscan.harness.report.bootstrap import Estimate
-from fewscan.harness.report.evidence import Evidence
+from fewscan.harness.report.evidence import Evidence, Outcome
 from fewscan.harness.report.labels_saved import LabelsSaved
 from fewscan.harness.report.results import PanelPoint, cell_name
 from fewscan.harness.report.run_log import RunLog
@@ -41,6 +41,12 @@ MARGIN = 0.02
 """Of a metric's range, so that an axis cuts no marker."""
 UNSUPERVISED_STYLES = (":", "-.")
 REFERENCE_STYLES = ((0, (1, 2)), (0, (6, 2)), (0, (6, 2, 1, 2)))
+
+LabelAxis = Literal["learnt", "all"]
+LABEL_AXES: Mapping[LabelAxis, str] = {
+    "learnt": "labelled scans",
+    "all": "scans whose labels count: learnt from, choosing, telling what is healthy",
+}
 
 Colours = Mapping[Arm, str]
 """Arm → colour, the same in every figure."""
@@ -67,7 +73,10 @@ def as_data_uri(figure: Figure) -> str:
 
 
 def draw_published(
-    points: Sequence[PanelPoint], colours: Colours, published: Sequence[Published] = ()
+    points: Sequence[PanelPoint],
+    colours: Colours,
+    published: Sequence[Published] = (),
+    axis: LabelAxis = "learnt",
 ) -> Figure:
     """The panels of Holzschuh et al.'s Figure 1, with the figures that others published."""
     shown = panels()
@@ -76,7 +85,7 @@ def draw_published(
     for letter, (target, metric), axes in zip(ascii_lowercase, shown, all_axes, strict=False):
         key = metric.overall_key(target)
         here = [it for it in points if it.quantity.key == key]
-        _draw_panel(axes, here, colours)
+        _draw_panel(axes, here, colours, axis)
         _draw_references(axes, [it for it in published if it.metric == key])
         _limit(axes, metric)
         axes.set_title(f"({letter}) {metric.panel_title}", fontsize=10)
@@ -91,11 +100,21 @@ def _limit(axes: Axes, metric: Metric) -> None:
         axes.set_ylim(metric.least - margin, metric.most + margin)
 
 
-def _draw_panel(axes: Axes, points: Sequence[PanelPoint], colours: Colours) -> None:
-    counts = sorted({it.labels for it in points if it.labels is not None})
+def _labels_of(it: PanelPoint | Outcome, axis: LabelAxis) -> int:
+    """Where it stands on the axis."""
+    count = it.labels if axis == "learnt" else it.in_all
+    assert count is not None
+    return count
+
+
+def _draw_panel(
+    axes: Axes, points: Sequence[PanelPoint], colours: Colours, axis: LabelAxis
+) -> None:
+    labelled = [it for it in points if it.labels is not None]
+    counts = sorted({_labels_of(it, axis) for it in labelled})
     for arm, colour in colours.items():
-        mine = [it for it in points if it.arm == arm and it.values]
-        line = {it.labels: it for it in mine if it.labels is not None}
+        mine = [it for it in labelled if it.arm == arm and it.values]
+        line = {_labels_of(it, axis): it for it in mine}
         x, mean = [*line], np.array([it.mean for it in line.values()], dtype=float)
         _draw_line(axes, x, mean, arm, colour)
         known = [(n, it.interval) for n, it in line.items() if it.interval is not None]
@@ -103,12 +122,13 @@ def _draw_panel(axes: Axes, points: Sequence[PanelPoint], colours: Colours) -> N
             low, high = zip(*(ends for _, ends in known), strict=True)
             axes.fill_between([n for n, _ in known], low, high, color=colour, **SHADE)
             axes.fill_between([], [], color="0.35", label=BAND, **SHADE)
-    most = [it for it in points if it.arm.is_scratch and it.labels == counts[-1]]
+    most_labels = max((it.labels or 0 for it in labelled), default=0)
+    most = [it for it in labelled if it.arm.is_scratch and it.labels == most_labels]
     supervised = [(f"{SUPERVISED}: {cell_name(it.arm, it.labels)}", it.mean) for it in most]
     _draw_levels(axes, supervised, ["--"])
     unlabelled = [(it.arm.title, it.mean) for it in points if it.labels is None]
     _draw_levels(axes, unlabelled, UNSUPERVISED_STYLES)
-    _label_counts_on(axes, counts)
+    _label_counts_on(axes, counts, axis)
 
 
 def _draw_line(axes: Axes, x: Sequence[Any], y: Any, arm: Arm, colour: str) -> None:
@@ -252,7 +272,7 @@ def _legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
         )
 
 
-def _label_counts_on(axes: Axes, counts: Sequence[int]) -> None:
+def _label_counts_on(axes: Axes, counts: Sequence[int], axis: LabelAxis = "learnt") -> None:
     axes.set_xscale("log")
     _tick_counts(axes.xaxis, counts)
     axes.minorticks_off()
@@ -260,7 +280,7 @@ def _label_counts_on(axes: Axes, counts: Sequence[int]) -> None:
         axes.set_xlim(counts[0] / 1.2, counts[-1] * 1.2)
     if not axes.has_data():
         axes.text(0.5, 0.5, "no finished run", color="0.45", ha="center", transform=axes.transAxes)
-    axes.set_xlabel("labelled scans")
+    axes.set_xlabel(LABEL_AXES[axis])
     axes.grid(alpha=0.3)
 
 

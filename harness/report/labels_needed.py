@@ -11,9 +11,10 @@ seeds and patients, from which the intervals come.
 No power law is used where the data do not carry it: with fewer than `FEWEST_COUNTS` counts, where
 the score is not shown to rise, where no power law fits, and where the answer or an end of its
 interval lies beyond `FURTHEST` times the last count. Then the answer is "more than were run". In
-simulated studies (5 seeds, 251 patients, 7 counts, curves that are power laws; 200 each) the 95 %
-intervals, "more than" among them, held the truth in @@. Of curves that are none, such as a sigmoid on the
-logarithmic axis that has levelled off, @@ % are noticed with 5 seeds and the interval holds in @@ %.
+simulated studies (5 seeds, 251 patients, counts 1 to 64, 400 each) whose curves are power laws or
+rise with the logarithm, the 95 % intervals, "more than" among them, held the true 20, 50, 90 or 150
+labels in 95 to 100 %. A sigmoid that has levelled off at 64 is no power law: it is noticed in half
+of the studies, and at 90 and 150 labels the interval holds in 88 and 81 %.
 
 Letters in names: K label counts, B resamples, N points of a drawn curve.
 """
@@ -35,7 +36,7 @@ from fewscan.harness.report.bootstrap import (
     with_interval,
 )
 from fewscan.harness.report.cells import Cell, require_same_patients
-from fewscan.harness.report.labels_saved import crossings, isotonic
+from fewscan.harness.report.labels_saved import crossings, isotonic, means_by_count
 
 FEWEST_COUNTS = 4
 """That a power law, which has three parameters, is fitted to."""
@@ -43,6 +44,9 @@ FURTHEST = 4
 """Times the last label count: as far as it is trusted."""
 EXPONENTS = np.geomspace(0.05, 2.0, 48)
 """That are tried for b; published learning curves lie between 0.07 and 1."""
+HALVINGS = 4
+MISS = 0.001
+"""By less a power law misses no score: nobody reports more digits."""
 DRAWN = 24
 """Points of the dashed curve."""
 
@@ -112,13 +116,15 @@ def labels_needed(
     score: float,
     *,
     most: float = 1.0,
+    may_collapse: bool = False,
     resamples: int = RESAMPLES,
     random_seed: int = 0,
 ) -> LabelsNeeded | None:
     """The labelled scans with which an arm, by label count, reaches a score; None without cells.
 
     Higher scores are better, `most` is the best there is, and the error is what is missing to it.
-    Where a cell has one seed or one patient there is no interval, and no power law.
+    Where a cell has one seed or one patient there is no interval, and no power law. `may_collapse`
+    is that of `comparison.compare`.
 
     Raises `StudyError` if the cells were tested on different patients.
     """
@@ -129,9 +135,8 @@ def labels_needed(
     for cell in each[1:]:
         require_same_patients(each[0], cell)
     resampling = draw_resamples(each, resamples, random_seed)
-    means_K = np.array([[mean(cell) for cell in each]], dtype=float)
-    draws_BK = np.stack([resampling.means_B(cell) for cell in each], axis=1)
-    means_BK, counts_K = np.concatenate([means_K, draws_BK]), np.array([*cells])
+    curve = means_by_count(cells, resampling, (random_seed, 3), may_collapse)
+    means_BK, counts_K = np.stack([*curve.values()], axis=1), np.array([*cells])
     curve_BK = isotonic(means_BK)
     crossings_B, _ = crossings(np.full(len(curve_BK), score), curve_BK, counts_K)
     searched = (int(counts_K[0]), int(counts_K[-1]))
@@ -173,31 +178,42 @@ def _without_law(
 def fit(counts_K: np.ndarray, errors_BK: np.ndarray) -> Law:
     """The power laws nearest to each row, by least squares.
 
-    For a given b the law is linear in a and c, so all that is searched is b, over `EXPONENTS`.
+    For a given b the law is linear in a and c, so all that is searched is b: over `EXPONENTS`, and
+    then between neighbours of the best, halving the steps.
     """
-    rows = len(errors_BK)
-    least_B = np.full(rows, np.inf)
-    a_B, b_B, c_B = np.zeros(rows), np.full(rows, EXPONENTS[0]), np.zeros(rows)
-    middle_B = errors_BK.mean(axis=1)
+    rows, ratios_K = len(errors_BK), counts_K / counts_K[0]
+    best_B4 = np.full((rows, 4), np.inf)
+
+    def attempt(b_B1: np.ndarray) -> None:
+        a_B, c_B, squares_B = _given(ratios_K**-b_B1, errors_BK)
+        b_B = np.broadcast_to(b_B1[:, 0], rows)
+        better_B = squares_B < best_B4[:, 0]
+        best_B4[better_B] = np.stack([squares_B, a_B, b_B, c_B], axis=1)[better_B]
+
     for b in EXPONENTS:
-        x_K = (counts_K / counts_K[0]) ** -b
-        from_middle_K = x_K - x_K.mean()
-        slope_B = errors_BK @ from_middle_K / (from_middle_K @ from_middle_K)
-        level_B = middle_B - slope_B * x_K.mean()
-        through_0_B = errors_BK @ x_K / (x_K @ x_K)
-        slope_B, level_B = (
-            np.where(level_B < 0, through_0_B, slope_B),
-            np.maximum(level_B, 0.0),
-        )
-        level_B = np.where(slope_B < 0, middle_B, level_B)
-        slope_B = np.maximum(slope_B, 0.0)
-        rest_BK = errors_BK - slope_B[:, None] * x_K - level_B[:, None]
-        squares_B = np.einsum("bk,bk->b", rest_BK, rest_BK)
-        better_B = squares_B < least_B
-        least_B[better_B] = squares_B[better_B]
-        a_B[better_B], c_B[better_B] = slope_B[better_B], level_B[better_B]
-        b_B[better_B] = b
+        attempt(np.array([[b]]))
+    step = EXPONENTS[1] / EXPONENTS[0]
+    for _ in range(HALVINGS):
+        step **= 0.5
+        middle_B1 = best_B4[:, 2:3].copy()
+        attempt(middle_B1 / step)
+        attempt(middle_B1 * step)
+    _, a_B, b_B, c_B = best_B4.T
     return Law(a_B, b_B, c_B, int(counts_K[0]))
+
+
+def _given(x_BK: np.ndarray, errors_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The best a, c ≥ 0 of error = a x + c, and the sum of squares that is left; x may be 1K."""
+    middle_B, middle_x_B = errors_BK.mean(axis=1), x_BK.mean(axis=1)
+    from_middle_BK = x_BK - middle_x_B[:, None]
+    a_B = (errors_BK * from_middle_BK).sum(axis=1) / (from_middle_BK**2).sum(axis=1)
+    c_B = middle_B - a_B * middle_x_B
+    through_0_B = (errors_BK * x_BK).sum(axis=1) / (x_BK**2).sum(axis=1)
+    a_B = np.where(c_B < 0, through_0_B, a_B)
+    c_B = np.where(a_B < 0, middle_B, np.maximum(c_B, 0))
+    a_B = np.maximum(a_B, 0)
+    squares_B = ((errors_BK - a_B[:, None] * x_BK - c_B[:, None]) ** 2).sum(axis=1)
+    return a_B, c_B, squares_B
 
 
 def _lack(means_BK: np.ndarray) -> str:
@@ -223,13 +239,13 @@ def _misfit(means_BK: np.ndarray, law: Law, counts_K: np.ndarray, most: float) -
     rest_BK = means_BK - (most - law.errors(counts_K))
     tail = (1 - CONFIDENCE) / 2 / len(counts_K)
     low_K, high_K = np.quantile(rest_BK[1:], [tail, 1 - tail], axis=0)
-    if (low_K > 0).any() or (high_K < 0).any():
+    if (low_K > MISS).any() or (high_K < -MISS).any():
         return "no power law fits what was measured"
     if len(counts_K) > FEWEST_COUNTS:
         others = fit(counts_K[:-1], most - means_BK[:, :-1])
         missed_B = most - others.errors(counts_K[-1:])[:, 0] - means_BK[:, -1]
         low, high = percentiles(missed_B[1:])
-        if low > 0 or high < 0:
+        if low > MISS or high < -MISS:
             return f"the power law of the other counts misses what {counts_K[-1]} reach"
     return ""
 

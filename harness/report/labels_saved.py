@@ -81,7 +81,7 @@ def labels_saved(
     resampling = draw_resamples(cells, resamples, random_seed)
     sign = 1 if higher_is_better else -1
     scores, curve = (
-        _means(arm, resampling, (random_seed, stream), may_collapse)
+        means_by_count(arm, resampling, (random_seed, stream), may_collapse)
         for stream, arm in enumerate((first, second), start=3)
     )
     means_BK = np.stack([*curve.values()], axis=1)
@@ -104,7 +104,7 @@ def labels_saved(
     return found
 
 
-def _means(
+def means_by_count(
     arm: Mapping[int, Cell], resampling: Resampling, stream: tuple[int, int], may_collapse: bool
 ) -> dict[int, np.ndarray]:
     """At each label count the mean, and after it the mean in every resample.

@@ -115,7 +115,7 @@ def quantities(studies: Studies) -> list[Quantity]:
     return [
         quantity
         for target in studies.targets
-        for metric in computed(studies.evaluation, target)
+        for metric in computed(studies.evaluation, target, studies.first.store.keeps_scan_labels)
         if metric.compared != "no" and target in metric.compared_for
         for quantity in _quantities(studies, target, metric)
     ]
@@ -211,6 +211,8 @@ class PanelPoint:
     interval: tuple[float, float] | None = None
     """95 % confidence interval of their mean, over seeds and patients; None: it takes two of each,
     and the `cases.csv` of every run."""
+    in_all: int | None = None
+    """Scans whose labels it depends on (`label_budget`)."""
 
     @property
     def estimate(self) -> Estimate:
@@ -256,7 +258,10 @@ def panel_points(studies: Studies, results: Sequence[RunResults]) -> list[PanelP
         for place, planned in studies.planned(target).items():
             values = (it.test[quantity.key] for it in defined.get(place, []))
             known = tuple(value for value in values if value is not None)
-            points.append(PanelPoint(quantity, *place, planned, known, intervals.get(place)))
+            in_all = studies.in_all(target, *place)
+            points.append(
+                PanelPoint(quantity, *place, planned, known, intervals.get(place), in_all)
+            )
     return points
 
 

@@ -12,6 +12,7 @@ from fewscan.harness.report.comparison import Area
 from fewscan.harness.report.evidence import Evidence, Outcome
 from fewscan.harness.report.labels_needed import LabelsNeeded
 from fewscan.harness.report.results import PanelPoint, Quantity, RunResults
+from fewscan.harness.report.studies import Studies
 from fewscan.harness.report.tables import (
     MISSING,
     Column,
@@ -44,6 +45,7 @@ def _right(
 QUANTITY = _csv(target="quantity.target", metric="quantity.key")
 ARM = Column("arm", "arm", at("arm"), lambda arm: arm.title)
 LABELS = _right("label_count", "labelled scans", at("labels"), label_count)
+IN_ALL = _right("labels_in_all", "labels in all", at("in_all"))
 
 
 class Number(NamedTuple):
@@ -62,11 +64,30 @@ def numbers_table(results: Iterable[RunResults]) -> Table:
     return Table((*run, *cell, *_csv(metric="metric", value="value")), rows)
 
 
+def labels_table(studies: Studies) -> Table:
+    """What the numbers of each arm depend on, at the fewest and the most labelled scans."""
+    rows = []
+    for target in studies.targets:
+        counts: dict[Arm, list[int | None]] = {}
+        for arm, n in studies.planned(target):
+            counts.setdefault(arm, []).append(n)
+        for arm, found in counts.items():
+            ends = dict.fromkeys([found[0], found[-1]])
+            rows += [(target, arm, n, studies.budgets[target, arm, n]) for n in ends]
+    columns = (
+        Column("", "target", itemgetter(0)),
+        Column("", "arm", itemgetter(1), lambda arm: arm.title),
+        _right("", "labelled scans", itemgetter(2), label_count),
+        Column("", "its numbers depend on the labels of", lambda row: row[3].words),
+    )
+    return Table(columns, rows)
+
+
 def points_table(points: Sequence[PanelPoint]) -> Table:
     """The published figure in numbers."""
     columns = (
         *QUANTITY,
-        *_csv(arm="arm", label_count="labels"),
+        *_csv(arm="arm", label_count="labels", labels_in_all="in_all"),
         *_csv(runs="runs", planned="planned", mean="mean", low="low", high="high", std="std"),
         Column("lowest", "", lambda it: min(it.values, default=None)),
         Column("highest", "", lambda it: max(it.values, default=None)),
@@ -78,7 +99,7 @@ def intervals_table(outcomes: Sequence[Outcome]) -> Table:
     """The mean over seeds and patients of every planned cell, the missing ones too."""
     columns = (
         *QUANTITY,
-        *_csv(arm="arm", label_count="labels"),
+        *_csv(arm="arm", label_count="labels", labels_in_all="in_all"),
         Column("seeds", "", lambda it: it.scored[0]),
         *_csv(planned="planned"),
         Column("collapsed", "", lambda it: len(it.collapsed)),
@@ -89,10 +110,12 @@ def intervals_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def quartiles_table(outcomes: Sequence[Outcome]) -> Table:
-    """Of what may be infinite, over patients and seeds."""
+    """Of what is described, over patients and seeds."""
     columns = (
         *QUANTITY,
-        *_csv(arm="arm", label_count="labels", seeds="seeds", values="quartiles.values"),
+        *_csv(arm="arm", label_count="labels", labels_in_all="in_all", seeds="seeds"),
+        Column("patients", "", lambda it: it.scored[1]),
+        *_csv(values="quartiles.values"),
         *_csv(lower="quartiles.lower", median="quartiles.median", upper="quartiles.upper"),
         *_csv(infinite_share="quartiles.infinite_share"),
     )
@@ -159,6 +182,7 @@ def differences_table(outcomes: Sequence[Outcome]) -> Table:
         ARM,
         *_csv(reference="reference"),
         LABELS,
+        IN_ALL,
         _right("seeds", "seeds", at("comparison.seeds", missing=0)),
         _right("patients", "patients", at("comparison.patients", missing=0)),
         _right(
@@ -184,6 +208,7 @@ def saved_table(outcomes: Sequence[Outcome], reference: str) -> Table:
         ARM,
         *_csv(reference="reference"),
         LABELS,
+        IN_ALL,
         _right("score", "its score", at("saved.score"), number),
         _right("", f"{reference} needs", at("saved"), needed),
         _right("", "95 % interval", at("saved"), needed_interval),
@@ -297,7 +322,7 @@ def _difference(it: Outcome) -> str:
 
 
 def quartiles_by_arm(outcomes: Sequence[Outcome]) -> Table:
-    """Quartiles over patients and seeds and how often it is infinite, for people."""
+    """Quartiles over patients and seeds, of how many, and how often it is infinite, for people."""
     return _by_arm(outcomes, _quartiles)
 
 
@@ -306,4 +331,6 @@ def _quartiles(it: Outcome) -> str:
     if found is None:
         return MISSING
     ends = f"{one_decimal(found.lower)} to {one_decimal(found.upper)}"
-    return f"{one_decimal(found.median)}\n{ends}; {found.infinite_share or 0:.0%} ∞"
+    infinite = f"; {found.infinite_share:.0%} ∞" if found.infinite_share else ""
+    patients = f"{it.scored[1]} patient{'' if it.scored[1] == 1 else 's'}"
+    return f"{one_decimal(found.median)}\n{ends}{infinite}; {patients}"

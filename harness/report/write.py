@@ -36,6 +36,15 @@ from fewscan.harness.report.results import PanelPoint, RunResults, panel_points,
 from fewscan.harness.report.run_log import RunLog, by_machine, curves, read_logs
 from fewscan.harness.report.studies import Studies
 from fewscan.harness.report.tables import scans, to_csv, to_latex
+from fewscan.harness.report.trainings import (
+    Trainings,
+    Trial,
+    read_trainings,
+    trainings_table,
+    trials_of,
+    trials_table,
+    warnings_of,
+)
 from fewscan.harness.status import mixtures
 from fewscan.storage.atomic import remove_leftovers, write_bytes
 from fewscan.storage.errors import FewscanError, StudyError
@@ -56,6 +65,8 @@ class Report:
     examples: Examples | None
     no_examples: str
     """Why there are none."""
+    trainings: Sequence[Trainings] = ()
+    trials: Sequence[Trial] = ()
 
     @property
     def leading(self) -> list[Evidence]:
@@ -78,7 +89,14 @@ class Report:
         """By the name of the file, the published figure first."""
         arms = dict.fromkeys(it.arm for it in self.points if it.labels is not None)
         colours, store = colours_of(list(arms)), self.studies.first.store
-        figures = {"figure": draw_published(self.points, colours, self.studies.published)}
+        figures = {
+            "figure": draw_published(
+                self.points,
+                colours,
+                self.studies.published,
+                self.studies.first.study.report.axis,
+            )
+        }
         for it in self.leading:
             figures[it.quantity.target] = draw_evidence(it, colours)
         if self.examples is not None:
@@ -138,7 +156,18 @@ def gather_report(studies: Studies, results: Sequence[RunResults]) -> Report:
     except FewscanError as error:  # a report without pictures is better than none
         no_examples = str(error)
     points, evidence = panel_points(studies, results), gather(studies, results)
-    return Report(studies, results, points, evidence, read_logs(studies), examples, no_examples)
+    trainings, groups = read_trainings(studies)
+    return Report(
+        studies,
+        results,
+        points,
+        evidence,
+        read_logs(studies),
+        examples,
+        no_examples,
+        trainings,
+        trials_of(groups),
+    )
 
 
 def render_report(studies: Studies) -> Group:
@@ -177,6 +206,8 @@ def render_csv(report: Report) -> dict[str, str]:
         "intervals": study_tables.intervals_table(report.outcomes(compared=True)),
         "differences": study_tables.differences_table(paired),
         "labels_saved": study_tables.saved_table(saved, ""),
+        "trainings": trainings_table(report.trainings),
+        "trials": trials_table(report.trials),
         "labels_needed": study_tables.needed_table(report.leading),
         "quartiles": study_tables.quartiles_table(described),
     }
@@ -223,4 +254,7 @@ def render_page(report: Report) -> str:
         tables=study_tables,
         mixtures=mixtures,
         concerns=concerns,
+        trainings_table=trainings_table,
+        trials_table=trials_table,
+        warnings=list(warnings_of(report.trainings)),
     )

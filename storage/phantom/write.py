@@ -4,6 +4,7 @@ A folder keeps a record of its seed and form, so that a killed run goes on and n
 """
 
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,9 @@ from fewscan.storage.system.workers import in_processes, usable_cpus
 
 GENERATOR = 1
 """raise it when the same seed no longer gives the same scans"""
-_RECORD = "phantom.json"
+_RECORD = ".phantom.json"
+"""hidden, so that nobody takes it for something that a data set has lost"""
+_EARLIER_RECORD = "phantom.json"
 FormName = Literal["brats", "nnunet"]
 
 
@@ -74,7 +77,8 @@ def write_phantoms(
 def _claim(out: Path, record: dict[str, Any]) -> None:
     """Make `out` the folder of this seed and form, or refuse it."""
     path = out / _RECORD
-    if not out.exists() or (out.is_dir() and not any(out.glob("[!.]*"))):
+    empty = out.is_dir() and not path.exists() and not any(out.glob("[!.]*"))
+    if not out.exists() or empty:
         with disk_full_explained(out):
             out.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
@@ -87,11 +91,14 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
             expected=f"nothing, or phantoms of {record}",
             remedy="choose another folder, or delete this one",
         )
+    if not path.exists():
+        os.replace(out / _EARLIER_RECORD, path)
 
 
 def _record_in(out: Path) -> Any:
+    name = _RECORD if (out / _RECORD).exists() else _EARLIER_RECORD
     try:
-        return json.loads((out / _RECORD).read_bytes())
+        return json.loads((out / name).read_bytes())
     except (OSError, ValueError):
         return None
 
