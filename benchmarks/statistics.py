@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from benchmarks import results
+from benchmarks import answers, results
 from benchmarks.simulated import COUNTS, SCRATCH, Design, falling_gain, simulate_study
 from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.cells import Cell
@@ -237,7 +237,8 @@ def _row(name: str, studies: int, rates: Rates) -> dict[str, Any]:
 
 def run(studies: int) -> None:
     """Simulate all designs, and write the results."""
-    results.write("statistics", [], path=RESULTS, rows=measure(studies))
+    found = answers.measure(studies)
+    results.write("statistics", [], path=RESULTS, rows=measure(studies), **found)
 
 
 def table() -> str:
@@ -255,4 +256,5 @@ def table() -> str:
         widths = [f"{row[key]:.3f}" for key in ("area_widths", "count_widths")]
         lines.append("| " + " | ".join([row["design"], *texts, *widths]) + " |")
     studies = found["rows"][0]["studies"]
-    return "\n".join([*lines, "", f"{studies} studies each. {results.measured_on(found)}"]) + "\n"
+    lines += ["", answers.tables(found), f"{studies} studies each. {results.measured_on(found)}"]
+    return "\n".join(lines) + "\n"
