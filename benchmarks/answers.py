@@ -62,7 +62,8 @@ class Pixels:
             false_P = noisy_P + rng.normal(0, 0.1, self.patients)
             negatives_PV = _shares(false_P) * healthy_P[:, None]
             positives_PV = _shares(seen_P + luck_P) * lesion_P[:, None]
-            return np.rint(np.stack([negatives_PV, positives_PV], axis=1)).astype(np.int64)
+            counts_P2V: np.ndarray = np.rint(np.stack([negatives_PV, positives_PV], axis=1))
+            return counts_P2V.astype(np.int64)
 
         return [[run() for _ in range(self.seeds)] for _ in range(2)]
 
@@ -186,7 +187,7 @@ def power_of(
 
 
 def measure(studies: int) -> dict[str, list[dict[str, Any]]]:
-    """The rows of three tables; of pooled numbers of many patients fewer studies, which take long."""
+    """The rows of three tables; of pooled numbers of many patients fewer studies."""
     pooled = []
     for size_sd in (0.8, 1.5):
         truth = Pixels(0, size_sd=size_sd).truth()

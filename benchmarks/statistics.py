@@ -237,7 +237,7 @@ def _row(name: str, studies: int, rates: Rates) -> dict[str, Any]:
 
 def run(studies: int) -> None:
     """Simulate all designs, and write the results."""
-    found = answers.measure(studies)
+    found: dict[str, Any] = answers.measure(studies)
     results.write("statistics", [], path=RESULTS, rows=measure(studies), **found)
 
 
