@@ -17,7 +17,7 @@ def study_store(setting: Setting, size: int) -> Path:
         scans = setting.folder / "study_scans"
         write_phantoms(scans, FEWEST_SUBJECTS)
     store = setting.folder / f"study{size}.zarr"
-    prepare(scans, store, size=size)
+    prepare(scans, store, size=size, validation=1)
     return store
 
 

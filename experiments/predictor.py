@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewscan.experiments.checkpoint import load_model
 from fewscan.experiments.results import RunRecord
-from fewscan.experiments.schemes.scheme import Scheme
+from fewscan.experiments.schemes.scheme import HasAnomalyScore, Scheme
 from fewscan.experiments.spec import Finetune, Imported, Pretrain, Score, Target
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder
@@ -26,15 +26,19 @@ _FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """One network, or several whose maps are averaged: all segment, or all reconstruct."""
+    """One network, or several whose maps are averaged: all segment, or all reconstruct.
+
+    Without a network its map is an anomaly score of the images themselves.
+    """
 
     networks: tuple[nn.Module, ...]
     target: Target | None
     """None: pre-trained networks, whose map is the anomaly score."""
-    scheme: Scheme | None = None
+    scheme: HasAnomalyScore | None = None
     """How a pre-trained network was taught, and with that its anomaly score."""
     mirror: bool = False
     """Average over the slice and its three mirror images, as nnU-Net predicts."""
+    device: str = "cpu"
 
     @property
     def has_classes(self) -> bool:
@@ -44,7 +48,7 @@ class Predictor:
     def to(self, device: str) -> "Predictor":
         """The same on a device, in float32."""
         networks = tuple(network.float().to(device).eval() for network in self.networks)
-        return Predictor(networks, self.target, self.scheme, self.mirror)
+        return Predictor(networks, self.target, self.scheme, self.mirror, device)
 
     @torch.no_grad()
     def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None) -> Tensor:
@@ -53,7 +57,7 @@ class Predictor:
         flips = _FLIPS if self.mirror else _FLIPS[:1]
         each = [
             self._of(network, images_NCHW.flip(flip), spacing_mm_HW).flip(flip)
-            for network in self.networks
+            for network in self.networks or (nn.Identity(),)
             for flip in flips
         ]
         return each[0] if len(each) == 1 else torch.stack(each).mean(dim=0)
@@ -62,10 +66,9 @@ class Predictor:
         self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None
     ) -> Iterator[Tensor]:
         """The `maps` of all slices of a scan, a batch after the other, on the networks' device."""
-        device = next(self.networks[0].parameters()).device
         for start in range(0, len(images_NCHW), PREDICTION_BATCH):
             batch_NCHW = images_NCHW[start : start + PREDICTION_BATCH]
-            yield self.maps(batch_NCHW.to(device, torch.float32), spacing_mm_HW)
+            yield self.maps(batch_NCHW.to(self.device, torch.float32), spacing_mm_HW)
 
     def labels(self, maps_NKHW: Tensor, threshold: float | None) -> Tensor | None:
         """uint8 labels_NHW: k the k-th class, or 1 any lesion; None without classes and threshold.
@@ -103,6 +106,18 @@ def lesion_score(maps_NKHW: Tensor, lesion: Sequence[int] | None = None) -> Tens
 def above(scores: Tensor, threshold: float) -> Tensor:
     """Where a score is above a threshold: both in half precision, in which it was chosen."""
     return scores.half() > torch.tensor(threshold, dtype=torch.float16)
+
+
+def predictor_of_score(
+    spec: Score, parents: Sequence[RunFolder], channels: Sequence[str]
+) -> Predictor:
+    """What a score is about, on the CPU: its parents' networks, or the images of these channels.
+
+    Raises `RunError` as `load_predictor` does.
+    """
+    return (
+        Predictor((), None, spec.image.among(channels)) if spec.image else load_predictor(parents)
+    )
 
 
 def load_predictor(folders: Sequence[RunFolder]) -> Predictor:

@@ -24,7 +24,7 @@ from fewscan.experiments.predictor import (
     Predictor,
     above,
     lesion_score,
-    load_predictor,
+    predictor_of_score,
 )
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.scan_grid import labelled_on_the_scan
@@ -49,7 +49,7 @@ def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
     _require_known(spec.metrics)
     store = open_store(folder, spec.data)
     parents = [folder.sibling(run_id) for run_id in spec.parents]
-    predictor = load_predictor(parents).to(devices.device)
+    predictor = predictor_of_score(spec, parents, store.channels).to(devices.device)
     trained = [Result.read(parent) for parent in parents]
     chooses = _scans_that_choose(parents, trained, store)
     scans = len(chooses) + _scans_to_score(spec, store)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, get_type_hints
 
+from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.schemes import SCHEMES, Denoise, Scheme
 from fewscan.experiments.settings import Schedule, Selection, Transfer, require_at_least
 from fewscan.storage.errors import RunError
@@ -208,7 +209,8 @@ def _parents(spec: Pretrain | Finetune) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Score:
     """What trained networks are worth on a split: of fine-tunings the mean of their probabilities,
-    of a pre-training its own anomaly score ("step 0"), which no label has touched."""
+    of a pre-training its own anomaly score ("step 0"), which no label has touched. Or what the
+    images are worth without any network."""
 
     kind: ClassVar[str] = "score"
     data: str
@@ -223,6 +225,8 @@ class Score:
     score, so that a new metric repeats scores, and no training."""
     regions: tuple[Region, ...] = ()
     """What is scored beside the classes."""
+    image: ImageScore = ImageScore()
+    """What of the images is scored, without any parent; empty where networks are."""
 
 
 @dataclass(frozen=True)

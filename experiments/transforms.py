@@ -63,7 +63,7 @@ def blur(planes_PHW: Tensor, sigmas_px_P2: Tensor) -> Tensor:
 def _blur_last_axis(planes_PHW: Tensor, sigmas_px_P: Tensor) -> Tensor:
     # A sum of shifted planes rather than a convolution: no TF32, no bf16 under autocast.
     radii_P = (_KERNEL_SIGMAS * sigmas_px_P).ceil()
-    radius = int(radii_P.max())
+    radius = min(int(radii_P.max()), planes_PHW.shape[-1] - 1)  # all that can be reflected
     offsets_K = torch.arange(-radius, radius + 1)
     weights_PK = (offsets_K / sigmas_px_P[:, None]).square().div(-2).exp()
     weights_PK *= offsets_K.abs() <= radii_P[:, None]

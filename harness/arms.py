@@ -17,10 +17,11 @@ class Arm:
     """One line of a figure: runs that differ in target, label count and seed alone."""
 
     kind: ArmKind
-    """unsupervised: a pre-trained network's own anomaly score. tuning: trials of a learning rate,
-    which are not scored."""
+    """unsupervised: a pre-trained network's own anomaly score, or one of the images alone. tuning:
+    trials of a learning rate, which are not scored."""
     init: str | None = None
-    """The pre-training or imported checkpoint that it starts from; None: random weights."""
+    """The pre-training or imported checkpoint that it starts from; None: random weights. Of an
+    anomaly score of the images alone its name, such as "channel flair"."""
     transfer: Transfer = "all"
     """Which weights it takes over."""
     schedule: Literal["plain", "long", "probe"] = "plain"

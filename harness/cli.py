@@ -166,7 +166,15 @@ def _regions(
 @click.option(
     "--split",
     type=PATH,
-    help="YAML or JSON with the lists train, validation and test. Default: the published rule.",
+    help="YAML or JSON with the lists train, validation and test. Default: the published rule, "
+    "with at least 5 patients in validation and 5 in the test.",
+)
+@click.option(
+    "--validation",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Patients in validation, and in the test, at least; by default 5. For small data sets: "
+    "there must be 5 times as many.",
 )
 @click.option(
     "--unlabelled",
@@ -216,6 +224,7 @@ def prepare(
     normalisation: Any,
     windows: tuple[tuple[float, float], ...],
     split: Path | None,
+    validation: int | None,
     unlabelled: bool,
     channels: tuple[str, ...],
     labels: str,
@@ -241,6 +250,7 @@ def prepare(
             Selection(unlabelled, channels, labels, lesion, regions),
             healthy,
             windows,
+            validation,
         )
     of = f" of {report.patients} patients" if report.patients < report.subjects else ""
     console.print(f"{report.subjects} subjects{of} in {store}, fingerprint {report.fingerprint}")

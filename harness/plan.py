@@ -12,6 +12,7 @@ from typing import Literal
 
 from fewscan.experiments.catalogue import computed
 from fewscan.experiments.cost import run_flops
+from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import Transfer
@@ -196,6 +197,7 @@ class _Planner:
             for name in self.imports:
                 if name in finetune.inits and self._has_score(name):
                     yield self._unsupervised(name, None)
+        yield from map(self._image_score, self.study.image_scores)
         yield from self._grid()
 
     def _has_score(self, imported: str) -> bool:
@@ -322,16 +324,41 @@ class _Planner:
     def _unsupervised(self, init: str, seed: int | None) -> PlannedRun:
         place = Place(Arm("unsupervised", init), "binary", None, seed or 0, seed)
         name = f"unsupervised · {init}{self._which(init, seed)}"
-        return self._score(self.ids[init, seed], place, name)
+        return self._score((self.ids[init, seed],), place, name)
 
-    def _score(self, parent: str, place: Place, name: str) -> PlannedRun:
-        """The score of one training."""
+    def _image_score(self, image: ImageScore) -> PlannedRun:
+        """An anomaly score of the images alone."""
+        if image.channel not in (None, *self.store.channels):
+            raise StudyError(
+                f"no channel {image.channel!r} for a baseline",
+                where="baselines",
+                expected=f"a channel of {self.store.path}: {', '.join(self.store.channels)}",
+                remedy=f"write, for example, channel {self.store.channels[0]}",
+            )
+        if image.name in (*self.study.pretrain, *self.imports):
+            raise StudyError(
+                f"a pre-training or an imported checkpoint is called {image.name!r}, as a baseline",
+                where="baselines",
+                expected="names for different things",
+                remedy="rename it, here and in finetune.inits",
+            )
+        place = Place(Arm("unsupervised", image.name), "binary", None, 0)
+        return self._score((), place, f"unsupervised · {image.name}", image)
+
+    def _score(
+        self,
+        parents: tuple[str, ...],
+        place: Place,
+        name: str,
+        image: ImageScore = ImageScore(),  # noqa: B008 (frozen)
+    ) -> PlannedRun:
+        """The score of one training, or of the images alone."""
         evaluation, target = self.study.evaluation, place.target or "binary"
         wanted = computed(evaluation, target, self.store.keeps_scan_labels)
         metrics = tuple(metric.key for metric in wanted)
         regions = self.store.regions if target == "multiclass" else ()
         data = self.store.fingerprint
-        spec = Score(data, evaluation, (parent,), metrics=metrics, regions=regions)
+        spec = Score(data, evaluation, parents, metrics=metrics, regions=regions, image=image)
         return self._planned(spec, place, name)
 
     def _grid(self) -> Iterator[PlannedRun]:
@@ -417,7 +444,7 @@ class _Planner:
         name = f"{place.target} · {place.arm.key} · {place.scans} · seed {place.seed}"
         trained = self._planned(spec, place, f"{VERBS[spec.kind]} {name}")
         yield trained
-        yield self._score(trained.run_id, place, f"{VERBS[Score.kind]} {name}")
+        yield self._score((trained.run_id,), place, f"{VERBS[Score.kind]} {name}")
 
     def _started(self, place: Place) -> Place:
         """The place with the seed of the pre-training that its run starts from."""

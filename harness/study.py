@@ -7,14 +7,16 @@ was expected and, for an unknown key, the nearest known one.
 import difflib
 import json
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 import numpy as np
 import yaml
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -27,6 +29,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from fewscan.experiments.catalogue import leading, panels
+from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.schemes import SCHEMES, Denoise
 from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import Selection, Transfer
@@ -43,14 +46,16 @@ from fewscan.slurm import Settings
 from fewscan.storage.errors import StudyError
 from fewscan.storage.labels import PretrainSlices
 
-Baseline = Literal["unsupervised", "supervised", "supervised long", "random features"]
+TRAINED_BASELINES = ("unsupervised", "supervised", "supervised long", "random features")
 
 
-def _between(table: dict[int, int], labels: int) -> int:
-    """On straight lines through the points of a table, both axes logarithmic; level outside."""
-    counts = sorted(table)
-    iterations = [math.log(table[count]) for count in counts]
-    return round(math.exp(np.interp(math.log(labels), list(map(math.log, counts)), iterations)))
+def _baseline(name: str) -> str:
+    if name in TRAINED_BASELINES or ImageScore.named(name):
+        return name
+    raise ValueError(f"a baseline is {', '.join(TRAINED_BASELINES)}, smoothed, or channel NAME")
+
+
+Baseline = Annotated[str, AfterValidator(_baseline)]
 
 
 def _scheme(value: Any) -> Scheme:
@@ -124,6 +129,29 @@ class Epochs:
         return wanted if self.at_most is None else min(wanted, self.at_most)
 
 
+def _iterations(value: Any) -> dict[int, int] | Epochs | None:
+    """A table by label count, or a law. Raises ValueError, also as ValidationError."""
+    if value is None or isinstance(value, Epochs):
+        return value
+    if isinstance(value, dict) and "epochs" in value:
+        return TypeAdapter(Epochs).validate_python(value)
+    table = TypeAdapter(dict[PositiveInt, PositiveInt]).validate_python(value)
+    if not table:
+        raise ValueError("at least one label count, or {epochs: …}")
+    return table
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if isinstance(value, Epochs) else value
+
+
+def _between(table: dict[int, int], labels: int) -> int:
+    """On straight lines through the points of a table, both axes logarithmic; level outside."""
+    counts = sorted(table)
+    iterations = [math.log(table[count]) for count in counts]
+    return round(math.exp(np.interp(math.log(labels), list(map(math.log, counts)), iterations)))
+
+
 @dataclass(frozen=True)
 class Probing:
     """Probes: a new 1×1 head on frozen features of each init and, as control, of random weights."""
@@ -194,7 +222,7 @@ class Finetuning:
     """Which labels choose the model that is kept and the threshold of its mask. validation: those
     of the validation split (published). within: a fifth of the labelled scans, held out; of fewer
     than 4, none. last: none; the last model is kept, and the threshold of a probability is 0.5."""
-    iterations: dict[PositiveInt, PositiveInt] | Epochs | None = None
+    iterations: Annotated[Any, PlainValidator(_iterations), PlainSerializer(_plain)] = None
     """Iterations by label count, for all arms: a table {1: 2000, 938: 60000}, in between on the
     straight line in logarithms; or a law {epochs: 20, at_least: 2000}. None: `training.iterations`
     for all. The number of validations stays that of `training`."""
@@ -202,7 +230,7 @@ class Finetuning:
     """None: the rate of every arm is `training.lr`."""
     probes: Probing | None = None
     """What the features of a training are worth to a linear classifier. None: not asked."""
-    long: PositiveFloat = 4.0
+    long: PositiveFloat = 2.0
     """Times the iterations of the grid, for the baseline "supervised long"."""
 
     def __post_init__(self) -> None:
@@ -210,8 +238,6 @@ class Finetuning:
             _require_each_once(name, getattr(self, name))
         if any(count != "all" and count < 1 for count in self.label_counts):
             raise ValueError("a label count is a whole number from 1, or all")
-        if self.iterations == {}:
-            raise ValueError("iterations needs at least one label count")
         if self.tune is not None and self.tune.on.seed in self.seeds:
             raise ValueError(f"tune.on.seed {self.tune.on.seed} is one of seeds, which are scored")
 
@@ -222,7 +248,7 @@ class Finetuning:
                 return self.training
             case Epochs() as law:
                 wanted = law.iterations(slices, self.training.batch_size)
-            case table:
+            case dict() as table:
                 wanted = _between(table, labels)
         return self.training.stretched(wanted / self.training.iterations)
 
@@ -367,7 +393,9 @@ class Study:
     baselines: tuple[Baseline, ...] = ("unsupervised", "supervised")
     """unsupervised: a pre-trained network's anomaly score. supervised: scratch on all labels, our
     stand-in for the published one, which is another group's. supervised long: the same, trained
-    `finetune.long` times as long. random features: a head on frozen random weights."""
+    `finetune.long` times as long. random features: a head on frozen random weights. And without a
+    network (`experiments.image_scores`): smoothed, the difference to the smoothed image; channel
+    NAME, how bright a channel is."""
     resources: Resources = Resources()
     slurm: Settings | None = None
     """The jobs that `fewscan sweep --on slurm` submits."""
@@ -375,6 +403,11 @@ class Study:
     """Reference lines and points for the report."""
     report: Reporting = Reporting()
     power: Power = Power()
+
+    @property
+    def image_scores(self) -> tuple[ImageScore, ...]:
+        """The baselines without a network."""
+        return tuple(filter(None, map(ImageScore.named, self.baselines)))
 
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
@@ -447,9 +480,22 @@ def dump_study(study: Study) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """Of YAML as it has been since 1.2: `on`, `off`, `yes` and `no` are words, as keys are."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [it for it in found if it[0] != "tag:yaml.org,2002:bool"]
+    for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.load(path.read_text(), _Loader)
         if not isinstance(document, dict):
             raise ValueError(f"it holds {type(document).__name__}, not a mapping")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -484,7 +530,7 @@ def _override(document: dict[str, Any], override: str) -> None:
             )
         document = inner
     try:
-        document[last] = yaml.safe_load(text)
+        document[last] = yaml.load(text, _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise StudyError(
             f"the value cannot be read: {error}",
@@ -531,6 +577,8 @@ def _known_keys(location: Sequence[int | str], document: Any) -> list[str]:
         here = in_a_collection or get_type_hints(here)[str(part)]
         if part == "scheme":
             here = SCHEMES[document["kind"]]
+        if part == "iterations" and isinstance(document, dict):
+            here = Epochs
     return [f.name for f in fields(_inner_class(here) or here)]
 
 

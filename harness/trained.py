@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.experiments.catalogue import LESION
-from fewscan.experiments.predictor import Predictor, load_predictor
+from fewscan.experiments.predictor import Predictor, load_predictor, predictor_of_score
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.spec import Finetune, Score, scheme_from_json
 from fewscan.experiments.unet import UNet
@@ -77,14 +77,17 @@ def load_trained(run: str | Path) -> Trained:
     folder = RunFolder(Path(run).absolute())
     require_finished(folder)
     record = RunRecord.read(folder)
-    trained, score = [folder], None
+    score = None
     match record.spec:
         case Score(parents=parents):
             trained, score = [folder.sibling(run_id) for run_id in parents], folder
-        case Finetune(target="binary"):
-            score = _score_of(folder)
+            predictor = predictor_of_score(record.spec, trained, record.slices.channels)
+        case spec:
+            predictor = load_predictor([folder])
+            if isinstance(spec, Finetune) and spec.target == "binary":
+                score = _score_of(folder)
     return Trained(
-        load_predictor(trained),
+        predictor,
         record.run_id,
         threshold=Result.read(score).threshold if score else None,
         wants_threshold=isinstance(record.spec, (Score, Finetune)),

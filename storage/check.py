@@ -53,6 +53,8 @@ class CheckReport:
     """whether the split is the published one"""
     given: bool
     """whether the split was given as a file"""
+    fewest_validated: int
+    """patients in validation and test at least, by the rule; 0: as published"""
     left_out: tuple[str, ...]
     """subjects that are in no part of a given split"""
     skipped: dict[str, str]
@@ -99,9 +101,14 @@ class CheckReport:
 
     def _split_text(self) -> str:
         if self.split is None:
-            return "none: too few subjects for a validation part"
+            return (
+                "none: too few patients; `fewscan prepare SCANS STORE --validation N` (or --split "
+                "FILE) chooses"
+            )
         sizes = "train {}, validation {}, test {}".format(*self.split)
         rule = "the published lists" if self.published else "the published rule on other subjects"
+        if self.fewest_validated and not self.published:
+            rule += f", at least {self.fewest_validated} in validation and in the test"
         return f"{sizes} ({'as given' if self.given else rule})"
 
 
@@ -200,6 +207,7 @@ def _report(store: SliceStore) -> CheckReport:
         split=(len(split.train), len(split.validation), len(split.test)) if split else None,
         published=split is not None and split.published,
         given=store.manifest.given_split is not None,
+        fewest_validated=store.manifest.parameters.fewest_validated,
         left_out=store.manifest.left_out,
         skipped=store.manifest.skipped,
         copies=_copies(subjects),

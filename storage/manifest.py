@@ -9,7 +9,7 @@ Letters: N kept slices, K lesion classes.
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from hashlib import sha256
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from fewscan.storage.atomic import write_bytes
-from fewscan.storage.errors import StoreError
+from fewscan.storage.errors import StoreError, StudyError
 from fewscan.storage.geometry import Axis
 from fewscan.storage.intensity import Normalisation, Window
 from fewscan.storage.labels import LabelMeaning, Region
-from fewscan.storage.splits import PATIENT_RULE, SPLIT_RULE, Split
+from fewscan.storage.splits import Split, split_by_rule, split_rule
 
 STORE_PROTOCOL = 1
 """raised whenever the same scans would give other slices, or the files are laid out otherwise"""
@@ -92,6 +92,7 @@ _BY_DEFAULT = {
     "orientation": "",
     "windows": (),
     "window_masks": 0,
+    "fewest_validated": 0,
 }
 
 
@@ -125,6 +126,9 @@ class Parameters:
     """of each channel, if the normalisation has fixed ones"""
     window_masks: int = 0
     """how many scans' masks they were learnt from"""
+    fewest_validated: int = 0
+    """the least number of patients in validation, and in the test, by the rule; 0: the published
+    rule alone, as in stores of earlier versions"""
 
     @property
     def meaning(self) -> LabelMeaning:
@@ -264,7 +268,7 @@ class Manifest:
     skipped: dict[str, str]
     """scans that could not be used: id → reason"""
     given_split: Split | None = None
-    """None: by the published rule; may name scans that could not be used"""
+    """None: by the rule; may name scans that could not be used"""
     not_taken: dict[str, str] = field(default_factory=dict)
     """what lay beside the scans and was not asked for: id, folder or file → why"""
 
@@ -296,14 +300,29 @@ class Manifest:
         a result. Patients with one scan do not count: with and without them the numbers are equal.
         """
         # Regions concern scores alone, and stand in their specs. That scans were turned shows in
-        # the slices, and does not depend on which came first.
-        beside = ("depth", "regions", "orientation")
+        # the slices, and does not depend on which came first. Fewest patients: see below.
+        beside = ("depth", "regions", "orientation", "fewest_validated")
         parameters = {k: v for k, v in self.parameters.to_json().items() if k not in beside}
         content = sorted((subject.id, subject.sha256) for subject in self.subjects.values())
         shared = sorted(self.shared_patients.values())
         patients = [{"patients": shared}] if shared else []
-        given = [self.split.to_json()] if self.split else []
+        given = [self.split.to_json()] if self.split else self._fewest_json()
         return _sha256_of([parameters, content, *patients, *given, *self._labels_json()])
+
+    def split_by_rule(self, subjects: Collection[str]) -> Split:
+        """The split of some subjects by the rule of this store. Raises `StudyError`."""
+        return split_by_rule(subjects, self.patient_of, self.parameters.fewest_validated)
+
+    def _fewest_json(self) -> list[dict[str, Any]]:
+        """The least number of patients in validation, where it makes another split."""
+        subjects = self.labelled or tuple(self.subjects)
+        try:
+            split = self.split_by_rule(subjects)
+            as_published = split == split_by_rule(subjects, self.patient_of, fewest=0)
+        except StudyError:  # too few of them for one of the two
+            as_published = False
+        fewest = self.parameters.fewest_validated
+        return [{"fewest validated": fewest}] if fewest and not as_published else []
 
     def _labels_json(self) -> list[dict[str, Any]]:
         """What slices alone do not tell of labels: nothing where every scan has its own."""
@@ -346,7 +365,8 @@ class Manifest:
     def _split_json(self) -> dict[str, Any]:
         if self.given_split:
             return {"split": self.given_split.to_json()}
-        return {"split_rule": PATIENT_RULE if self.shared_patients else SPLIT_RULE}
+        fewest = self.parameters.fewest_validated
+        return {"split_rule": split_rule(bool(self.shared_patients), fewest)}
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":

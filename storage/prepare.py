@@ -81,6 +81,7 @@ def prepare(
     selection: Selection = ALL_LABELLED,
     healthy: Path | None = None,
     windows: Sequence[Window] = (),
+    validation: int | None = None,
 ) -> PrepareReport:
     """Make a store of all scans under `scans`, or go on with it, or add to it what is new.
 
@@ -89,9 +90,11 @@ def prepare(
     others: it is reported. `axis` and `normalisation` are by default those of the store if it is
     there, else those of the scans' convention; if it has no axis, that with the largest spacing.
     `split` is a file for `read_split`, which replaces an earlier one; by default the store keeps
-    the one it has. `selection` says what is wanted of the data set. `healthy` is a file of the ids
-    of scans that are known to have no lesion, one a line: no mask has to tell. `windows` are for
-    the normalisation `window`: one for all channels, or one for each.
+    the one it has. `validation`, instead, asks for the rule and is the least number of patients in
+    validation and in the test: in a new store `FEWEST_VALIDATED`. `selection` says what is wanted
+    of the data set. `healthy` is a file of the ids of scans that are known to have no lesion, one a
+    line: no mask has to tell. `windows` are for the normalisation `window`: one for all channels,
+    or one for each.
 
     Raises `ScanError` if no scan can be used, `StoreError` if the store is of another size, kind or
     protocol or another process is writing it, `StudyError` if the split is wrong, `DiskFullError`.
@@ -100,11 +103,14 @@ def prepare(
     catalog = find_scans(scans, selection)
     target = StoreFolder.at(store)
     with disk_full_explained(target.path), _locked(target) as folder:
-        parameters = settled_parameters(folder, catalog, size, axis, normalisation, windows)
+        parameters = settled_parameters(
+            folder, catalog, size, axis, normalisation, windows, validation
+        )
         before = _finished_subjects(folder)
         patients = _patients(before, catalog)
         known = {*patients, *catalog.problems}
-        given = settled_split(folder, split, catalog, known, patients)
+        by_rule = validation is not None
+        given = settled_split(folder, split, catalog, known, patients, by_rule)
         known_healthy = read_ids(healthy, known) if healthy else frozenset()
         parameters = windows_learnt(parameters, catalog, given, workers or usable_cpus())
         _begin(folder, parameters, given)
@@ -124,7 +130,7 @@ def prepare(
         if not subjects:
             shutil.rmtree(folder.path)
             raise _nothing_usable(scans, {**catalog.left_out, **skipped})
-        kept = split_to_keep(given, subjects)
+        kept = split_to_keep(given, subjects, parameters.fewest_validated)
         manifest = Manifest(parameters, subjects, skipped, kept, catalog.left_out)
         _publish(folder, target, manifest)
     return PrepareReport(

@@ -24,7 +24,7 @@ from fewscan.storage.geometry import Frame, slice_axis
 from fewscan.storage.labels import LabelMeaning, PretrainSlices, Region
 from fewscan.storage.manifest import PREPARE_AGAIN, Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.shards import ZSTD_LEVEL, DamagedShard, decode_shard
-from fewscan.storage.splits import Split, hold_out, label_subset, published_split
+from fewscan.storage.splits import Split, hold_out, label_subset
 from fewscan.storage.system.workers import usable_cpus
 
 
@@ -87,12 +87,12 @@ class SliceStore:
 
     @cached_property
     def split(self) -> Split:
-        """Of the labelled scans: the given one, or by the published rule.
+        """Of the labelled scans: the given one, or by the rule.
 
         Raises `StudyError` if they are too few.
         """
         manifest = self.manifest
-        return manifest.split or published_split(manifest.labelled, manifest.patient_of)
+        return manifest.split or manifest.split_by_rule(manifest.labelled)
 
     @cached_property
     def unlabelled(self) -> tuple[str, ...]:
@@ -109,13 +109,13 @@ class SliceStore:
         """The scans that a pre-training learns from, and those that it is validated on.
 
         The training part and the unlabelled scans; the validation part. In a store without any
-        label a twentieth of the patients, chosen by the published rule, are for validation. Scans
+        label the rule's validation part is for validation, and the others are learnt from. Scans
         without such slices are left out. Raises `StudyError` if there are too few for both.
         """
         if self.manifest.labelled:
             parts = (*self.split.train, *self.unlabelled), self.split.validation
         else:
-            rest = published_split(self.subjects, self.manifest.patient_of)
+            rest = self.manifest.split_by_rule(self.subjects)
             parts = (*rest.train, *rest.test), rest.validation
         train, validation = (
             tuple(i for i in ids if len(self.positions(self.subjects[i], which))) for ids in parts

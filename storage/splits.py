@@ -2,8 +2,10 @@
 
 The split is the one of Kascenas et al. (2022), by the rule in their published code: sort the ids,
 shuffle them with seed 0, give 75 % to training, 5 % to validation, the rest to the test. On the
-1251 subjects of BraTS 2021 it gives the published lists, in order; on others the rule is the same,
-unless a split is given as a file.
+1251 subjects of BraTS 2021 it gives the published lists, in order. On others the rule is the same
+unless a split is given as a file; but 5 % of a small set is a patient or two, who would choose all
+models and thresholds. So at least `FEWEST_VALIDATED` patients validate and as many are tested, or
+as many as a person says.
 
 A patient is never divided. Where patients have several scans, patients are shuffled in place of
 scans, and the parts end where a patient does; label counts go on counting scans.
@@ -29,6 +31,10 @@ PUBLISHED_SUBJECTS = 1251
 PUBLISHED_SHA256 = "76e936ad190deac8e2d8c41fe1a41d0b7731989b905bf1362105befa241d4179"
 PARTS = ("train", "validation", "test")
 FEWEST_SUBJECTS = 20  # int(0.05 * 20) is the first validation subject
+FEWEST_VALIDATED = 5
+"""patients in validation, and in the test, unless another number is asked for"""
+_PATIENTS_FOR_EACH = 5
+"""so many times as many patients there must be: three fifths are left to train"""
 _EXPECTED = "three lists of subject ids: train, validation, test"
 
 
@@ -86,22 +92,46 @@ class Split:
                     )
 
 
+def split_rule(several_scans: bool, fewest: int = 0) -> str:
+    """What `split_by_rule` does, in words."""
+    rule = PATIENT_RULE if several_scans else SPLIT_RULE
+    least = f"; validation and test have at least {fewest} patient{'' if fewest == 1 else 's'}"
+    return rule + (least if fewest else "")
+
+
 def published_split(
     subject_ids: Iterable[str], patient_of: Mapping[str, str] | None = None
 ) -> Split:
+    """Split the subjects as published: `split_by_rule`, whatever 5 % of them are."""
+    return split_by_rule(subject_ids, patient_of, fewest=0)
+
+
+def split_by_rule(
+    subject_ids: Iterable[str], patient_of: Mapping[str, str] | None, fewest: int
+) -> Split:
     """Split the subjects by `SPLIT_RULE`, or by `PATIENT_RULE` if patients have several of them.
 
-    `patient_of` tells the patient of an id; an id that it does not have is a patient of its own.
+    `patient_of` tells the patient of an id; an id that it does not have is a patient of its own. At
+    least `fewest` patients validate and as many are tested; with 0 it is as published, where
+    `FEWEST_SUBJECTS` are enough. From 20 × `fewest` patients of one scan on it is as published
+    anyway.
+
     Raises `StudyError` if an id comes twice or there are too few subjects or patients for all three
     parts.
     """
     ids = sorted(subject_ids)
-    _require_enough(ids)
+    _require_once(ids)
     patients = _scans_by_patient(ids, patient_of)
+    if fewest:
+        _require_patients(len(patients), fewest)
+    else:
+        _require_enough(ids)
     random.Random(0).shuffle(patients)
-    train, validation = _ends(list(map(len, patients)))
+    sizes = list(map(len, patients))
+    train, validation = _ends(sizes, max(1, fewest))
     parts = patients[:train], patients[train:validation], patients[validation:]
     published = len(patients) == len(ids) and is_published(ids)
+    published = published and (train, validation) == _ends(sizes, 1)
     train_ids, validation_ids, test_ids = (tuple(chain(*part)) for part in parts)
     return Split(train_ids, validation_ids, test_ids, published)
 
@@ -203,11 +233,12 @@ def _scans_by_patient(
     return list(patients.values())
 
 
-def _ends(scans: Sequence[int]) -> tuple[int, int]:
+def _ends(scans: Sequence[int], fewest: int) -> tuple[int, int]:
     """How many patients, of so many scans each, are before the end of train and of validation.
 
     A part ends after the patient that brings it nearest to its share of the scans, the earlier of
-    two as near; each part has a patient. Raises `StudyError` if there are fewer than three.
+    two as near; train has a patient, the others have `fewest`. Raises `StudyError` if there are
+    fewer than three patients.
     """
     if len(scans) < len(PARTS):
         raise StudyError(
@@ -218,17 +249,33 @@ def _ends(scans: Sequence[int]) -> tuple[int, int]:
     up_to = list(accumulate(scans, initial=0))
     train_wanted = int(up_to[-1] * 0.75)
     validation_wanted = train_wanted + int(up_to[-1] * 0.05)
-    train = min(range(1, len(scans) - 1), key=lambda end: abs(up_to[end] - train_wanted))
+    last = len(scans) - fewest
+    train = min(range(1, last - fewest + 1), key=lambda end: abs(up_to[end] - train_wanted))
     validation = min(
-        range(train + 1, len(scans)), key=lambda end: abs(up_to[end] - validation_wanted)
+        range(train + fewest, last + 1), key=lambda end: abs(up_to[end] - validation_wanted)
     )
     return train, validation
 
 
-def _require_enough(ids: Sequence[str]) -> None:
+def _require_once(ids: Sequence[str]) -> None:
     if len(set(ids)) < len(ids):
         twice = next(a for a, b in pairwise(ids) if a == b)
         raise StudyError(f"subject {twice} comes twice", expected="each subject once")
+
+
+def _require_patients(patients: int, fewest: int) -> None:
+    if patients < _PATIENTS_FOR_EACH * fewest:
+        possible = patients // _PATIENTS_FOR_EACH
+        fewer = f"ask for fewer with `fewscan prepare SCANS STORE --validation {possible}`, "
+        raise StudyError(
+            f"{patients} patients are too few for {fewest} in validation and {fewest} in the test",
+            expected=f"at least {_PATIENTS_FOR_EACH * fewest} patients",
+            remedy=f"{fewer if possible else ''}choose the parts yourself with `--split FILE`, or "
+            "prepare scans of more patients into the store",
+        )
+
+
+def _require_enough(ids: Sequence[str]) -> None:
     if len(ids) < FEWEST_SUBJECTS:
         raise StudyError(
             f"{len(ids)} subjects leave none for validation",

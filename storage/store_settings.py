@@ -19,7 +19,7 @@ from fewscan.storage.labelled_window import labelled_windows
 from fewscan.storage.labels import require_classes
 from fewscan.storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.nifti import Grid
-from fewscan.storage.splits import PARTS, Split, published_split, read_split
+from fewscan.storage.splits import FEWEST_VALIDATED, PARTS, Split, read_split, split_by_rule
 
 
 def settled_parameters(
@@ -29,10 +29,12 @@ def settled_parameters(
     axis: Axis | None,
     normalisation: Normalisation | None,
     windows: Sequence[Window] = (),
+    fewest_validated: int | None = None,
 ) -> Parameters:
     """The parameters of the store, which must be those asked for.
 
-    Windows that are to be learnt from labels are not there yet. Raises `StoreError`, or
+    How many patients validate at least may change. Windows that are to be learnt from labels are
+    not there yet. Raises `StoreError`, or
     `StudyError` if the windows do not fit the normalisation.
     """
     if windows:
@@ -41,7 +43,11 @@ def settled_parameters(
         present = _oriented(_present_parameters(folder), folder, catalog)
     except FileNotFoundError:
         found = _new_parameters(folder, catalog, size, axis, normalisation)
-        return replace(found, windows=_a_channel(windows, catalog, found.normalisation))
+        return replace(
+            found,
+            windows=_a_channel(windows, catalog, found.normalisation),
+            fewest_validated=fewest_validated or FEWEST_VALIDATED,
+        )
     if windows:
         windows = _a_channel(windows, catalog, normalisation or present.normalisation)
     wanted = {
@@ -64,7 +70,11 @@ def settled_parameters(
                 expected=f"{key} {value}, as asked for",
                 remedy="ask for what is there, choose another path, or delete this folder",
             )
-    return replace(present, regions=catalog.regions or present.regions)
+    return replace(
+        present,
+        regions=catalog.regions or present.regions,
+        fewest_validated=fewest_validated or present.fewest_validated,
+    )
 
 
 def _a_channel(
@@ -102,7 +112,9 @@ def windows_learnt(
     train: Collection[str] = labelled
     with suppress(StudyError):
         patients = {id_: files.patient for id_, files in labelled.items()}
-        train = split.train if split else published_split(labelled, patients).train
+        if split is None:
+            split = split_by_rule(labelled, patients, parameters.fewest_validated)
+        train = split.train
     chosen = [files for id_, files in labelled.items() if id_ in train]
     windows, masks = labelled_windows(chosen, catalog.channels, workers)
     return replace(parameters, windows=windows, window_masks=masks)
@@ -211,14 +223,24 @@ def settled_split(
     catalog: Catalog,
     known: Collection[str],
     patient_of: Mapping[str, str],
+    by_rule: bool = False,
 ) -> Split | None:
     """The split that is asked for, else the data set's own, else the one that the store has.
 
-    None: the published rule. Raises `StudyError` if the file is wrong, a scan without labels is in
-    it, or a patient's scans would be in two parts.
+    None: the rule, which `by_rule` asks for. Raises `StudyError` if the file is wrong, a scan
+    without labels is in it, or a patient's scans would be in two parts.
     """
+    if file is not None and by_rule:
+        raise StudyError(
+            "both lists of the parts and a number of patients for validation",
+            where="--split, --validation",
+            expected="one of them",
+            remedy="leave --validation out: the lists say who validates",
+        )
     if file is not None:
         split: Split | None = read_split(file, known)
+    elif by_rule:
+        split = None
     else:
         split = _split_of(catalog) or _present_split(folder)
     if split is not None:
@@ -255,7 +277,9 @@ def _present_split(folder: StoreFolder) -> Split | None:
     return Split.from_json(begun["split"]) if "split" in begun else None
 
 
-def split_to_keep(given: Split | None, subjects: Mapping[str, Subject]) -> Split | None:
+def split_to_keep(
+    given: Split | None, subjects: Mapping[str, Subject], fewest_validated: int
+) -> Split | None:
     """The given split; None if it is the one that the rule gives. Raises `StudyError`."""
     if given is None:
         return None
@@ -266,7 +290,7 @@ def split_to_keep(given: Split | None, subjects: Mapping[str, Subject]) -> Split
             raise StudyError(found, expected="at least one", remedy="fix the scans or the split")
     with suppress(StudyError):  # too few subjects for the rule
         labelled = {i: s.patient for i, s in subjects.items() if s.labelled}
-        by_rule = published_split(labelled, labelled)
+        by_rule = split_by_rule(labelled, labelled, fewest_validated)
         if given.to_json() == by_rule.to_json():
             return None
     return given

@@ -52,7 +52,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store_path(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny scans as a store of 16×16 slices."""
     path = tmp_path_factory.mktemp("stores") / "tiny.zarr"
-    prepare(scans, path, size=16, workers=1)
+    prepare(scans, path, size=16, workers=1, validation=1)
     return path
 
 

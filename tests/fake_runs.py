@@ -50,7 +50,7 @@ def finish(plan: Plan, run: PlannedRun, bonus: float = 0.0, **changes: Any) -> N
 
 def write_cases(path: Path, dice_P: np.ndarray, classes: bool) -> None:
     """The necrotic core is there in the first three patients alone; the others have 8 mm³ of it
-    predicted. Numbers of all pixels are the mean Dice: each patient contributes its own."""
+    predicted. Numbers of all pixels are the mean Dice; each patient contributes its own."""
     with path.open("w", newline="") as file:
         measured = CLASSES if classes else ("lesion",)
         kinds = ("dice", "nsd", "hd95_mm", "false_positive_mm3")

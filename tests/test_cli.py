@@ -44,13 +44,13 @@ def test_phantom_prepare_check(tmp_path: Path) -> None:
     """From nothing to a checked store."""
     scans, store = tmp_path / "scans", tmp_path / "slices.zarr"
     assert fewscan("phantom", scans, "--subjects", 1, "--seed", 3).exit_code == 0
-    prepared = fewscan("prepare", scans, store, "--size", 32, "--workers", 1)
+    prepared = fewscan("prepare", scans, store, "--size", 32, "--workers", 1, "--validation", 1)
     assert prepared.exit_code == 0, prepared.output
     assert "1 subjects in" in prepared.output
     checked = fewscan("check", store)
     assert checked.exit_code == 0, checked.output
     assert "slices of 32 × 32".replace("slices of ", "") in checked.output
-    assert "too few subjects for a validation part" in checked.output
+    assert "none: too few patients" in checked.output
 
 
 def test_prepare_names_what_it_skips_and_exits_with_1(scans: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def store_with(folder: Path, changed: dict[str, int | None]) -> Path:
         else:
             labels[labels == value if value else labels > 0] = 0
         write_nifti(file, labels.astype(np.uint8), AFFINE)
-    prepare(folder / "scans", folder / "store", size=16, workers=1)
+    prepare(folder / "scans", folder / "store", size=16, workers=1, validation=1)
     return folder / "store"
 
 
@@ -70,7 +70,7 @@ def test_a_pretraining_without_healthy_slices_is_refused(
 
 def test_a_size_that_the_network_cannot_halve_is_refused(tmp_path: Path) -> None:
     write_subjects(tmp_path / "scans", len(IDS))
-    prepare(tmp_path / "scans", tmp_path / "store", size=20, workers=1)
+    prepare(tmp_path / "scans", tmp_path / "store", size=20, workers=1, validation=1)
     with pytest.raises(StudyError, match="20 × 20 pixels cannot be halved 3 times") as caught:
         plan_on(tmp_path / "store", tmp_path, network={"width": 4, "depth": 4})
     assert "slices of 16 or 24 pixels" in str(caught.value)

@@ -25,7 +25,7 @@ CASES = 20
 
 def finished(folder: Path, lesion: tuple[str, ...] = ()) -> Plan:
     """A study of one label count on such a data set, its runs finished."""
-    prepare(folder / "raw", folder / "s", 16, 1, selection=Selection(lesion=lesion))
+    prepare(folder / "raw", folder / "s", 16, 1, selection=Selection(lesion=lesion), validation=1)
     values = tiny_values(folder / "s", folder / "study")
     values["finetune"] |= {"label_counts": [4], "inits": ["scratch"]}
     values["baselines"] = ["unsupervised"]
@@ -105,7 +105,7 @@ def test_regions_are_scored_and_reported_beside_the_classes(tmp_path: Path) -> N
 def test_other_regions_repeat_scores_and_no_training(tmp_path: Path) -> None:
     labels = {"background": 0, "whole": [1, 2], "core": [2]}
     write_nnunet(tmp_path / "raw", CASES, labels=labels, regions_class_order=[1, 2])
-    prepare(tmp_path / "raw", tmp_path / "s", 16, 1)
+    prepare(tmp_path / "raw", tmp_path / "s", 16, 1, validation=1)
     study = parse_study(tiny_values(tmp_path / "s", tmp_path / "study"), "tiny")
     before, store = make_plan(study), SliceStore.open(tmp_path / "s")
     parameters = replace(store.manifest.parameters, regions=())

@@ -13,7 +13,7 @@ from fewscan.storage.errors import StoreError
 from fewscan.storage.manifest import Manifest, StoreFolder
 from fewscan.storage.prepare import prepare
 from fewscan.storage.slices import SliceStore
-from fewscan.storage.splits import PATIENT_RULE, SPLIT_RULE
+from fewscan.storage.splits import FEWEST_VALIDATED, split_rule
 
 SIZE = 8
 PATIENTS, TIMES = 8, (100, 101, 103)
@@ -29,7 +29,7 @@ def write_time_points(folder: Path, patients: int = PATIENTS) -> None:
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("patients")
     write_time_points(folder / "scans")
-    prepare(folder / "scans", folder / "s", SIZE, workers=1)
+    prepare(folder / "scans", folder / "s", SIZE, workers=1, validation=1)
     return folder / "s"
 
 
@@ -70,12 +70,12 @@ def test_check_and_prepare_count_patients(path: Path, tmp_path: Path) -> None:
 def test_the_manifest_says_it_where_a_patient_is_not_the_scan(path: Path, tmp_path: Path) -> None:
     value = manifest_json(path)
     assert value["subjects"]["BraTS-GLI-00003-101"]["patient"] == "BraTS-GLI-00003"
-    assert value["split_rule"] == PATIENT_RULE
+    assert value["split_rule"] == split_rule(True, 1)
     write_subjects(tmp_path / "scans", 2)
     prepare(tmp_path / "scans", tmp_path / "s", SIZE, workers=1)
     value = manifest_json(tmp_path / "s")
     assert "patient" not in value["subjects"]["BraTS2021_00001"]
-    assert value["split_rule"] == SPLIT_RULE
+    assert value["split_rule"] == split_rule(False, FEWEST_VALIDATED)
 
 
 def forget_patients(store: Path) -> None:

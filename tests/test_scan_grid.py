@@ -81,7 +81,7 @@ class Bright(Predictor):
 @pytest.fixture
 def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[SliceStore], RunFolder]:
     def make(store: SliceStore, **changes: Any) -> RunFolder:
-        monkeypatch.setattr(score_module, "load_predictor", lambda parents: Bright())
+        monkeypatch.setattr(score_module, "predictor_of_score", lambda *_: Bright())
         folder = RunFolder(tmp_path / "score")
         spec = Score(store.fingerprint, Evaluation(nsd_tolerance_mm=None), (), **changes)
         RunRecord(spec, "study", "score", SliceFormat.of_store(store), store.path).write(folder)

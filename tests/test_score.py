@@ -82,7 +82,7 @@ def scored(
         devices: Devices = CPU,
         split: ScoredSplit = "test",
     ) -> Result:
-        monkeypatch.setattr(score_module, "load_predictor", lambda parents: Flair(target))
+        monkeypatch.setattr(score_module, "predictor_of_score", lambda *_: Flair(target))
         spec = Score(store.fingerprint, evaluation, (), split)
         format_ = SliceFormat.of_store(store)
         RunRecord(spec, "study", "score", format_, store.path).write(folder)

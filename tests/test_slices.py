@@ -22,7 +22,7 @@ SIZE = 8
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     write_subjects(folder / "scans", 21)
-    prepare(folder / "scans", folder / "s", SIZE, workers=1)
+    prepare(folder / "scans", folder / "s", SIZE, workers=1, validation=1)
     return folder / "s"
 
 
@@ -107,7 +107,8 @@ def test_check_says_what_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -
     oedema = [subject.lesion_mm3[1] for subject in store.subjects.values()]
     assert report.lesion_mm3["oedema"] == (min(oedema), sorted(oedema)[10], max(oedema))
     text = report.render()
-    assert "train 15, validation 1, test 5 (the published rule on other subjects)" in text
+    said = "the published rule on other subjects, at least 1 in validation and in the test"
+    assert f"train 15, validation 1, test 5 ({said})" in text
     monkeypatch.setattr("fewscan.storage.splits.PUBLISHED_SUBJECTS", 21)
     monkeypatch.setattr("fewscan.storage.splits.PUBLISHED_SHA256", ids_sha256(list(store.subjects)))
     assert check(path).published
@@ -119,8 +120,8 @@ def test_a_store_of_few_subjects_has_no_split(tmp_path: Path) -> None:
     prepare(tmp_path / "scans", tmp_path / "s", SIZE, workers=1)
     report = check(tmp_path / "s")
     assert report.split is None
-    assert "too few" in report.render()
-    with pytest.raises(StudyError, match="2 subjects"):
+    assert "none: too few patients; `fewscan prepare SCANS STORE --validation N`" in report.render()
+    with pytest.raises(StudyError, match="2 patients are too few for 5 in validation"):
         _ = SliceStore.open(tmp_path / "s").split
 
 

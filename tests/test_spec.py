@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from fewscan.experiments import spec as spec_module
+from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.schemes import SCHEMES, Denoise
 from fewscan.experiments.schemes.denoise import Noise
 from fewscan.experiments.schemes.scheme import Scheme
@@ -42,7 +43,7 @@ SPECS: list[RunSpec] = [
 ODD: list[RunSpec] = [
     Pretrain("data", Network(8), TRAINING, Denoise(Noise(8))),
     Finetune("data", Network(8), "binary", 4, TRAINING, 0, Augmentation("none")),
-    Score("data", Evaluation(20), ("abc",)),
+    Score("data", Evaluation(20), ("abc",), image=ImageScore("flair")),
 ]
 """None of whose nested settings is the default."""
 
@@ -131,7 +132,7 @@ def test_all_settings_are_tried_below() -> None:
     tried = {type(_at(spec, path)).__name__ for spec, path in PLACES}
     assert tried == {
         *("Pretrain", "Finetune", "Score", "Imported", "Network", "Training", "Evaluation"),
-        *("Augmentation", "Denoise", "Noise"),
+        *("Augmentation", "Denoise", "Noise", "ImageScore"),
     }
 
 
@@ -160,6 +161,7 @@ def changed_once(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         "init": "other",
         "lr_half_period": 7,
         "validation_slices": 7,
+        "smoothing_mm": 7.0,
     }
     for field in fields(value):
         inner = getattr(value, field.name)

@@ -119,10 +119,14 @@ def test_a_part_without_any_usable_scan_is_refused(raw: Path, tmp_path: Path) ->
 
 def test_the_published_split_given_as_a_file_is_the_published_split(tmp_path: Path) -> None:
     ids = write_nnunet(tmp_path / "raw", 20)
-    by_rule = prepare(tmp_path / "raw", tmp_path / "one", 16, 1)
+    by_rule = prepare(tmp_path / "raw", tmp_path / "one", 16, 1, validation=1)
+    prepare(tmp_path / "raw", tmp_path / "two", 16, 1, validation=1)
     file = write(tmp_path / "split.json", published_split(ids).to_json())
     given = prepare(tmp_path / "raw", tmp_path / "two", 16, 1, split=file)
     assert given.fingerprint == by_rule.fingerprint
+    other = prepare(tmp_path / "raw", tmp_path / "three", 16, 1, split=file)
+    assert SliceStore.open(tmp_path / "three").split == SliceStore.open(tmp_path / "one").split
+    assert other.fingerprint != by_rule.fingerprint, "5 would validate by the rule of this store"
 
 
 def test_a_patient_in_two_parts_is_refused_with_the_scans(tmp_path: Path) -> None:

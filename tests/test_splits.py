@@ -15,6 +15,7 @@ from fewscan.storage.splits import (
     is_published,
     label_subset,
     published_split,
+    split_by_rule,
 )
 
 COUNTS = st.integers(20, 2000)
@@ -75,6 +76,76 @@ def test_too_few_subjects_and_a_subject_twice() -> None:
         published_split(subjects(19))
     with pytest.raises(StudyError, match="S00003 comes twice"):
         published_split([*subjects(30), "S00003"])
+
+
+@pytest.mark.parametrize(
+    ("count", "fewest", "sizes"),
+    [
+        (25, 5, (15, 5, 5)),
+        (36, 5, (26, 5, 5)),
+        (37, 5, (27, 5, 5)),
+        (40, 5, (30, 5, 5)),  # the demo
+        (60, 5, (45, 5, 10)),
+        (99, 5, (74, 5, 20)),
+        (100, 5, (75, 5, 20)),
+        (24, 1, (18, 1, 5)),
+        (5, 1, (3, 1, 1)),
+        (50, 10, (30, 10, 10)),
+    ],
+)
+def test_at_least_so_many_validate_and_are_tested(
+    count: int, fewest: int, sizes: tuple[int, int, int]
+) -> None:
+    split = split_by_rule(subjects(count), None, fewest)
+    assert tuple(map(len, split.to_json().values())) == sizes
+    order = subjects(count)
+    random.Random(0).shuffle(order)
+    assert [*split.train, *split.validation, *split.test] == order
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 30), st.integers(0, 500))
+def test_from_twenty_times_as_many_patients_on_it_is_the_published_rule(
+    fewest: int, more: int
+) -> None:
+    ids = subjects(max(20, 20 * fewest) + more)
+    assert split_by_rule(ids, None, fewest) == published_split(ids)
+
+
+def test_the_published_lists_are_recognised_where_the_rule_gives_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = subjects(1251)
+    monkeypatch.setattr("fewscan.storage.splits.PUBLISHED_SHA256", ids_sha256(ids))
+    assert split_by_rule(ids, None, 5) == published_split(ids)
+    assert split_by_rule(ids, None, 5).published
+    assert not split_by_rule(ids, None, 100).published, "other lists of the same subjects"
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 6), min_size=25, max_size=60), st.integers(1, 5))
+def test_at_least_so_many_patients_whole(counts: list[int], fewest: int) -> None:
+    """Patients, not their scans: five scans of one person are one opinion."""
+    patient_of = scans_of_patients(counts)
+    split = split_by_rule(patient_of, patient_of, fewest)
+    split.require_whole_patients(patient_of)
+    assert split.ids == set(patient_of)
+    patients = [{patient_of[i] for i in ids} for ids in split.to_json().values()]
+    assert min(map(len, patients)) >= fewest
+
+
+def test_too_few_patients_and_how_to_choose() -> None:
+    """Scans of one patient do not make it more; how many can be asked for is said."""
+    patient_of = scans_of_patients([3] * 24)
+    with pytest.raises(StudyError, match="24 patients are too few for 5 in validation") as caught:
+        split_by_rule(patient_of, patient_of, 5)
+    remedy = caught.value.remedy or ""
+    assert "--validation 4" in remedy
+    assert "--split FILE" in remedy
+    assert min(map(len, split_by_rule(patient_of, patient_of, 4).to_json().values())) >= 4
+    with pytest.raises(StudyError, match="4 patients are too few for 1") as caught:
+        split_by_rule(subjects(4), None, 1)
+    assert "--validation" not in (caught.value.remedy or "")
 
 
 @settings(deadline=None, max_examples=50)

@@ -43,7 +43,7 @@ def mixed_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def path(mixed_scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stores") / "mixed.zarr"
-    prepare(mixed_scans, path, size=16, workers=1, selection=UNLABELLED_TOO)
+    prepare(mixed_scans, path, size=16, workers=1, validation=1, selection=UNLABELLED_TOO)
     return path
 
 
@@ -53,13 +53,15 @@ def store(path: Path) -> SliceStore:
 
 
 def test_they_are_left_out_and_named_unless_asked_for(mixed_scans: Path, tmp_path: Path) -> None:
-    report = prepare(mixed_scans, tmp_path / "s", size=16, workers=1)
+    report = prepare(mixed_scans, tmp_path / "s", size=16, workers=1, validation=1)
     assert (report.subjects, report.skipped) == (20, ())
     (line,) = [line for line in report.account if line.startswith("left out")]
     assert "--unlabelled" in line
     assert UNLABELLED[0] in line
     assert line in check(tmp_path / "s").account
-    later = prepare(mixed_scans, tmp_path / "s", size=16, workers=1, selection=UNLABELLED_TOO)
+    later = prepare(
+        mixed_scans, tmp_path / "s", size=16, workers=1, validation=1, selection=UNLABELLED_TOO
+    )
     assert later.subjects == 24
 
 
@@ -92,7 +94,7 @@ def test_what_is_labelled_or_not_counts_for_the_fingerprint(
 ) -> None:
     """But a store of labelled scans alone keeps the one that it always had."""
     plain = replace(store.manifest, subjects={i: store.subjects[i] for i in LABELLED})
-    prepare(mixed_scans, tmp_path / "labelled", size=16, workers=1)
+    prepare(mixed_scans, tmp_path / "labelled", size=16, workers=1, validation=1)
     assert SliceStore.open(tmp_path / "labelled").fingerprint == plain.fingerprint
     flagged = {i: replace(it, labelled=True) for i, it in store.subjects.items()}
     assert replace(store.manifest, subjects=flagged).fingerprint != store.fingerprint
@@ -106,7 +108,14 @@ def test_what_is_labelled_or_not_counts_for_the_fingerprint(
 def test_a_patient_who_is_tested_is_not_pretrained_on(tmp_path: Path) -> None:
     twins = [f"{id_[:-3]}001" for id_ in LABELLED]
     write(tmp_path / "scans", LABELLED, twins)
-    prepare(tmp_path / "scans", tmp_path / "s", size=16, workers=1, selection=UNLABELLED_TOO)
+    prepare(
+        tmp_path / "scans",
+        tmp_path / "s",
+        size=16,
+        workers=1,
+        validation=1,
+        selection=UNLABELLED_TOO,
+    )
     store = SliceStore.open(tmp_path / "s")
     trained = {store.patient(i) for i in store.split.train}
     assert {store.patient(i) for i in store.unlabelled} == trained
@@ -121,7 +130,7 @@ def test_a_patient_who_is_tested_is_not_pretrained_on(tmp_path: Path) -> None:
 def test_scans_known_to_be_healthy_need_no_mask(mixed_scans: Path, tmp_path: Path) -> None:
     listed = tmp_path / "controls.txt"
     listed.write_text(f"# controls\n{UNLABELLED[0]}\n{UNLABELLED[1]}  # the second\n\n")
-    how: dict[str, Any] = {"size": 16, "workers": 1, "selection": UNLABELLED_TOO}
+    how: dict[str, Any] = {"size": 16, "workers": 1, "selection": UNLABELLED_TOO, "validation": 1}
     prepare(mixed_scans, tmp_path / "s", healthy=listed, **how)
     store = SliceStore.open(tmp_path / "s")
     learnt, _ = store.pretraining("healthy")
@@ -157,7 +166,9 @@ def test_a_store_without_any_label_can_be_pretrained_on(store_path: Path, tmp_pa
     for seed, subject in enumerate(ids):
         place = write_subject(tmp_path / "more", subject, seed=100 + seed)
         (place / f"{subject}-seg.nii.gz").unlink()
-    prepare(tmp_path / "more", tmp_path / "more.zarr", 16, 1, selection=UNLABELLED_TOO)
+    prepare(
+        tmp_path / "more", tmp_path / "more.zarr", 16, 1, selection=UNLABELLED_TOO, validation=1
+    )
     more = SliceStore.open(tmp_path / "more.zarr")
     learnt, validated = more.pretraining("all")
     assert (len(learnt), len(validated)) == (19, 1)
@@ -183,12 +194,21 @@ def test_a_store_of_another_kind_or_with_tested_scans_is_refused(
     mixed_scans: Path, path: Path, tmp_path: Path
 ) -> None:
     values = tiny_values(path, tmp_path / "study")
-    prepare(mixed_scans, tmp_path / "coarse", size=8, workers=1, selection=UNLABELLED_TOO)
+    prepare(
+        mixed_scans, tmp_path / "coarse", size=8, workers=1, validation=1, selection=UNLABELLED_TOO
+    )
     values["pretrain"]["denoise"] |= {"slices": "all", "store": str(tmp_path / "coarse")}
     with pytest.raises(StudyError, match="the store of a pre-training has size 8"):
         make_plan(parse_study(values, "tiny"))
     write(tmp_path / "other", [], [*LABELLED, *UNLABELLED])
-    prepare(tmp_path / "other", tmp_path / "bare", size=16, workers=1, selection=UNLABELLED_TOO)
+    prepare(
+        tmp_path / "other",
+        tmp_path / "bare",
+        size=16,
+        workers=1,
+        validation=1,
+        selection=UNLABELLED_TOO,
+    )
     values["pretrain"]["denoise"]["store"] = str(tmp_path / "bare")
     study = parse_study(values, "tiny")
     with pytest.raises(StudyError, match="5 scans that the study validates or tests are in the"):

@@ -64,6 +64,15 @@ class SliceTable:
         )
 
 
+class HasAnomalyScore(Protocol):
+    """What a predictor without a target asks."""
+
+    def anomaly_score(
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+    ) -> Tensor:
+        """See `Scheme.anomaly_score`."""
+
+
 class Scheme:
     """A way of pre-training: a frozen dataclass of its settings, with these members.
 

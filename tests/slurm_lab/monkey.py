@@ -556,7 +556,7 @@ def prepared() -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
     shutil.rmtree(store, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         write_subjects(Path(scratch) / "scans", 24)
-        prepare(Path(scratch) / "scans", store, size=16, workers=1)
+        prepare(Path(scratch) / "scans", store, size=16, workers=1, validation=1)
         document = design(tiny_values(store, Path(scratch)), store)
         # In a process of its own, for jobs inherit our environment, and torch writes into it.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
