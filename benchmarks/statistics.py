@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from benchmarks import results
+from benchmarks import answers, results
 from benchmarks.simulated import COUNTS, SCRATCH, Design, falling_gain, simulate_study
 from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.cells import Cell
@@ -235,9 +235,16 @@ def _row(name: str, studies: int, rates: Rates) -> dict[str, Any]:
     return {"design": name, "studies": studies, **shares, **widths}
 
 
+<<<<<<< HEAD
 def run(studies: int, designs: Mapping[str, Design] = DESIGNS) -> None:
     """Simulate studies of each design, and write the results."""
     results.write("statistics", [], path=RESULTS, rows=measure(studies, designs))
+=======
+def run(studies: int) -> None:
+    """Simulate all designs, and write the results."""
+    found: dict[str, Any] = answers.measure(studies)
+    results.write("statistics", [], path=RESULTS, rows=measure(studies), **found)
+>>>>>>> need
 
 
 def table() -> str:
@@ -255,4 +262,5 @@ def table() -> str:
         widths = [f"{row[key]:.3f}" for key in ("area_widths", "count_widths")]
         lines.append("| " + " | ".join([row["design"], *texts, *widths]) + " |")
     studies = found["rows"][0]["studies"]
-    return "\n".join([*lines, "", f"{studies} studies each. {results.measured_on(found)}"]) + "\n"
+    lines += ["", answers.tables(found), f"{studies} studies each. {results.measured_on(found)}"]
+    return "\n".join(lines) + "\n"

@@ -419,7 +419,7 @@ def plan(study: Path, overrides: tuple[str, ...], runs: bool, pilot: Path | None
         console.print(render_plan(loaded))
         from fewscan.harness.report.power import power_lines
 
-        for line in power_lines(loaded, pilot and load_plan(pilot)):
+        for line in power_lines(loaded, load_plan(pilot) if pilot else None):
             console.print(escape(line), soft_wrap=True)
 
 

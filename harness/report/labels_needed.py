@@ -135,8 +135,8 @@ def labels_needed(
     for cell in each[1:]:
         require_same_patients(each[0], cell)
     resampling = draw_resamples(each, resamples, random_seed)
-    curve = means_by_count(cells, resampling, (random_seed, 3), may_collapse)
-    means_BK, counts_K = np.stack([*curve.values()], axis=1), np.array([*cells])
+    means = means_by_count(cells, resampling, (random_seed, 3), may_collapse)
+    means_BK, counts_K = np.stack([*means.values()], axis=1), np.array([*cells])
     curve_BK = isotonic(means_BK)
     crossings_B, _ = crossings(np.full(len(curve_BK), score), curve_BK, counts_K)
     searched = (int(counts_K[0]), int(counts_K[-1]))
