@@ -9,10 +9,11 @@ import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
-from benchmarks import arithmetic, results, statistics
+from benchmarks import answers, arithmetic, results, statistics
 from benchmarks.setting import SUBJECTS, Setting
 from fewscan.storage.manifest import STORE_PROTOCOL
 from fewscan.storage.phantom.write import GENERATOR, write_phantoms
@@ -43,7 +44,8 @@ def main(only: str | None, studies: int, rounds: int, runs: int, folder: Path, t
     """
     failed = []
     if only == "statistics":
-        statistics.run(studies)
+        more: dict[str, Any] = answers.measure(studies)
+        statistics.run(studies, **more)
     elif only:
         run(only, Setting(folder / "scans", folder, rounds=rounds, noop_runs=runs))
     elif not table:

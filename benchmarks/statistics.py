@@ -235,16 +235,9 @@ def _row(name: str, studies: int, rates: Rates) -> dict[str, Any]:
     return {"design": name, "studies": studies, **shares, **widths}
 
 
-<<<<<<< HEAD
-def run(studies: int, designs: Mapping[str, Design] = DESIGNS) -> None:
-    """Simulate studies of each design, and write the results."""
-    results.write("statistics", [], path=RESULTS, rows=measure(studies, designs))
-=======
-def run(studies: int) -> None:
-    """Simulate all designs, and write the results."""
-    found: dict[str, Any] = answers.measure(studies)
-    results.write("statistics", [], path=RESULTS, rows=measure(studies), **found)
->>>>>>> need
+def run(studies: int, designs: Mapping[str, Design] = DESIGNS, **more: Any) -> None:
+    """Simulate studies of each design, and write the results, and `more` of `answers.measure`."""
+    results.write("statistics", [], path=RESULTS, rows=measure(studies, designs), **more)
 
 
 def table() -> str:
