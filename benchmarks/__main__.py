@@ -9,10 +9,11 @@ import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
-from benchmarks import arithmetic, results
+from benchmarks import answers, arithmetic, results, statistics
 from benchmarks.setting import SUBJECTS, Setting
 from fewscan.storage.manifest import STORE_PROTOCOL
 from fewscan.storage.phantom.write import GENERATOR, write_phantoms
@@ -26,24 +27,33 @@ CACHE = (
 
 
 @click.command()
-@click.option("--only", type=click.Choice(NAMES), help="One subject, in this process.")
+@click.option(
+    "--only", type=click.Choice([*NAMES, "statistics"]), help="One subject, in this process."
+)
+@click.option("--studies", default=400, show_default=True, help="Simulated, for `statistics`.")
 @click.option("--rounds", default=5, show_default=True, help="Pairs of measurements.")
 @click.option("--runs", default=60, show_default=True, help="Runs of the sweep of nothing.")
 @click.option("--folder", default=CACHE, show_default=True, type=click.Path(path_type=Path))
 @click.option("--table", is_flag=True, help="Measure nothing; write the table from the results.")
-def main(only: str | None, rounds: int, runs: int, folder: Path, table: bool) -> None:
+def main(only: str | None, studies: int, rounds: int, runs: int, folder: Path, table: bool) -> None:
     """Measure the fast paths against the published way, side by side.
+
+    `--only statistics` measures no time: it simulates studies with a known truth.
 
     Example: python -m benchmarks --only anomaly
     """
     failed = []
-    if only:
+    if only == "statistics":
+        more: dict[str, Any] = answers.measure(studies)
+        statistics.run(studies, **more)
+    elif only:
         run(only, Setting(folder / "scans", folder, rounds=rounds, noop_runs=runs))
     elif not table:
         write_phantoms(folder / "scans", SUBJECTS)
         failed = [name for name in NAMES if not _run_apart(name, sys.argv[1:])]
     results.write_between_marks(results.README, results.table())
     results.write_between_marks(arithmetic.PAGE, arithmetic.table())
+    results.write_between_marks(statistics.PAGE, statistics.table())
     if not only:
         click.echo(results.table())
     if failed:

@@ -49,9 +49,9 @@ def variants(work: Work, devices: Devices, folder: Path) -> dict[str, Callable[[
 
 def _of_loop(made: Loop) -> Callable[[], Tensor]:
     def step() -> Tensor:
-        before = made.state.window_loss.clone()
+        before = made.state.window[0].clone()
         made.step()
-        return made.state.window_loss - before
+        return made.state.window[0] - before
 
     return step
 

@@ -95,7 +95,7 @@ def scored(spec: Score, folder: RunFolder, store: SliceStore, numbers: random.Ra
         structures(target, store.classes, store.regions),
     )
     columns = [m.column(name) for m in metrics if m.scope == "structure" for name in names]
-    columns += [m.column() for m in metrics if m.scope == "patient"]
+    columns += [m.column() for m in metrics if m.scope in ("patient", "pooled")]
     rows: list[Row] = [
         {"subject": scan, "patient": scan} | {name: numbers.random() for name in columns}
         for scan in store.split.test

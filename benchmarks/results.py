@@ -105,13 +105,14 @@ def circumstances(device: str | None = None) -> dict[str, Any]:
 def table() -> str:
     """All results as a table in Markdown, and under it what each was measured on."""
     results = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
+    results = [result for result in results if result["findings"]]  # others have a page of theirs
     lines = [
         "| what | target | measured (range) | in core-seconds | published way | here | reached |",
         "|---|---|---|---|---|---|---|",
         *(_line(f) for result in results for f in result["findings"]),
     ]
     notes = [f"- *{f['what']}*: {f['note']}" for r in results for f in r["findings"] if f["note"]]
-    return "\n".join([*lines, "", *notes, "", *map(_measured_on, results)]) + "\n"
+    return "\n".join([*lines, "", *notes, "", *map(measured_on, results)]) + "\n"
 
 
 def write_between_marks(page: Path, text: str) -> None:
@@ -138,7 +139,8 @@ def _line(finding: dict[str, Any]) -> str:
     return "| " + " | ".join([*cells, reached]) + " |"
 
 
-def _measured_on(result: dict[str, Any]) -> str:
+def measured_on(result: dict[str, Any]) -> str:
+    """When and on what results were measured, in Markdown."""
     on = result["measured"]
     device = "" if on["device"] == "cpu" else f"{on['device']}, "
     versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())

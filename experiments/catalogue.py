@@ -7,7 +7,8 @@ One row a metric. Scoring, `cases.csv`, the report, its tables, MLflow's names a
 A metric's scope says what one number of it is about, and with that its names:
 
     scope      one number for                       column of cases.csv   key in result.json
-    pooled     all pixels of the split together     –                     KEY
+    pooled     all pixels of the split together     KEY: a patient's      KEY
+                                                    pseudo-value
     patient    a test scan                          KEY                   patient_KEY
     structure  a test scan and a structure: a       KEY_STRUCTURE         class_KEY/CLASS and
                class, a region of classes, or the                         class_KEY_mean, or
@@ -110,6 +111,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "pooled",
         "Average precision of the lesion score over all pixels of all test scans together, scores "
         "in half precision, as published (Kascenas et al., MIDL 2022).",
+        compared="difference",
+        compared_for=("binary",),
         panel="binary",
         panel_title="pooled average precision",
     ),
@@ -120,6 +123,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "Best Dice over the thresholds 0, 0.001 … 0.999, over all pixels of all test scans "
         "together. As published, its threshold is chosen on the test split itself: an upper bound, "
         "not a performance to expect.",
+        compared="difference",
+        compared_for=("binary",),
         panel="binary",
         panel_title="pooled ⌈Dice⌉ (best threshold on the test split)",
     ),
@@ -136,6 +141,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "pooled",
         "Dice over all pixels of all test scans together, at the threshold that validation chose: "
         "what can be had without looking at the test split.",
+        compared="difference",
+        compared_for=("binary",),
     ),
     Metric(
         "pooled_best_dice_without_specks",
@@ -143,6 +150,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "pooled",
         "⌈Dice⌉'s mask without 3D components of at most {min_component_mm3} mm³; published are 20 "
         "voxels, 70.3125 mm³ on that grid.",
+        compared="difference",
+        compared_for=("binary",),
         needs="removes_specks",
     ),
     Metric(

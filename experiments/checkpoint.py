@@ -32,8 +32,9 @@ class TrainingState:
     """The weights of the lowest validation loss so far."""
     best_step: int
     best_loss: float
-    window_loss: Tensor
-    """Sum of the training losses since the last validation; in a file, one for each rank."""
+    window: Tensor
+    """Since the last validation, the sum of the training losses and the number of steps whose
+    gradient was clipped; in a file, a row for each rank."""
     events_bytes: int
     """Size of the events file that goes with this state."""
 
@@ -67,7 +68,7 @@ class CheckpointWriter:
         assert self._writing is None
         best = {"best": state.best}  # a validation replaces these tensors, and never changes them
         copy = self._copy(_fields(state) | {"best": None}) | best
-        copied = _recorded(state.window_loss.device)
+        copied = _recorded(state.window.device)
         self._writing = self._thread.submit(self._write, copy, copied)
 
     def ended(self, wait: bool) -> int | None:

@@ -52,7 +52,9 @@ def _trained(spec: RunSpec) -> int:
     """Forward passes over a slice that the steps are worth."""
     if not isinstance(spec, Pretrain | Finetune):
         return 0
-    return spec.training.iterations * spec.training.batch_size * (1 + BACKWARD)
+    probe = isinstance(spec, Finetune) and spec.schedule == "probe"  # the head alone goes back
+    passes = 1 if probe else 1 + BACKWARD
+    return spec.training.iterations * spec.training.batch_size * passes
 
 
 def _validated(spec: RunSpec, store: SliceStore) -> int:

@@ -104,8 +104,8 @@ class Devices:
         return value
 
     def of_all_ranks(self, value: Tensor) -> Tensor:
-        """(world_size,) every rank's scalar `value`, on every rank."""
-        own = value.new_zeros(self.world_size)
+        """Every rank's `value`, one after the other along a first axis, on every rank."""
+        own = value.new_zeros(self.world_size, *value.shape)
         own[self.rank] = value
         return self.sum_over_ranks(own)
 

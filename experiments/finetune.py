@@ -13,6 +13,7 @@ from fewscan.experiments import augment
 from fewscan.experiments.checkpoint import save_model
 from fewscan.experiments.data import SliceData, open_store
 from fewscan.experiments.devices import Devices
+from fewscan.experiments.health import gains
 from fewscan.experiments.initial_weights import initial_network
 from fewscan.experiments.losses import (
     SegmentationSums,
@@ -25,35 +26,62 @@ from fewscan.experiments.results import Result
 from fewscan.experiments.seeds import generator_for, seed_for
 from fewscan.experiments.spec import Finetune
 from fewscan.experiments.train import train
+from fewscan.experiments.trials import with_rate
+from fewscan.storage.errors import LossNotFiniteError
 from fewscan.storage.labels import IGNORED, LabelMeaning
 from fewscan.storage.runs import RunFolder
+from fewscan.storage.slices import SliceStore
 
 
 def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
     """The stage of `Finetune`: leaves the best model in the folder and returns the result."""
     store = open_store(folder, spec.data)
     dtype = devices.dtype(spec.training.precision)
+    training, lr = with_rate(spec, folder)
     labelled = store.labelled_subset(spec.label_count, spec.seed)
-    at_most = spec.training.validation_slices
+    learnt, held_out = labels_to_choose_by(spec, store)
     classes = 1 if spec.target == "binary" else len(store.classes)
+    validated, at_most = held_out or store.split.validation, training.validation_slices
     task = SegmentTask(
         spec,
         store.meaning,
-        SliceData.load(store, labelled, devices, dtype),
-        SliceData.load(store, store.split.validation, devices, dtype, at_most=at_most),
+        SliceData.load(store, learnt, devices, dtype),
+        SliceData.load(store, validated, devices, dtype, at_most=at_most),
         devices,
+        keeps="best" if held_out or spec.selection == "validation" else "last",
     )
     model, start = initial_network(spec, len(store.channels), 1 + classes, folder, devices)
     facts = start | {"slices": task.training.note}
-    state = train(model, task, spec.training, folder, devices, facts)
+    try:
+        state = train(model, task, training, folder, devices, facts)
+    except LossNotFiniteError:
+        if not spec.is_trial:
+            raise
+        return Result(spec.kind, labelled=labelled)
     if devices.is_first:
-        save_model(folder.model, model, state.best)
+        model.load_state_dict(state.best)
+        save_model(folder.model, model, model.state_dict())
     return Result(
         spec.kind,
         best_step=state.best_step,
         validation_loss=state.best_loss,
+        lr=lr,
+        gains=gains(model),
         labelled=labelled,
+        held_out=held_out,
     )
+
+
+def labels_to_choose_by(
+    spec: Finetune, store: SliceStore
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The labelled scans to learn from, and those held out to choose the model and its threshold.
+
+    None are held out where the validation split chooses, and where nothing does: too few scans, or
+    the last model by choice.
+    """
+    labelled = store.labelled_subset(spec.label_count, spec.seed)
+    return store.hold_out(labelled) if spec.selection == "within" else (labelled, ())
 
 
 class SegmentTask:
@@ -66,7 +94,9 @@ class SegmentTask:
         training: SliceData,
         validation: SliceData,
         devices: Devices,
+        keeps: Literal["best", "last"] = "best",
     ) -> None:
+        self.keeps = keeps
         self.meaning = meaning
         self.is_binary = spec.target == "binary"
         self.augmented = spec.augmentation.policy == "nnunet"
@@ -77,11 +107,6 @@ class SegmentTask:
         self.cell = (spec.kind, spec.seed)
         order_seed = seed_for(*self.cell, "order")
         self.order = BatchOrder(len(training), self.batch_size, order_seed)
-
-    @property
-    def keeps(self) -> Literal["best", "last"]:
-        """The validation loss chooses the model."""
-        return "best"
 
     def loss(self, model: nn.Module, step: int) -> Tensor:
         """The loss of the whole global batch, to which this rank adds the sums of its share."""

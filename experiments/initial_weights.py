@@ -27,9 +27,11 @@ def initial_network(
     if the parent's network does not fit.
     """
     skips = spec.scheme.skips if isinstance(spec, Pretrain) else True
+    level = spec.probe_level if isinstance(spec, Finetune) else 0
+    width, depth = spec.network.width, spec.network.depth
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(spec.kind, spec.seed, "weights"))
-        model = UNet(in_channels, out_channels, spec.network.width, spec.network.depth, skips)
+        model = UNet(in_channels, out_channels, width, depth, skips, level)
     model = model.to(devices.dtype(spec.training.precision))  # before weights are loaded into it
     facts: dict[str, Any] = {"init": spec.init or "scratch", "loaded": [], "replaced": []}
     if spec.init is not None:
@@ -42,4 +44,7 @@ def initial_network(
             require_same_tensors(model.state_dict(), weights, remedy=fit)
             model.load_state_dict(weights)
             facts["loaded"] = list(weights)
+    if isinstance(spec, Finetune) and spec.schedule == "probe":
+        model.requires_grad_(False)
+        model.last.requires_grad_(True)
     return model.to(devices.device), facts

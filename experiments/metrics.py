@@ -1,11 +1,18 @@
 """AP and ⌈Dice⌉ over pooled pixels, exactly, in one pass.
 
-Everything is counted, never collected: memory does not grow with the number of patients, counts of
-parts can be added, and the results are exact. A half-precision score is one of 32,768 non-negative
-numbers, so a count per number and per class of pixel says all that AP and ⌈Dice⌉ ask.
+Everything is counted, never collected: pixels are not kept, counts of parts can be added, and the
+results are exact. A half-precision score is one of 32,768 non-negative numbers, so a count per
+number and per class of pixel says all that AP and ⌈Dice⌉ ask.
+
+How far a pooled number is known over patients says the jackknife: what it would be without each of
+them (`PooledScores`, `pseudo_values`).
 
 Letter in names: V the non-negative half-precision numbers in ascending order.
 """
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -108,6 +115,63 @@ class PixelScores:
         hits_V, detected_V = self._detections()
         dice: np.ndarray = 2 * hits_V[next_above] / (detected_V[next_above] + self.positives)
         return dice
+
+
+class PooledScores:
+    """The scores of all patients in one pool, of which each patient's share is remembered.
+
+    It keeps 10 bytes for each half-precision number that occurs in a patient, so at most 320 KiB a
+    patient (half of it for scores up to 1), and the counts of the pool.
+    """
+
+    def __init__(self) -> None:
+        self.whole = PixelScores()
+        self._occurring: dict[str, np.ndarray] = {}
+        """Patient → the numbers that occur, as indices into V, uint16."""
+        self._counts: dict[str, np.ndarray] = {}
+        """Patient → how often, uint32, without and with lesion."""
+
+    def add(self, patient: str, pixels: PixelScores) -> None:
+        """Take in a scan of a patient, who may have several."""
+        self.whole += pixels
+        mine = pixels + self.of(patient)
+        occurring = np.flatnonzero(mine.counts_2V.any(axis=0))
+        self._occurring[patient] = occurring.astype(np.uint16)
+        self._counts[patient] = mine.counts_2V[:, occurring].astype(np.uint32)
+
+    def of(self, patient: str) -> PixelScores:
+        """A patient's share; empty for one that is not in the pool."""
+        counts_2V = np.zeros((2, HALF_VALUES), np.int64)
+        if patient in self._counts:
+            counts_2V[:, self._occurring[patient]] = self._counts[patient]
+        return PixelScores(counts_2V)
+
+    def pseudo_values(self, statistic: Callable[[PixelScores], float]) -> dict[str, float]:
+        """Patient → the pseudo-value of a number of the pool; see the function of that name."""
+        without = {
+            it: statistic(PixelScores(self.whole.counts_2V - self.of(it).counts_2V))
+            for it in self._counts
+        }
+        return pseudo_values(statistic(self.whole), without)
+
+
+Part = TypeVar("Part", bound=Hashable)
+
+
+def pseudo_values(whole: float, without: Mapping[Part, float]) -> dict[Part, float]:
+    """What each of n parts contributes to a number of them all, so that it is their mean.
+
+    The jackknife's pseudo-values (Tukey, Ann. Math. Stat. 29, 1958), whole + (n − 1) (m − wᵢ):
+    wᵢ is the number without part i and m the mean of those. Centred at m, they have the number
+    itself as their mean, not the one that is corrected for bias, and the same spread. They may
+    lie outside the number's range. nan for all where the whole or one wᵢ is not defined.
+    """
+    values = np.array([*without.values()], dtype=float)
+    others = len(values) - 1
+    if others < 1 or math.isnan(whole) or np.isnan(values).any():
+        return dict.fromkeys(without, math.nan)
+    pseudo = whole + others * (values.mean() - values)
+    return dict(zip(without, pseudo.tolist(), strict=True))
 
 
 def _tensor(values: Array) -> torch.Tensor:

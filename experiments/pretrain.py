@@ -13,20 +13,23 @@ from torch import Tensor, nn
 from fewscan.experiments.checkpoint import save_model
 from fewscan.experiments.data import SliceData, open_store
 from fewscan.experiments.devices import Devices
+from fewscan.experiments.health import gains
 from fewscan.experiments.initial_weights import initial_network
 from fewscan.experiments.results import Result
 from fewscan.experiments.schemes.scheme import Draw
 from fewscan.experiments.seeds import generator_for, seed_for
 from fewscan.experiments.spec import Pretrain
 from fewscan.experiments.train import train
+from fewscan.experiments.trials import with_rate
 from fewscan.experiments.unet import UNet
-from fewscan.storage.errors import DeviceError
+from fewscan.storage.errors import DeviceError, LossNotFiniteError
 from fewscan.storage.runs import RunFolder
 
 
 def pretrain(spec: Pretrain, folder: RunFolder, devices: Devices) -> Result:
     """The stage of `Pretrain`: leaves the model in the folder and returns the result."""
     store = open_store(folder, spec.data)
+    settings, lr = with_rate(spec, folder)
     dtype = devices.dtype(spec.training.precision)
     learnt, validated = store.pretraining(spec.slices)
     training = SliceData.load(store, learnt, devices, dtype, spec.slices)
@@ -37,11 +40,22 @@ def pretrain(spec: Pretrain, folder: RunFolder, devices: Devices) -> Result:
     body, start = initial_network(spec, channels, outputs, folder, devices)
     model = _trained_network(spec, body).to(devices.device, dtype)
     task = PretextTask(spec, training, validation, devices)
-    state = train(model, task, spec.training, folder, devices, start | {"slices": training.note})
+    try:
+        state = train(model, task, settings, folder, devices, start | {"slices": training.note})
+    except LossNotFiniteError:
+        if not spec.is_trial:
+            raise
+        return Result(spec.kind)
     if devices.is_first:
         model.load_state_dict(state.best)
         save_model(folder.model, body, body.state_dict())
-    return Result(spec.kind, best_step=state.best_step, validation_loss=state.best_loss)
+    return Result(
+        spec.kind,
+        best_step=state.best_step,
+        validation_loss=state.best_loss,
+        lr=lr,
+        gains=gains(body),
+    )
 
 
 def _trained_network(spec: Pretrain, body: UNet) -> nn.Module:

@@ -64,7 +64,15 @@ class ChosenSlices:
         store = self.store
         counts = [store.slices_of(store.subjects[subject]) for subject in stream.ids]
         last_N = np.maximum(np.array(counts, np.int64)[scans_N] - 1, 1)
-        return SliceTable(len(self.store.channels), (size, size), scans_N, positions_N / last_N)
+        spacings_mm = [store.spacing_mm_ZHW(subject)[1:] for subject in stream.ids]
+        rows_mm, columns_mm = np.median(spacings_mm, axis=0).tolist()
+        return SliceTable(
+            len(self.store.channels),
+            (size, size),
+            scans_N,
+            positions_N / last_N,
+            (rows_mm, columns_mm),
+        )
 
     def empty(self, count: int, device: str = "cpu", pinned: bool = False) -> tuple[Tensor, Tensor]:
         """Room for `count` slices: images_NCHW (float16), labels_NHW (uint8)."""

@@ -70,9 +70,15 @@ class Result:
     best_step: int | None = None
     """Step of the model that was kept."""
     validation_loss: float | None = None
-    """Of that model."""
+    """Of that model, on the slices that chose it or, where none did, on the validation split."""
+    lr: float | None = None
+    """The learning rate that its trials chose; None: it is in the spec."""
+    gains: Mapping[str, float] = field(default_factory=dict)
+    """Level of the kept model → mean gain of its norms: see `experiments.health`."""
     labelled: tuple[str, ...] = ()
     """The scans whose labels it has learnt from; of a score, those of its parents."""
+    held_out: tuple[str, ...] = ()
+    """Those of its labelled scans that chose its model, in place of being learnt from."""
     validation: Numbers = field(default_factory=dict)
     """On the validation split, and the threshold that was chosen there."""
     test: Numbers = field(default_factory=dict)
@@ -97,7 +103,8 @@ class Result:
         """Raises `RunError` if it is missing or damaged."""
         value = folder.read_result()
         try:
-            return cls(**(value | {"labelled": tuple(value.get("labelled", ()))}))
+            lists = {key: tuple(value.get(key, ())) for key in ("labelled", "held_out")}
+            return cls(**(value | lists))
         except TypeError as error:
             raise _not_ours(folder.result, error) from error
 

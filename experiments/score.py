@@ -5,7 +5,7 @@ Letters in names: N slices, C channels, Z slices of a scan, H and W rows and col
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -18,7 +18,7 @@ from fewscan.experiments.cases import Case, OnScan, Row, case_row, means, to_csv
 from fewscan.experiments.catalogue import METRICS
 from fewscan.experiments.data import open_store
 from fewscan.experiments.devices import Devices, Preempted
-from fewscan.experiments.metrics import PixelScores
+from fewscan.experiments.metrics import PixelScores, PooledScores, pseudo_values
 from fewscan.experiments.predictor import (
     PREDICTION_BATCH,
     Predictor,
@@ -26,9 +26,9 @@ from fewscan.experiments.predictor import (
     lesion_score,
     predictor_of_score,
 )
-from fewscan.experiments.results import Result
+from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.scan_grid import labelled_on_the_scan
-from fewscan.experiments.spec import Evaluation, Score
+from fewscan.experiments.spec import Evaluation, Finetune, Score
 from fewscan.experiments.surface_distance import require_surface_distances
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import RunError
@@ -50,18 +50,21 @@ def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
     store = open_store(folder, spec.data)
     parents = [folder.sibling(run_id) for run_id in spec.parents]
     predictor = predictor_of_score(spec, parents, store.channels).to(devices.device)
-    scorer = _Scorer(predictor, store, devices, _Clock.of(spec, folder, store, devices))
+    trained = [Result.read(parent) for parent in parents]
+    chooses = _scans_that_choose(parents, trained, store)
+    scans = len(chooses) + _scans_to_score(spec, store)
+    scorer = _Scorer(predictor, store, devices, _Clock(folder, devices, scans))
     folder.append_event("started", 0, attempt=devices.description())
     _require_scan_labels(spec, store)
-    labelled = dict.fromkeys(s for parent in parents for s in Result.read(parent).labelled)
-    validation, threshold = _score_validation(scorer)
+    validation, threshold = _choose_threshold(scorer, chooses)
     test: dict[str, float] = {}
     if spec.split == "test":
         test, rows = score_test_split(scorer, spec.evaluation, threshold, spec.regions)
         write_bytes(folder.cases, to_csv(rows))
     return Result(
         spec.kind,
-        labelled=tuple(labelled),
+        labelled=tuple(dict.fromkeys(id_ for it in trained for id_ in it.labelled)),
+        held_out=tuple(dict.fromkeys(id_ for it in trained for id_ in it.held_out)),
         validation=_defined(validation),
         test=_defined(test),
     )
@@ -118,13 +121,6 @@ class _Clock:
     """To be scored in all, those that are scored twice twice."""
     done: int = 0
     last_beat: float = -math.inf
-
-    @classmethod
-    def of(cls, spec: Score, folder: RunFolder, store: SliceStore, devices: Devices) -> "_Clock":
-        """For all that the spec asks for."""
-        tested = len(store.split.test) if spec.split == "test" else 0
-        again = tested if spec.evaluation.removes_specks else 0
-        return cls(folder, devices, len(store.split.validation) + tested + again)
 
     def scored_one(self) -> None:
         """Leave a heartbeat if it is time. Raises `Preempted`: a score begins anew afterwards."""
@@ -238,9 +234,34 @@ class _Scorer:
 _Read = tuple[Slices, np.ndarray | None]
 
 
-def _score_validation(scorer: _Scorer) -> tuple[dict[str, float], float]:
-    """Numbers of the validation split, and the threshold that is chosen on it."""
-    pooled = _pooled(scored.pixels for scored in scorer.each(scorer.store.split.validation))
+def _scans_to_score(spec: Score, store: SliceStore) -> int:
+    """Of the test split, each as often as it is gone through."""
+    tested = len(store.split.test) if spec.split == "test" else 0
+    return 2 * tested if spec.evaluation.removes_specks else tested
+
+
+MIDDLE = 0.5
+"""The threshold of a probability that no label has chosen."""
+
+
+def _scans_that_choose(
+    parents: Sequence[RunFolder], trained: Sequence[Result], store: SliceStore
+) -> tuple[str, ...]:
+    """The scans whose labels choose the threshold: those that chose the models.
+
+    What was pre-trained alone has no probability, so the validation split tells its threshold.
+    """
+    specs = [RunRecord.read(parent).spec for parent in parents]
+    if specs and all(isinstance(it, Finetune) and it.selection != "validation" for it in specs):
+        return tuple(dict.fromkeys(id_ for it in trained for id_ in it.held_out))
+    return store.split.validation
+
+
+def _choose_threshold(scorer: _Scorer, chooses: Sequence[str]) -> tuple[dict[str, float], float]:
+    """The threshold that is best on these scans, with its numbers there; without any the middle."""
+    if not chooses:
+        return {"threshold": MIDDLE}, MIDDLE
+    pooled = _pooled(scored.pixels for scored in scorer.each(chooses))
     dice, threshold = pooled.best_dice()
     numbers = {
         "pooled_ap": pooled.average_precision(),
@@ -255,44 +276,61 @@ def score_test_split(
 ) -> tuple[dict[str, float], list[Row]]:
     """All numbers of the catalogue, and a row a scan; masks are compared in threads."""
     store, target = scorer.store, scorer.predictor.target or "binary"
-    pooled = PixelScores()
+    pooled = PooledScores()
     rows: list[Future[Row]] = []
     with ThreadPoolExecutor(scorer.devices.threads) as threads:
         for scored in scorer.each(store.split.test, threshold):
-            pooled += scored.pixels
+            pooled.add(store.patient(scored.subject), scored.pixels)
             case = _case(scored, store, threshold)
             wanted = (target, store.meaning, evaluation, regions)
             rows.append(threads.submit(case_row, case, *wanted))
             if len(rows) > PATIENTS_WAITING:
                 rows[-PATIENTS_WAITING].result()
     found = [row.result() for row in rows]
-    numbers = _pooled_numbers(scorer, evaluation, pooled, threshold)
-    of_patients = means(found, target, store.classes, evaluation, regions, store.keeps_scan_labels)
-    return numbers | of_patients, found
+    numbers, shares = _pooled_numbers(scorer, evaluation, pooled, threshold)
+    for key, of_patients in shares.items():
+        for it in found:
+            it[key] = of_patients[str(it["patient"])]
+    of_scans = means(found, target, store.classes, evaluation, regions, store.keeps_scan_labels)
+    return numbers | of_scans, found
 
 
 def _pooled_numbers(
-    scorer: _Scorer, evaluation: Evaluation, pooled: PixelScores, threshold: float
-) -> dict[str, float]:
-    """Of all pixels of all scans at once, as published.
+    scorer: _Scorer, evaluation: Evaluation, pooled: PooledScores, threshold: float
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Of all pixels of all scans at once, as published; and metric → patient → pseudo-value.
 
     ⌈Dice⌉'s threshold is chosen on the test split itself; "…_at_validation_threshold" is what can
-    be had without looking.
+    be had without looking. Without a patient ⌈Dice⌉ chooses anew, and specks are those of the
+    threshold of all.
     """
-    best_dice, best_threshold = pooled.best_dice()
-    numbers = {
-        "pooled_ap": pooled.average_precision(),
-        "pooled_best_dice": best_dice,
-        "pooled_best_dice_threshold": best_threshold,
-        "pooled_dice_at_validation_threshold": dice_at(pooled, threshold),
+    statistics: dict[str, Callable[[PixelScores], float]] = {
+        "pooled_ap": PixelScores.average_precision,
+        "pooled_best_dice": lambda it: it.best_dice()[0],
+        "pooled_dice_at_validation_threshold": lambda it: dice_at(it, threshold),
     }
+    numbers = {key: statistic(pooled.whole) for key, statistic in statistics.items()}
+    shares = {key: pooled.pseudo_values(statistic) for key, statistic in statistics.items()}
+    _, best_threshold = pooled.whole.best_dice()
+    numbers["pooled_best_dice_threshold"] = best_threshold
     if evaluation.removes_specks:
-        sums = [
-            without_specks(scored, best_threshold, evaluation.min_component_mm3)
-            for scored in scorer.each(scorer.store.split.test)
-        ]
-        numbers["pooled_best_dice_without_specks"] = float(np.divide(*np.sum(sums, axis=0)))
-    return numbers
+        key = "pooled_best_dice_without_specks"
+        sums: dict[str, np.ndarray] = {}
+        for scored in scorer.each(scorer.store.split.test):
+            patient = scorer.store.patient(scored.subject)
+            own = without_specks(scored, best_threshold, evaluation.min_component_mm3)
+            sums[patient] = sums.get(patient, 0) + np.array(own)
+        whole = np.sum([*sums.values()], axis=0)
+        numbers[key] = _ratio(whole)
+        without = {patient: _ratio(whole - own) for patient, own in sums.items()}
+        shares[key] = pseudo_values(numbers[key], without)
+    return numbers, shares
+
+
+def _ratio(sums: np.ndarray) -> float:
+    """nan for 0 / 0."""
+    above_, below = sums.tolist()
+    return above_ / below if below else math.nan
 
 
 def _case(scored: Scored, store: SliceStore, threshold: float) -> Case:

@@ -12,16 +12,16 @@ finished runs alone. A default may therefore never be changed, unless `PROTOCOL`
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.schemes import SCHEMES, Denoise, Scheme
-from fewscan.experiments.settings import Transfer, require_at_least
+from fewscan.experiments.settings import Schedule, Selection, Transfer, require_at_least
 from fewscan.storage.errors import RunError
 from fewscan.storage.labels import PretrainSlices, Region
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Results of different protocol versions may not be compared; raised when the numbers change. From
 2 on, run folders of every version are read."""
 OLDEST_PROTOCOL = 2
@@ -77,6 +77,9 @@ class Training:
     momentum 0.99, as nnU-Net."""
     weight_decay: float = 1e-5
     """L2 penalty; adam and sgd add it to the gradient."""
+    decay_norms: bool = True
+    """Whether it also pulls at gains, shifts and biases, as published: the gains of deep levels,
+    whose gradients are smaller than the pull, then go to 0."""
     clip_norm: float = 0.5
     """The gradient's norm is cut to this."""
     validation_slices: int | None = None
@@ -88,6 +91,16 @@ class Training:
         counts = ("iterations", "validate_every", "batch_size", "lr_step_every")
         require_at_least(self, 1, *counts, "lr_half_period", "validation_slices")
         require_at_least(self, 0, "lr", "weight_decay", "clip_norm")
+
+    def stretched(self, factor: float) -> "Training":
+        """The same with so many times the iterations, and as many validations and swings."""
+        half = self.lr_half_period
+        return replace(
+            self,
+            iterations=max(1, round(self.iterations * factor)),
+            validate_every=max(1, round(self.validate_every * factor)),
+            lr_half_period=None if half is None else max(1, round(half * factor)),
+        )
 
 
 @dataclass(frozen=True)
@@ -140,11 +153,15 @@ class Pretrain:
     """Id of the run whose weights it starts from; None: random ones."""
     slices: PretrainSlices = "healthy"
     """Which slices it learns from."""
+    rate_from: tuple[str, ...] = ()
+    """Ids of its trials: its learning rate is that of the one with the lowest validation loss."""
+    is_trial: bool = False
+    """Whether a loss that is not finite is its result, and no failure: it is not to be chosen."""
 
     @property
     def parents(self) -> tuple[str, ...]:
         """Ids of the runs that it needs."""
-        return () if self.init is None else (self.init,)
+        return _parents(self)
 
 
 @dataclass(frozen=True)
@@ -167,11 +184,26 @@ class Finetune:
     """Id of the run whose weights it starts from; None: random ones."""
     transfer: Transfer = "all"
     """Which of them it takes over."""
+    selection: Selection = "validation"
+    """Which labels choose the model that is kept, and the threshold of its mask."""
+    rate_from: tuple[str, ...] = ()
+    """Ids of its trials: its learning rate is that of the one with the lowest validation loss."""
+    is_trial: bool = False
+    """Whether a loss that is not finite is its result, and no failure: it is not to be chosen."""
+    schedule: Schedule = "plain"
+    """What of the network learns."""
+    probe_level: int = 0
+    """Of a probe, which features its head sees: those of the last map (0), or of the encoder's map
+    at this level, from 1, the finest, to the depth of the network."""
 
     @property
     def parents(self) -> tuple[str, ...]:
         """Ids of the runs that it needs."""
-        return () if self.init is None else (self.init,)
+        return _parents(self)
+
+
+def _parents(spec: Pretrain | Finetune) -> tuple[str, ...]:
+    return (*(() if spec.init is None else (spec.init,)), *spec.rate_from)
 
 
 @dataclass(frozen=True)
@@ -187,7 +219,7 @@ class Score:
     parents: tuple[str, ...]
     """Ids of the runs whose networks are scored together."""
     split: ScoredSplit = "test"
-    """What is scored; the threshold is always chosen on validation."""
+    """What is scored. The threshold is chosen as its parents were: see `Selection`."""
     metrics: tuple[str, ...] = ()
     """Keys of the catalogue that were there when it was planned: with one more it is another
     score, so that a new metric repeats scores, and no training."""

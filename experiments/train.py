@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from fewscan.experiments.checkpoint import CheckpointWriter, TrainingState, load_state
 from fewscan.experiments.devices import Devices, Preempted
+from fewscan.experiments.health import Health
 from fewscan.experiments.spec import Training
-from fewscan.storage.errors import RunError
+from fewscan.storage.errors import LossNotFiniteError
 from fewscan.storage.runs import HEARTBEAT_EVERY_S, RunFolder
 
 SGD_MOMENTUM = 0.99
@@ -63,8 +64,8 @@ def train(
     """Train `model` on this rank's device, from the folder's checkpoint if there is one.
 
     `facts` go into the event that opens the attempt. Returns the final state; its `best` are the
-    weights that validation chose. Raises `RunError` if a loss is not finite, `DiskFullError` if a
-    checkpoint finds no room.
+    weights that validation chose. Raises `LossNotFiniteError` if a loss or a gradient is not
+    finite, `DiskFullError` if a checkpoint finds no room.
     """
     with CheckpointWriter(folder.checkpoint) as writer:
         loop = Loop(model, task, training, folder, devices, writer)
@@ -108,18 +109,19 @@ class Loop:
         self.last_beat = -math.inf
         self.last_checkpoint = self.last_look = time.monotonic()
         self.looked_at = self.look_at = self.state.step
+        self.health = Health(model)
 
     def _resume(self) -> TrainingState:
         first = next(self.model.parameters())
         state = load_state(self.folder.checkpoint)
         if state is None:
-            zero = torch.zeros((), dtype=first.dtype, device=first.device)
-            return TrainingState(0, {}, {}, {}, 0, math.inf, zero, 0)
+            nothing = torch.zeros(2, dtype=first.dtype, device=first.device)
+            return TrainingState(0, {}, {}, {}, 0, math.inf, nothing, 0)
         self.model.load_state_dict(state.model)
         self.optimiser.load_state_dict(state.optimiser)
-        windows = state.window_loss.reshape(-1).to(first.device)
+        windows = state.window.to(first.device)
         same_ranks = len(windows) == self.devices.world_size
-        state.window_loss = windows[self.devices.rank] if same_ranks else windows.mean()
+        state.window = windows[self.devices.rank] if same_ranks else windows.mean(dim=0)
         return state
 
     def begin(self, facts: dict[str, Any]) -> None:
@@ -148,9 +150,15 @@ class Loop:
         with self.devices.autocast(self.training.precision):
             loss = self.task.loss(self.parallel, self.state.step)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+        clip = self.training.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        if validates_next := _validates_after(self.state.step + 1, self.training):
+            self.health.before_step()
         self.optimiser.step()
-        self.state.window_loss += loss.detach()
+        if validates_next:
+            self.health.after_step()
+        self.state.window += torch.stack([loss.detach(), (norm > clip).to(loss.dtype)])
+        self.health.look_at_gradient(norm, self.state.step)
         self.state.step += 1
 
     def validate(self) -> None:
@@ -158,7 +166,7 @@ class Loop:
         state = self.state
         with torch.no_grad(), self.devices.autocast(self.training.precision):
             validation_loss = self.task.validation_loss(self.model)
-        train_loss = self._mean_loss_since_validation()
+        train_loss, clipped = self._means_since_validation()
         self._require_finite(train_loss, validation_loss)
         if validation_loss < state.best_loss or self.task.keeps == "last":
             weights = self.model.state_dict().items()
@@ -168,24 +176,30 @@ class Loop:
             "train/loss": train_loss,
             "validation/loss": validation_loss,
             "lr": learning_rate(self.training, state.step - 1),
+            "clipped_share": clipped,
         }
         if self.devices.is_first:
+            values |= self.health.values()
             self.unwritten.append({"step": state.step, "values": values})
             self.write_events(wait=False)
 
-    def _mean_loss_since_validation(self) -> float:
+    def _means_since_validation(self) -> tuple[float, float]:
+        """Training loss, and the share of steps whose gradient was clipped."""
         steps = (self.state.step - 1) % self.training.validate_every + 1
-        total = self.devices.sum_over_ranks(self.state.window_loss).item()
-        self.state.window_loss.zero_()
-        return total / self.devices.world_size / steps
+        total = self.devices.sum_over_ranks(self.state.window) / self.devices.world_size / steps
+        self.state.window = torch.zeros_like(self.state.window)
+        loss, clipped = total.tolist()
+        return loss, clipped
 
     def _require_finite(self, train_loss: float, validation_loss: float) -> None:
-        if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
-            raise RunError(
+        first = self.health.first_bad_step()
+        if first is not None or not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
+            since = "" if first is None else f", gradients not since step {first + 1}"
+            raise LossNotFiniteError(
                 f"the loss is not finite at step {self.state.step}: training {train_loss}, "
-                f"validation {validation_loss}",
+                f"validation {validation_loss}{since}",
                 where=self.folder.path,
-                expected="finite losses",
+                expected="finite losses and gradients",
                 remedy="lower the learning rate, or set precision to fp32",
             )
 
@@ -230,13 +244,13 @@ class Loop:
 
     def checkpoint(self) -> None:
         """Begin to write down what is needed to go on from here; all ranks come here at once."""
-        window = self.devices.of_all_ranks(self.state.window_loss)
+        windows = self.devices.of_all_ranks(self.state.window)
         if self.devices.is_first:
             self.write_events()
             state = self.state
             state.model, state.optimiser = self.model.state_dict(), self.optimiser.state_dict()
             state.events_bytes = self.folder.events.stat().st_size
-            self.writer.begin(replace(state, window_loss=window))
+            self.writer.begin(replace(state, window=windows))
         self.last_checkpoint = time.monotonic()
 
     def write_events(self, wait: bool = True) -> None:
@@ -256,8 +270,15 @@ class Loop:
 
 
 def make_optimiser(training: Training, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of the settings; each is fused, so that a step costs one pass."""
-    parameters, lr, decay = model.parameters(), training.lr, training.weight_decay
+    """The optimiser of what learns; each is fused, so that a step costs one pass."""
+    lr, decay = training.lr, training.weight_decay
+    learning = [it for it in model.parameters() if it.requires_grad]
+    parameters: Any = learning
+    if not training.decay_norms:  # gains, shifts and biases have one axis
+        filters, others = (
+            [it for it in learning if (it.ndim > 1) == many] for many in (True, False)
+        )
+        parameters = [{"params": filters}, {"params": others, "weight_decay": 0.0}]
     if training.optimiser == "sgd":
         return torch.optim.SGD(
             parameters, lr, SGD_MOMENTUM, weight_decay=decay, nesterov=True, fused=True

@@ -41,6 +41,9 @@ class UNetShape:
     """Levels, one more than there are poolings."""
     skips: bool = True
     """Whether the decoder sees the encoder's maps; if not, it sees zeros in their place."""
+    head_level: int = 0
+    """Which map the head sees: the decoder's last (0), or the encoder's at a level from 1, the
+    finest, to `depth`. From a coarser one its output is interpolated to the size of the images."""
 
 
 class UNet(nn.Module):
@@ -57,24 +60,29 @@ class UNet(nn.Module):
         width: int = 64,
         depth: int = 4,
         skips: bool = True,
+        head_level: int = 0,
     ) -> None:
-        if min(in_channels, out_channels, width) < 1 or depth < 2:
+        if min(in_channels, out_channels, width) < 1 or depth < 2 or head_level > depth:
             raise ValueError(
                 f"a U-Net of {in_channels} to {out_channels} channels, width {width} and depth "
-                f"{depth}; expected at least 1 channel, width 1 and depth 2"
+                f"{depth}, its head at level {head_level}; expected at least 1 channel, width 1, "
+                "depth 2, and no level below the last"
             )
         super().__init__()
-        self.shape = UNetShape(in_channels, out_channels, width, depth, skips)
+        self.shape = UNetShape(in_channels, out_channels, width, depth, skips, head_level)
         widths = [width * 2**level for level in range(depth)]
         self.down_path = nn.ModuleList(
             map(ConvBlock, [in_channels, *widths[:-1]], widths)  # coarser with each
         )
         self.up_path = nn.ModuleList(map(UpBlock, reversed(widths[:-1])))
-        self.last = nn.Conv2d(width, out_channels, kernel_size=1)
+        seen = widths[head_level - 1] if head_level else width
+        self.last = nn.Conv2d(seen, out_channels, kernel_size=1)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """The head's output at every pixel. Raises ValueError for a size that cannot be halved."""
         self._require_divisible(images_NCHW)
+        if self.shape.head_level:
+            return self._from_the_encoder(images_NCHW)
         finest, *coarser = self.down_path
         x, skips = finest(images_NCHW), []
         for block in coarser:
@@ -85,6 +93,15 @@ class UNet(nn.Module):
             x = block(x, skip if self.shape.skips else torch.zeros_like(skip))
         output: Tensor = self.last(x)
         return output
+
+    def _from_the_encoder(self, images_NCHW: Tensor) -> Tensor:
+        """The head on one of the encoder's maps. Interpolation comes last: it is the same, 1×1."""
+        x = self.down_path[0](images_NCHW)
+        for block in list(self.down_path)[1 : self.shape.head_level]:
+            x = block(F.avg_pool2d(x, 2))
+        output_NCHW: Tensor = self.last(x)
+        size = images_NCHW.shape[2:]
+        return F.interpolate(output_NCHW, size, mode="bilinear", align_corners=False)
 
     def _require_divisible(self, images_NCHW: Tensor) -> None:
         factor = 2 ** (self.shape.depth - 1)

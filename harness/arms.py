@@ -6,7 +6,7 @@ from typing import Literal
 from fewscan.experiments.settings import Transfer
 from fewscan.experiments.spec import Target
 
-ArmKind = Literal["pre-training", "fine-tuning", "unsupervised"]
+ArmKind = Literal["pre-training", "fine-tuning", "unsupervised", "tuning"]
 
 SCRATCH = "scratch"
 """How people write the initial weights that are random; no pre-training may be called so."""
@@ -17,26 +17,43 @@ class Arm:
     """One line of a figure: runs that differ in target, label count and seed alone."""
 
     kind: ArmKind
-    """unsupervised: a pre-trained network's own anomaly score, or one of the images alone."""
+    """unsupervised: a pre-trained network's own anomaly score, or one of the images alone. tuning:
+    trials of a learning rate, which are not scored."""
     init: str | None = None
     """The pre-training or imported checkpoint that it starts from; None: random weights. Of an
     anomaly score of the images alone its name, such as "channel flair"."""
     transfer: Transfer = "all"
     """Which weights it takes over."""
+    schedule: Literal["plain", "long", "probe"] = "plain"
+    """long: more iterations than the grid has. probe: a new head alone learns."""
+    level: int = 0
+    """Of a probe, whose features its head sees: see `Finetune.probe_level`."""
     study: str = ""
     """Set where two studies are compared."""
 
     @property
     def is_scratch(self) -> bool:
-        """Whether it is a fine-tuning from random weights."""
-        return self.kind == "fine-tuning" and self.init is None
+        """Whether it is a fine-tuning of the grid from random weights."""
+        return self.kind == "fine-tuning" and self.init is None and self.schedule == "plain"
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether it is tested against scratch; a baseline is a line to look at."""
+        return self.kind == "fine-tuning" and self.init is not None and self.schedule == "plain"
 
     @property
     def key(self) -> str:
         """In tables for programs and in MLflow: "scratch", "denoise", "unsupervised: denoise"."""
         init = self.init or SCRATCH
-        taken = init if self.transfer == "all" else f"{init} ({self.transfer})"
-        name = {"unsupervised": f"unsupervised: {taken}", "pre-training": "pre-training"}
+        how: list[str] = [] if self.transfer == "all" else [self.transfer]
+        if self.schedule != "plain":
+            how.append(f"probe {self.level}" if self.level else self.schedule)
+        taken = f"{init} ({', '.join(how)})" if how else init
+        name = {
+            "unsupervised": f"unsupervised: {taken}",
+            "pre-training": "pre-training",
+            "tuning": f"tuning: {taken}",
+        }
         words = name.get(self.kind, taken)
         return f"{self.study}/{words}" if self.study else words
 
@@ -45,8 +62,17 @@ class Arm:
         """For people: "from scratch", "pre-trained: denoise"."""
         words = replace(self, study="").key
         if self.kind == "fine-tuning":
-            words = "from scratch" if self.is_scratch else f"pre-trained: {words}"
+            words = self._title_of_finetuning(words)
         return f"{self.study}, {words}" if self.study else words
+
+    def _title_of_finetuning(self, key: str) -> str:
+        where = f" of level {self.level}" if self.level else ""
+        if self.schedule == "probe":
+            features = "random" if self.init is None else f"{self.init}'s"
+            return f"{features} features{where}, frozen"
+        if self.init is None:
+            return "from scratch" + (", long schedule" if self.schedule == "long" else "")
+        return f"pre-trained: {key}"
 
     def of_study(self, study: str) -> "Arm":
         """The same arm, as that of a study which is compared with another one."""
@@ -63,6 +89,13 @@ class Place:
     labels: int | None
     """Labelled scans that it trained on; None: none."""
     seed: int
+    pretraining: int | None = None
+    """Seed of the pre-training that it started from; None: of none of this study."""
+
+    @property
+    def is_cell(self) -> bool:
+        """Whether it is one of the grid: of an arm and a label count, scored."""
+        return self.arm.kind == "fine-tuning"
 
     @property
     def scans(self) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fewscan.harness.study import Study
 from fewscan.storage.errors import StudyError, named
 from fewscan.storage.slices import SliceStore
+from fewscan.storage.splits import FEWEST_TO_HOLD_OUT
 
 if TYPE_CHECKING:
     from fewscan.harness.plan import Plan
@@ -94,6 +95,7 @@ def normalisation_of(store: SliceStore) -> str:
 
 def concerns(plan: "Plan") -> Iterator[str]:
     """Sentences on what a person may not expect of the study, without a full stop."""
+    yield from _who_chooses(plan)
     yield from _masks_of_pretrainings(plan)
     yield from _labels_without_lesion(plan)
     yield from _absent_classes(plan.store)
@@ -120,6 +122,26 @@ def _require_size(study: Study, store: SliceStore) -> None:
         remedy=f"prepare slices of {smaller} or {larger} pixels (--size), or set network.depth to "
         f"{max(levels + 1, 2)}",
     )
+
+
+def _who_chooses(plan: "Plan") -> Iterator[str]:
+    """Labels that are none of the label count, and yet decide the numbers."""
+    selection, validation = plan.study.finetune.selection, len(plan.split.validation)
+    if selection == "validation":
+        yield (
+            f"the labels of {validation} validation scans choose model and threshold: a network of "
+            f"1 labelled scan depends on those of {1 + validation}; finetune.selection: within or "
+            "last needs none of them"
+        )
+    tune = plan.study.finetune.tune
+    if tune is not None and selection != "within":
+        yield f"the labels of {validation} validation scans choose the learning rates"
+    elif tune is not None and tune.on.labels < FEWEST_TO_HOLD_OUT:
+        yield (
+            f"of {tune.on.labels} labelled scans none can be held out, so that the labels of "
+            f"{validation} validation scans choose the learning rates; "
+            f"finetune.tune.on.labels: {FEWEST_TO_HOLD_OUT} needs none of them"
+        )
 
 
 def _masks_of_pretrainings(plan: "Plan") -> Iterator[str]:

@@ -8,10 +8,10 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from fewscan.experiments.spec import Target
+from fewscan.experiments.spec import Finetune, Target, Training
 from fewscan.harness.arms import Arm
 from fewscan.harness.concerns import concerns
-from fewscan.harness.plan import VERBS, Plan, PlannedRun
+from fewscan.harness.plan import VERBS, Plan, PlannedRun, slices_a_scan
 from fewscan.harness.status import SYMBOLS, StudyStatus, mixtures, read_paces, read_status
 from fewscan.storage.runs import State
 
@@ -32,8 +32,28 @@ def render_plan(plan: Plan) -> RenderableType:
         body = [_groups(status), "--runs lists them one by one"]
     estimate = [] if status.is_finished else [render_estimate(status)]
     title = f"study {plan.study.name} on {plan.store.path}\n"
+    if trained := _iterations(plan):
+        body.append(trained)
     known = [f"[yellow]note:[/] {escape(sentence)}" for sentence in concerns(plan)]
     return Group(title, *body, "", *known, summary(status), *estimate)
+
+
+def _iterations(plan: Plan) -> str:
+    """How long the cells of the grid are trained, in iterations and epochs of their slices."""
+    found: dict[int, Training] = {}
+    for run in plan.runs:
+        if (
+            isinstance(run.spec, Finetune)
+            and run.place.is_cell
+            and run.place.arm.schedule == "plain"
+        ):
+            found[run.spec.label_count] = run.spec.training
+    each = slices_a_scan(plan.store)
+    texts = [
+        f"{it.iterations:,} at {count} ({it.iterations * it.batch_size / count / each:.3g} epochs)"
+        for count, it in sorted(found.items())
+    ]
+    return f"iterations by labelled scans: {', '.join(texts)}" if texts else ""
 
 
 def run_lines(status: StudyStatus) -> Iterator[str]:
@@ -58,7 +78,7 @@ def _groups(status: StudyStatus) -> Table:
     for run in status.plan.runs:
         groups.setdefault(_group_of(run), []).append(run)
     for name, runs in groups.items():
-        places = [run.place for run in runs if run.place.labels is not None]
+        places = [run.place for run in runs if run.place.is_cell]
         counts = spans({place.labels for place in places if place.labels is not None})
         seeds = spans({place.seed for place in places})
         pflop = f"{sum(run.flops for run in runs) / 1e15:.3g}"
@@ -70,7 +90,7 @@ def _groups(status: StudyStatus) -> Table:
 def _group_of(run: PlannedRun) -> str:
     """The same for runs that differ in label count and seed alone."""
     place = run.place
-    if place.labels is None:
+    if not place.is_cell:
         return run.name
     return f"{VERBS[run.kind]} {place.target} · {place.arm.key}"
 
@@ -119,7 +139,7 @@ def _errors(status: StudyStatus) -> Iterator[str]:
 def _other_runs(status: StudyStatus) -> Table:
     table = Table(box=None, show_header=False)
     for run in status.plan.runs:
-        if run.place.labels is None:
+        if not run.place.is_cell:
             percent = f"{status.fractions[run.run_id]:.0%}"
             table.add_row(SYMBOLS[status.states[run.run_id]], run.name, percent, run.run_id)
     return table

@@ -5,9 +5,10 @@ parents come before children.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Literal
 
 from fewscan.experiments.catalogue import computed
 from fewscan.experiments.cost import run_flops
@@ -15,7 +16,16 @@ from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import Transfer
-from fewscan.experiments.spec import Finetune, Imported, Pretrain, RunSpec, Score, Target, run_id
+from fewscan.experiments.spec import (
+    Finetune,
+    Imported,
+    Pretrain,
+    RunSpec,
+    Score,
+    Target,
+    Training,
+    run_id,
+)
 from fewscan.harness.arms import SCRATCH, Arm, Place
 from fewscan.harness.concerns import (
     require_fitting_store,
@@ -27,6 +37,7 @@ from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder, StudyFolder
 from fewscan.storage.slice_format import SliceFormat
 from fewscan.storage.slices import SliceStore
+from fewscan.storage.splits import Split
 
 VERBS = {Finetune.kind: "fine-tune", Score.kind: "score"}
 """How the names of runs of a cell begin."""
@@ -91,7 +102,7 @@ class Plan:
     @property
     def grid(self) -> tuple[PlannedRun, ...]:
         """The scores of fine-tunings: a run for each cell of the grid and seed."""
-        return tuple(run for run in self.scores if run.place.labels is not None)
+        return tuple(run for run in self.scores if run.place.is_cell)
 
     def folder_of(self, run: PlannedRun) -> RunFolder:
         return self.folder.run(run.run_id)
@@ -109,6 +120,11 @@ class Plan:
         """The study's, and those that pre-trainings learn from."""
         return tuple(dict.fromkeys((self.store, *self.stores.values())))
 
+    @property
+    def split(self) -> Split:
+        """Who is labelled, who validates, who is tested."""
+        return self.store.split
+
     def store_of(self, pretraining: str) -> SliceStore:
         """The store that a pre-training learns from."""
         return self.stores.get(pretraining, self.store)
@@ -118,6 +134,13 @@ class Plan:
 def slice_format(store: SliceStore) -> SliceFormat:
     """What a new scan must be made into, so that a run on this store can be used on it."""
     return SliceFormat.of_store(store)
+
+
+@lru_cache(maxsize=16)
+def slices_a_scan(store: SliceStore) -> float:
+    """Kept slices of a training scan, in the mean."""
+    train = store.split.train
+    return sum(len(store.subjects[i].positions) for i in train) / len(train)
 
 
 def make_plan(study: Study) -> Plan:
@@ -147,8 +170,11 @@ class _Planner:
         self.study = study
         self.store = store
         self.imports = StudyFolder(study.folder).read_imports()
-        self.ids: dict[str, str | None] = {SCRATCH: None, **self.imports}
-        """What runs start from: name → run id. Pre-trainings are added as they are planned."""
+        self.ids: dict[tuple[str, int | None], str] = {
+            (name, None): run_id for name, run_id in self.imports.items()
+        }
+        """What runs start from: name and seed of a pre-training, or the name of imported weights,
+        → run id. Pre-trainings are added as they are planned."""
         self.stores = {name: self._store_of(name) for name in study.pretrain}
 
     def _store_of(self, name: str) -> SliceStore:
@@ -163,13 +189,14 @@ class _Planner:
         pretrain, finetune = self.study.pretrain, self.study.finetune
         order = self._pretrainings_in_order()
         for name in order:
-            run = self._pretraining(name)
-            self.ids[name] = run.run_id
-            yield run
+            yield from self._pretrainings(name)
         if "unsupervised" in self.study.baselines:
-            names = [name for name in order if pretrain[name].scheme.has_anomaly_score]
-            names += [it for it in self.imports if it in finetune.inits and self._has_score(it)]
-            yield from (self._unsupervised(name) for name in names)
+            for name in order:
+                if pretrain[name].scheme.has_anomaly_score:
+                    yield from (self._unsupervised(name, seed) for seed in pretrain[name].seeds)
+            for name in self.imports:
+                if name in finetune.inits and self._has_score(name):
+                    yield self._unsupervised(name, None)
         yield from map(self._image_score, self.study.image_scores)
         yield from self._grid()
 
@@ -194,7 +221,7 @@ class _Planner:
         """As in the file, but parents before children."""
         order: list[str] = []
         for name in self.study.pretrain:
-            if name in self.ids:
+            if name in (SCRATCH, *self.imports):
                 raise StudyError(
                     f"a pre-training is called {name!r}, which is taken",
                     where=f"pretrain.{name}",
@@ -237,26 +264,67 @@ class _Planner:
         store = store or self.store
         return PlannedRun(spec, place, name, run_flops(spec, self.study.network, store), store)
 
-    def _pretraining(self, name: str) -> PlannedRun:
+    def _start(self, init: str, seed: int) -> tuple[str | None, int | None]:
+        """What a run of this seed starts from: the id of a run, and the pre-training's seed."""
+        wish = self.study.pretrain.get(init)
+        own = None if wish is None else wish.seed_for(seed)
+        return (None if init == SCRATCH else self.ids[init, own]), own
+
+    def _pretrainings(self, name: str) -> Iterator[PlannedRun]:
+        """Trials of its learning rate, if there are to be some, and one run a seed."""
         wish = self.study.pretrain[name]
+        trials: list[PlannedRun] = []
+        if wish.tune is not None:
+            for lr in wish.tune.lr:
+                training = replace(wish.training, lr=lr)
+                trials.append(self._pretraining(name, wish.tune.seed, training, is_trial=True))
+            yield from trials
+        rate_from = tuple(trial.run_id for trial in trials)
+        training = replace(wish.training, lr=0.0) if trials else wish.training
+        for seed in wish.seeds:
+            run = self._pretraining(name, seed, training, rate_from)
+            self.ids[name, seed] = run.run_id
+            yield run
+
+    def _pretraining(
+        self,
+        name: str,
+        seed: int,
+        training: Training,
+        rate_from: tuple[str, ...] = (),
+        is_trial: bool = False,
+    ) -> PlannedRun:
+        wish = self.study.pretrain[name]
+        parent, before = self._start(wish.init, seed)
         spec = Pretrain(
             data=self.stores[name].fingerprint,
             network=self.study.network,
             scheme=wish.scheme,
-            training=wish.training,
-            seed=wish.seed,
-            init=self.ids[wish.init],
+            training=training,
+            seed=seed,
+            init=parent,
             slices=wish.slices,
+            rate_from=rate_from,
+            is_trial=is_trial,
         )
         init = None if wish.init == SCRATCH else wish.init
-        place = Place(Arm("pre-training", init), None, None, wish.seed)
-        return self._planned(spec, place, f"pre-train {name}", self.stores[name])
+        if is_trial:
+            place = Place(Arm("tuning", name), None, None, seed, before)
+            words = f"tune pre-training {name} · lr {training.lr:g}"
+        else:
+            place = Place(Arm("pre-training", init), None, None, seed, before)
+            words = f"pre-train {name}{self._which(name, seed)}"
+        return self._planned(spec, place, words, self.stores[name])
 
-    def _unsupervised(self, init: str) -> PlannedRun:
-        parent = self.ids[init]
-        assert parent is not None
-        place = Place(Arm("unsupervised", init), "binary", None, 0)
-        return self._score((parent,), place, f"unsupervised · {init}")
+    def _which(self, pretraining: str, seed: int | None) -> str:
+        """ " · seed 1", where there are several."""
+        wish = self.study.pretrain.get(pretraining)
+        return f" · seed {seed}" if wish is not None and len(wish.seeds) > 1 else ""
+
+    def _unsupervised(self, init: str, seed: int | None) -> PlannedRun:
+        place = Place(Arm("unsupervised", init), "binary", None, seed or 0, seed)
+        name = f"unsupervised · {init}{self._which(init, seed)}"
+        return self._score((self.ids[init, seed],), place, name)
 
     def _image_score(self, image: ImageScore) -> PlannedRun:
         """An anomaly score of the images alone."""
@@ -267,7 +335,7 @@ class _Planner:
                 expected=f"a channel of {self.store.path}: {', '.join(self.store.channels)}",
                 remedy=f"write, for example, channel {self.store.channels[0]}",
             )
-        if image.name in self.ids:
+        if image.name in (*self.study.pretrain, *self.imports):
             raise StudyError(
                 f"a pre-training or an imported checkpoint is called {image.name!r}, as a baseline",
                 where="baselines",
@@ -298,46 +366,117 @@ class _Planner:
         for init in finetune.inits:
             self._check_known(init, where="finetune.inits")
         for target in finetune.targets:
-            for init in finetune.inits:
-                for count in self._label_counts():
+            for arm, counts in self._arms().items():
+                trials = self._trials(arm, target)
+                yield from trials
+                for count in counts:
                     for seed in finetune.seeds:
-                        yield from self._cell(target, init, count, seed)
-            if "supervised" in self.study.baselines:
-                for seed in finetune.seeds:
-                    yield from self._cell(target, SCRATCH, len(self.store.split.train), seed)
+                        place = Place(arm, target, count, seed)
+                        yield from self._cell(place, tuple(it.run_id for it in trials))
 
-    def _label_counts(self) -> list[int]:
+    def _arms(self) -> dict[Arm, list[int]]:
+        """The arms of each target with their label counts: the grid's, baselines, probes."""
+        finetune, baselines = self.study.finetune, self.study.baselines
+        counts = self._label_counts(finetune.label_counts, "finetune.label_counts")
         everything = len(self.store.split.train)
-        counts = [everything if c == "all" else c for c in self.study.finetune.label_counts]
+        found = {self._arm(init): counts for init in finetune.inits}
+        if "supervised" in baselines:
+            scratch = self._arm(SCRATCH)
+            found[scratch] = sorted({*found.get(scratch, ()), everything})
+        if "supervised long" in baselines:
+            found[replace(self._arm(SCRATCH), schedule="long")] = [everything]
+        if "random features" in baselines:
+            found[replace(self._arm(SCRATCH), schedule="probe")] = counts
+        if (probes := finetune.probes) is not None:
+            if max(probes.levels) > self.study.network.depth:
+                raise StudyError(
+                    f"level {max(probes.levels)} of a network of depth {self.study.network.depth}",
+                    where="finetune.probes.levels",
+                    expected=f"levels from 0, the last map, to {self.study.network.depth}",
+                    remedy="leave it out",
+                )
+            wanted = probes.label_counts or finetune.label_counts
+            counts = self._label_counts(wanted, "finetune.probes.label_counts")
+            for level in probes.levels:
+                for init in dict.fromkeys((SCRATCH, *finetune.inits)):
+                    arm = replace(self._arm(init), schedule="probe", level=level)
+                    found[arm] = sorted({*found.get(arm, ()), *counts})
+        return found
+
+    def _arm(self, init: str) -> Arm:
+        """Plain fine-tuning from this init."""
+        return Arm("fine-tuning", None if init == SCRATCH else init, self._transfer(init))
+
+    def _label_counts(self, wanted: Collection[int | Literal["all"]], where: str) -> list[int]:
+        everything = len(self.store.split.train)
+        counts = [everything if c == "all" else c for c in wanted]
         if max(counts) > everything:
             raise StudyError(
                 f"label count {max(counts)} is larger than the training split",
-                where="finetune.label_counts",
+                where=where,
                 expected=f"at most {everything}, the training scans in {self.store.path}",
                 remedy="leave it out, or write all for the whole training split",
             )
         return sorted(set(counts))
 
-    def _cell(self, target: Target, init: str, label_count: int, seed: int) -> Iterator[PlannedRun]:
+    def _trials(self, arm: Arm, target: Target) -> list[PlannedRun]:
+        """Trials of the arm's learning rate; none if none is asked for, and of a probe."""
+        tune = self.study.finetune.tune
+        if tune is None or arm.schedule == "probe":
+            return []
+        self._label_counts([tune.on.labels], "finetune.tune.on.labels")
+        plain = replace(arm, schedule="plain")
+        place = Place(plain, target, tune.on.labels, tune.on.seed)
+        found = []
+        for lr in tune.lr:
+            spec = self._finetuning(place)
+            spec = replace(spec, training=replace(spec.training, lr=lr), is_trial=True)
+            there = replace(self._started(place), arm=replace(plain, kind="tuning"))
+            found.append(self._planned(spec, there, f"tune {target} · {plain.key} · lr {lr:g}"))
+        return found
+
+    def _cell(self, place: Place, rate_from: tuple[str, ...] = ()) -> Iterator[PlannedRun]:
         """The fine-tuning of one cell and seed, and its score."""
-        finetune, transfer = self.study.finetune, self._transfer(init)
-        spec = Finetune(
-            data=self.store.fingerprint,
-            network=self.study.network,
-            target=target,
-            label_count=label_count,
-            training=finetune.training,
-            augmentation=finetune.augmentation,
-            seed=seed,
-            init=self.ids[init],
-            transfer=transfer,
-        )
-        arm = Arm("fine-tuning", None if init == SCRATCH else init, transfer)
-        place = Place(arm, target, label_count, seed)
-        name = f"{target} · {arm.key} · {place.scans} · seed {seed}"
+        spec, place = self._finetuning(place), self._started(place)
+        if rate_from:
+            training = replace(spec.training, lr=0.0)
+            spec = replace(spec, training=training, rate_from=rate_from)
+        name = f"{place.target} · {place.arm.key} · {place.scans} · seed {place.seed}"
         trained = self._planned(spec, place, f"{VERBS[spec.kind]} {name}")
         yield trained
         yield self._score((trained.run_id,), place, f"{VERBS[Score.kind]} {name}")
+
+    def _started(self, place: Place) -> Place:
+        """The place with the seed of the pre-training that its run starts from."""
+        _, pretraining = self._start(place.arm.init or SCRATCH, place.seed)
+        return replace(place, pretraining=pretraining)
+
+    def _finetuning(self, place: Place) -> Finetune:
+        finetune, arm = self.study.finetune, place.arm
+        assert place.target is not None
+        assert place.labels is not None
+        parent, _ = self._start(arm.init or SCRATCH, place.seed)
+        return Finetune(
+            data=self.store.fingerprint,
+            network=self.study.network,
+            target=place.target,
+            label_count=place.labels,
+            training=self._training(arm, place.labels),
+            augmentation=finetune.augmentation,
+            seed=place.seed,
+            init=parent,
+            transfer=arm.transfer,
+            selection=finetune.selection,
+            schedule="probe" if arm.schedule == "probe" else "plain",
+            probe_level=arm.level,
+        )
+
+    def _training(self, arm: Arm, labels: int) -> Training:
+        finetune = self.study.finetune
+        if arm.schedule == "probe" and finetune.probes and finetune.probes.training:
+            return finetune.probes.training
+        training = finetune.training_for(labels, labels * slices_a_scan(self.store))
+        return training.stretched(finetune.long) if arm.schedule == "long" else training
 
     def _transfer(self, init: str) -> Transfer:
         """What a fine-tuning takes over from this init."""

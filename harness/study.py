@@ -6,11 +6,14 @@ was expected and, for an unknown key, the nearest known one.
 
 import difflib
 import json
+import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
+import numpy as np
 import yaml
 from pydantic import (
     AfterValidator,
@@ -25,11 +28,11 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from fewscan.experiments.catalogue import panels
+from fewscan.experiments.catalogue import leading, panels
 from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.schemes import SCHEMES, Denoise
 from fewscan.experiments.schemes.scheme import Scheme
-from fewscan.experiments.settings import Transfer
+from fewscan.experiments.settings import Selection, Transfer
 from fewscan.experiments.spec import (
     Augmentation,
     Evaluation,
@@ -43,11 +46,13 @@ from fewscan.slurm import Settings
 from fewscan.storage.errors import StudyError
 from fewscan.storage.labels import PretrainSlices
 
+TRAINED_BASELINES = ("unsupervised", "supervised", "supervised long", "random features")
+
 
 def _baseline(name: str) -> str:
-    if name in ("unsupervised", "supervised") or ImageScore.named(name):
+    if name in TRAINED_BASELINES or ImageScore.named(name):
         return name
-    raise ValueError("a baseline is unsupervised, supervised, smoothed, or channel NAME")
+    raise ValueError(f"a baseline is {', '.join(TRAINED_BASELINES)}, smoothed, or channel NAME")
 
 
 Baseline = Annotated[str, AfterValidator(_baseline)]
@@ -68,6 +73,102 @@ def _plain_scheme(scheme: Scheme) -> dict[str, Any]:
     return {"kind": scheme.kind, **settings}
 
 
+def _require_each_once(name: str, values: Sequence[Any]) -> None:
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"{name} needs at least one value, and none twice")
+
+
+@dataclass(frozen=True)
+class PretrainTuning:
+    """Learning rates that are tried before a pre-training, the best by its validation loss."""
+
+    lr: tuple[PositiveFloat, ...]
+    seed: int = 100
+    """Of the trials: none that the study uses."""
+
+    def __post_init__(self) -> None:
+        _require_each_once("lr", self.lr)
+
+
+@dataclass(frozen=True)
+class TuningCell:
+    """Where the learning rates of fine-tunings are tried."""
+
+    labels: PositiveInt
+    """Labelled scans."""
+    seed: int = 100
+    """None that the grid has: what is chosen there is not scored there."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Learning rates that every arm tries, scratch included; each takes its best by validation."""
+
+    lr: tuple[PositiveFloat, ...]
+    on: TuningCell
+
+    def __post_init__(self) -> None:
+        _require_each_once("lr", self.lr)
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Iterations by a law: as many epochs of the labelled slices, within two bounds."""
+
+    epochs: PositiveFloat
+    at_least: PositiveInt = 1
+    at_most: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        if self.at_most is not None and self.at_most < self.at_least:
+            raise ValueError(f"at_most {self.at_most} is less than at_least {self.at_least}")
+
+    def iterations(self, slices: float, batch_size: int) -> int:
+        """For so many labelled slices."""
+        wanted = max(self.at_least, round(self.epochs * slices / batch_size))
+        return wanted if self.at_most is None else min(wanted, self.at_most)
+
+
+def _iterations(value: Any) -> dict[int, int] | Epochs | None:
+    """A table by label count, or a law. Raises ValueError, also as ValidationError."""
+    if value is None or isinstance(value, Epochs):
+        return value
+    if isinstance(value, dict) and "epochs" in value:
+        return TypeAdapter(Epochs).validate_python(value)
+    table = TypeAdapter(dict[PositiveInt, PositiveInt]).validate_python(value)
+    if not table:
+        raise ValueError("at least one label count, or {epochs: …}")
+    return table
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if isinstance(value, Epochs) else value
+
+
+def _between(table: dict[int, int], labels: int) -> int:
+    """On straight lines through the points of a table, both axes logarithmic; level outside."""
+    counts = sorted(table)
+    iterations = [math.log(table[count]) for count in counts]
+    return round(math.exp(np.interp(math.log(labels), list(map(math.log, counts)), iterations)))
+
+
+@dataclass(frozen=True)
+class Probing:
+    """Probes: a new 1×1 head on frozen features of each init and, as control, of random weights."""
+
+    levels: tuple[int, ...] = (0,)
+    """Whose features: of the last map (0), of the encoder's at a level from 1 to the depth."""
+    label_counts: tuple[int | Literal["all"], ...] | None = None
+    """None: those of the grid."""
+    training: Training | None = None
+    """None: that of the grid."""
+
+    def __post_init__(self) -> None:
+        _require_each_once("levels", self.levels)
+        if min(self.levels) < 0:
+            raise ValueError("a level is 0, the last map, or one of the encoder's from 1")
+
+
 @dataclass(frozen=True)
 class Pretraining:
     """One pre-training, to start fine-tunings from."""
@@ -75,7 +176,9 @@ class Pretraining:
     training: Training
     scheme: Annotated[Any, PlainValidator(_scheme), PlainSerializer(_plain_scheme)] = Denoise()
     """How it learns: `{kind: denoise, …}` and the settings of that kind."""
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
+    """A pre-training each: fine-tuning seed s starts from that of seed s, so that the luck of a
+    pre-training is in the intervals. The published study has one."""
     init: str = SCRATCH
     """scratch, another pre-training's name, or the name of an imported checkpoint."""
     slices: PretrainSlices = "healthy"
@@ -83,6 +186,20 @@ class Pretraining:
     every slice of training and unlabelled scans; no mask is looked at."""
     store: Path | None = None
     """Another slice store to learn from, of as many channels and slices as large."""
+    tune: PretrainTuning | None = None
+    """None: its rate is `training.lr`."""
+
+    def __post_init__(self) -> None:
+        _require_each_once("seeds", self.seeds)
+        if self.tune is not None and self.tune.seed in self.seeds:
+            raise ValueError(f"tune.seed {self.tune.seed} is one of seeds; trials have their own")
+
+    def seed_for(self, seed: int) -> int:
+        """The one of `seeds` that a run of this seed starts from: the same, where it is there.
+
+        Of fewer pre-trainings than fine-tunings each is started from in turn.
+        """
+        return seed if seed in self.seeds else self.seeds[seed % len(self.seeds)]
 
 
 @dataclass(frozen=True)
@@ -101,14 +218,39 @@ class Finetuning:
     transfer: Transfer | None = None
     """What fine-tunings take over from a pre-training: all of it but the head, or the encoder.
     None: what its scheme hands on."""
+    selection: Selection = "validation"
+    """Which labels choose the model that is kept and the threshold of its mask. validation: those
+    of the validation split (published). within: a fifth of the labelled scans, held out; of fewer
+    than 4, none. last: none; the last model is kept, and the threshold of a probability is 0.5."""
+    iterations: Annotated[Any, PlainValidator(_iterations), PlainSerializer(_plain)] = None
+    """Iterations by label count, for all arms: a table {1: 2000, 938: 60000}, in between on the
+    straight line in logarithms; or a law {epochs: 20, at_least: 2000}. None: `training.iterations`
+    for all. The number of validations stays that of `training`."""
+    tune: Tuning | None = None
+    """None: the rate of every arm is `training.lr`."""
+    probes: Probing | None = None
+    """What the features of a training are worth to a linear classifier. None: not asked."""
+    long: PositiveFloat = 2.0
+    """Times the iterations of the grid, for the baseline "supervised long"."""
 
     def __post_init__(self) -> None:
         for name in ("label_counts", "seeds", "inits", "targets"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"{name} needs at least one value, and none twice")
+            _require_each_once(name, getattr(self, name))
         if any(count != "all" and count < 1 for count in self.label_counts):
             raise ValueError("a label count is a whole number from 1, or all")
+        if self.tune is not None and self.tune.on.seed in self.seeds:
+            raise ValueError(f"tune.on.seed {self.tune.on.seed} is one of seeds, which are scored")
+
+    def training_for(self, labels: int, slices: float) -> Training:
+        """How cells of so many labelled scans, and about so many labelled slices, are trained."""
+        match self.iterations:
+            case None:
+                return self.training
+            case Epochs() as law:
+                wanted = law.iterations(slices, self.training.batch_size)
+            case dict() as table:
+                wanted = _between(table, labels)
+        return self.training.stretched(wanted / self.training.iterations)
 
 
 @dataclass(frozen=True)
@@ -191,6 +333,50 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Reporting:
+    """What is asked of the results; no run depends on it."""
+
+    reach: dict[Target, float] = field(default_factory=dict)
+    """Target → the score, of its leading metric, for which the labelled scans that each arm needs
+    are said. Not named: 0.9 times what the reference reaches with its most labels."""
+    axis: Literal["learnt", "all"] = "learnt"
+    """Of the curves: labelled scans that were learnt from (published), or all scans whose labels a
+    number depends on, those that choose a model or tell what is healthy too."""
+
+    def __post_init__(self) -> None:
+        for target, score in self.reach.items():
+            metric = leading(target)
+            if not metric.least < score < metric.most:
+                raise ValueError(
+                    f"reach.{target} is {score:g}, expected a {metric.title} between "
+                    f"{metric.least:g} and {metric.most:g}; write 0.7 for 70 %"
+                )
+
+
+Deviation = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Power:
+    """What is expected of paired differences from the reference, for the power that `plan` says.
+
+    Standard deviations, in the units of the leading metric, at one label count. What is not stated
+    is estimated from a pilot, or from the study's own finished runs.
+    """
+
+    gain: float | None = None
+    """The difference in the area under the label-efficiency curve whose power is asked for."""
+    seeds: Deviation | None = None
+    """Between seeds of one label count, each a mean over many patients."""
+    patients: Deviation | None = None
+    """Between patients, each a mean over many seeds; taken to be the same at all label counts."""
+    residual: Deviation | None = None
+    """Of a patient and a seed, beyond both."""
+    pretrainings: Deviation | None = None
+    """Between pre-trainings, at all label counts alike."""
+
+
+@dataclass(frozen=True)
 class Study:
     """One study: a store of slices, a grid of runs, a folder that holds all that comes of it."""
 
@@ -205,14 +391,18 @@ class Study:
     pretrain: dict[str, Pretraining] = field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     baselines: tuple[Baseline, ...] = ("unsupervised", "supervised")
-    """unsupervised: a pre-trained network's anomaly score; supervised: scratch on all labels. And
-    without a network (`experiments.image_scores`): smoothed, the difference to the smoothed image;
-    channel NAME, how bright a channel is."""
+    """unsupervised: a pre-trained network's anomaly score. supervised: scratch on all labels, our
+    stand-in for the published one, which is another group's. supervised long: the same, trained
+    `finetune.long` times as long. random features: a head on frozen random weights. And without a
+    network (`experiments.image_scores`): smoothed, the difference to the smoothed image; channel
+    NAME, how bright a channel is."""
     resources: Resources = Resources()
     slurm: Settings | None = None
     """The jobs that `fewscan sweep --on slurm` submits."""
     published: tuple[Published, ...] = ()
     """Reference lines and points for the report."""
+    report: Reporting = Reporting()
+    power: Power = Power()
 
     @property
     def image_scores(self) -> tuple[ImageScore, ...]:
@@ -243,7 +433,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
 
 def parse_study(document: dict[str, Any], where: str) -> Study:
     """Validate plain values; paths in the study become absolute."""
-    document = _with_schemes(document)
+    document = _written_out(document)
     try:
         study = _STUDY.validate_python(document)
     except ValidationError as error:
@@ -262,20 +452,24 @@ def parse_study(document: dict[str, Any], where: str) -> Study:
     return replace(study, store=store, folder=folder, pretrain=pretrain)
 
 
-def _with_schemes(document: dict[str, Any]) -> dict[str, Any]:
-    """`pretrain: {NAME: {noise: …}}`, the short form for the published scheme, written out."""
+def _written_out(document: dict[str, Any]) -> dict[str, Any]:
+    """`pretrain: {NAME: …}` without short forms: `noise`, of the published scheme; one `seed`."""
     wishes = document.get("pretrain")
     if not isinstance(wishes, dict):
         return document
-    long = {
-        name: {
-            **{key: value for key, value in wish.items() if key != "noise"},
-            "scheme": {"kind": Denoise.kind, "noise": wish["noise"]},
-        }
-        for name, wish in wishes.items()
-        if isinstance(wish, dict) and "noise" in wish and "scheme" not in wish
-    }
-    return {**document, "pretrain": {**wishes, **long}}
+    long = {name: _pretraining_written_out(wish) for name, wish in wishes.items()}
+    return {**document, "pretrain": long}
+
+
+def _pretraining_written_out(wish: Any) -> Any:
+    if not isinstance(wish, dict):
+        return wish
+    wish = dict(wish)
+    if "noise" in wish and "scheme" not in wish:
+        wish["scheme"] = {"kind": Denoise.kind, "noise": wish.pop("noise")}
+    if "seed" in wish and "seeds" not in wish:
+        wish["seeds"] = [wish.pop("seed")]
+    return wish
 
 
 def dump_study(study: Study) -> str:
@@ -286,9 +480,22 @@ def dump_study(study: Study) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """Of YAML as it has been since 1.2: `on`, `off`, `yes` and `no` are words, as keys are."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [it for it in found if it[0] != "tag:yaml.org,2002:bool"]
+    for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.load(path.read_text(), _Loader)
         if not isinstance(document, dict):
             raise ValueError(f"it holds {type(document).__name__}, not a mapping")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -323,7 +530,7 @@ def _override(document: dict[str, Any], override: str) -> None:
             )
         document = inner
     try:
-        document[last] = yaml.safe_load(text)
+        document[last] = yaml.load(text, _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise StudyError(
             f"the value cannot be read: {error}",
@@ -370,6 +577,8 @@ def _known_keys(location: Sequence[int | str], document: Any) -> list[str]:
         here = in_a_collection or get_type_hints(here)[str(part)]
         if part == "scheme":
             here = SCHEMES[document["kind"]]
+        if part == "iterations" and isinstance(document, dict):
+            here = Epochs
     return [f.name for f in fields(_inner_class(here) or here)]
 
 

@@ -68,6 +68,10 @@ class RunError(FewscanError):
     """A run folder cannot be used as it is, or a run cannot go on."""
 
 
+class LossNotFiniteError(RunError):
+    """A training has left the numbers that can be computed with."""
+
+
 class DeviceError(FewscanError):
     """The device that was asked for is not here."""
 

@@ -170,6 +170,26 @@ def label_subset(
     return tuple(chain(*patients))[:count]
 
 
+FEWEST_TO_HOLD_OUT = 4
+"""Labelled scans of which one may be spared: a quarter; later a fifth, as nnU-Net's folds."""
+
+
+def hold_out(
+    labelled: Sequence[str], patient_of: Mapping[str, str] | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Divide labelled scans into those to learn from and those that choose a model.
+
+    The last fifth is held out, at least one scan, and whole patients; none of fewer than
+    `FEWEST_TO_HOLD_OUT` scans, or of the scans of one patient.
+    """
+    patients = _scans_by_patient(labelled, patient_of)
+    wanted = max(1, len(labelled) // 5) if len(labelled) >= FEWEST_TO_HOLD_OUT else 0
+    held: list[str] = []
+    while len(held) < wanted and len(patients) > 1:
+        held = [*patients.pop(), *held]
+    return tuple(id_ for id_ in labelled if id_ not in held), tuple(held)
+
+
 def read_split(path: Path, known_ids: Collection[str]) -> Split:
     """Read a split that a person gives: YAML or JSON with the lists train, validation and test.
 

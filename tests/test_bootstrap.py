@@ -1,5 +1,7 @@
 """Intervals hold the truth as often as they say; both seeds and patients are in them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fake_scores import cell
@@ -7,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fewscan.harness.report.bootstrap import Estimate, estimate, mean, p_value, percentiles
+from fewscan.harness.report.bootstrap import (
+    Estimate,
+    _student,
+    draw_resamples,
+    estimate,
+    mean,
+    p_value,
+    percentiles,
+)
 
 NAN = float("nan")
 PATIENTS, TRUTH = 251, 0.6
@@ -86,6 +96,56 @@ def test_more_patients_do_not_make_more_seeds() -> None:
     expected = stats.t.interval(0.95, 39, scores_S.mean(), scores_S.std(ddof=1) / np.sqrt(40))
     found = estimate(cell(np.tile(scores_S[:, None], (1, 251)))).interval
     assert found == pytest.approx(expected, rel=0.01)
+
+
+def test_seeds_that_are_missing_in_some_cells_are_counted_once_in_their_sum() -> None:
+    """Half of the seeds at one label count, half at another: Student's t of all of them."""
+    scores_S = np.random.default_rng(0).normal(0.6, 0.05, 40)
+    halves = [
+        cell(np.tile(scores_S[rows, None], (1, 30)), seeds=tuple(range(40))[rows])
+        for rows in (slice(20), slice(20, 40))
+    ]
+    draws_B = draw_resamples(halves).sums_B(halves, np.array([0.5, 0.5]))
+    variances = [it.scores_SP[:, 0].var(ddof=1) / 20 / 4 for it in halves]
+    expected = stats.t.interval(0.95, 39, scores_S.mean(), np.sqrt(sum(variances)))
+    assert percentiles(draws_B) == pytest.approx(expected, rel=0.01)
+
+
+def test_seeds_that_are_in_most_cells_count_for_more_than_those_in_few() -> None:
+    """Two seeds have nine tenths of the weight: hardly more degrees of freedom than theirs."""
+    lucky = np.array([[0.5], [0.6]]) + np.zeros(30)
+    others = np.repeat([[0.55]], 8, axis=0) + np.zeros(30)
+    cells = [cell(lucky), cell(others, seeds=tuple(range(2, 10)))]
+    draws_B = draw_resamples(cells).sums_B(cells, np.array([0.9, 0.1]))
+    low, high = percentiles(draws_B)
+    (alone,) = [estimate(cells[0]).interval]
+    assert alone is not None
+    assert high - low > 0.5 * 0.9 * (alone[1] - alone[0])
+
+
+def test_a_sum_of_cells_of_the_same_seeds_is_the_sum_of_their_draws() -> None:
+    rng = np.random.default_rng(0)
+    cells = [cell(rng.random((4, 20))) for _ in range(3)]
+    weights_K = np.array([0.5, 0.3, 0.2])
+    resampling = draw_resamples(cells)
+    each = np.stack([resampling.means_B(it) for it in cells])
+    np.testing.assert_allclose(resampling.sums_B(cells, weights_K), weights_K @ each)
+
+
+def test_units_of_several_sizes_spread_as_much_as_their_mean_does() -> None:
+    """Pre-trainings of 4, 2 and 1 of seven seeds: the variance of the mean over seeds, unbiased."""
+    rng = np.random.default_rng(0)
+    unit_S, shares = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([4, 2, 1]) / 7
+    start = tuple(frozenset({("denoise", int(unit))}) for unit in unit_S)
+    found = []
+    for _ in range(300):
+        luck_S1 = rng.normal(0, 1, 3)[unit_S][:, None]
+        luck = replace(cell(luck_S1 + np.zeros(20)), pretrainings=start)
+        resampling = draw_resamples([luck], 400)
+        # Without Student's widening, whose variance is infinite for two degrees of freedom.
+        widening_B = _student(2.0, 400, (0, 1))
+        found.append(np.var((resampling.means_B(luck) - luck_S1.mean()) / widening_B))
+    assert np.mean(found) == pytest.approx(np.sum(shares**2), rel=0.15)
 
 
 def test_the_mean_is_over_defined_patients_and_then_over_seeds() -> None:

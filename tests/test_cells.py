@@ -1,10 +1,12 @@
 """Arms are paired seed by seed and patient by patient, or it is said why they cannot be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fake_scores import cell
 
-from fewscan.harness.report.cells import Cell, difference
+from fewscan.harness.report.cells import Cell, Pretraining, difference, units_of
 from fewscan.storage.errors import StudyError
 
 NAN = float("nan")
@@ -70,3 +72,55 @@ def test_scores_fit_their_seeds_and_patients() -> None:
         Cell("scratch", (0,), ("A",), ((),), np.zeros((1, 2)))
     with pytest.raises(ValueError, match="a seed or a patient comes twice"):
         Cell("scratch", (0,), ("A", "A"), ((),), np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="1 pre-trainings for 2 seeds"):
+        replace(cell([[0.5], [0.5]]), pretrainings=(frozenset(),))
+
+
+def started(*seeds: int | None, name: str = "denoise") -> Cell:
+    """A cell of as many seeds, each from this pre-training; None: from scratch."""
+    found: list[frozenset[Pretraining]] = [
+        frozenset() if seed is None else frozenset({(name, seed)}) for seed in seeds
+    ]
+    return replace(cell(np.zeros((len(seeds), 2))), pretrainings=tuple(found))
+
+
+@pytest.mark.parametrize(
+    ("cells", "unit_of", "one"),
+    [
+        ([cell(np.zeros((3, 2)))], (0, 1, 2), False),
+        ([started(0, 1, 2)], (0, 1, 2), False),
+        ([started(0, 1, 0, 1)], (0, 1, 0, 1), False),
+        ([started(7, 7, 7)], (0, 1, 2), True),
+        ([started(0, 1, 1), started(None, None, None)], (0, 1, 1), False),
+        ([started(7, 7, 7, 7), started(0, 0, 1, 1, name="other")], (0, 0, 1, 1), True),
+        ([started(0, 0, 1, 2), started(0, 1, 1, 2, name="other")], (0, 0, 0, 1), False),
+        ([started(0, 1, 2), started(0, 0, 1, name="other")], (0, 0, 1), False),
+    ],
+)
+def test_seeds_that_share_a_pretraining_are_one_unit(
+    cells: list[Cell], unit_of: tuple[int, ...], one: bool
+) -> None:
+    """Unless all do; of several cells that are drawn together the coarser grouping."""
+    for order in (cells, cells[::-1]):
+        found = units_of(order)
+        assert tuple(found.of_seed[seed] for seed in range(len(unit_of))) == unit_of
+        assert len(found) == len({*unit_of})
+        assert found.one_pretraining is one
+
+
+def test_imported_weights_are_one_pretraining() -> None:
+    imported = (frozenset[Pretraining]({("published", None)}),) * 3
+    assert units_of([replace(cell(np.zeros((3, 2))), pretrainings=imported)]).one_pretraining
+
+
+def test_a_difference_starts_from_what_both_arms_do() -> None:
+    found = difference(started(0, 1), started(5, 5, name="other"))
+    assert found.pretrainings == (
+        frozenset({("denoise", 0), ("other", 5)}),
+        frozenset({("denoise", 1), ("other", 5)}),
+    )
+    assert difference(started(0, 1), cell(np.zeros((2, 2)))).pretrainings == (
+        frozenset({("denoise", 0)}),
+        frozenset({("denoise", 1)}),
+    )
+    assert started(0, 1).select((1,), ("P000",)).pretrainings == (frozenset({("denoise", 1)}),)

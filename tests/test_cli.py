@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner, Result
+from fake_runs import finish_all
 
 from fewscan.experiments.unet import UNet
 from fewscan.harness.cli import main
@@ -73,6 +74,37 @@ def test_plan_lists_runs_and_parents(study: Path) -> None:
         assert run.run_id in shown.output
     assert "pre-train denoise" in shown.output
     assert "18 runs: 18 missing" in shown.output
+
+
+def test_plan_says_what_the_study_would_find(study: Path, tiny_document: dict[str, Any]) -> None:
+    """From what is stated, from a pilot, and how to have it."""
+    nothing = fewscan("plan", study)
+    assert "power: not known; state deviations" in nothing.output
+    stated = "power={gain: 0.1, seeds: 0.02, patients: 0.05, residual: 0.1, pretrainings: 0}"
+    several = ("--set", "finetune.seeds=[0,1,2]")
+    shown = fewscan("plan", study, "--set", stated, *several)
+    assert shown.exit_code == 0, shown.output
+    assert "is found with 80%, one of 0.1 with" in shown.output
+    assert "deviations stated" in shown.output
+    finetune = tiny_document["finetune"] | {"seeds": [0, 1]}
+    folder = str(study.parent / "pilot")
+    pilot = study.with_name("pilot.yaml")
+    document = tiny_document | {"name": "small", "folder": folder, "finetune": finetune}
+    pilot.write_text(yaml.safe_dump(document))
+    finish_all(load_plan(pilot))
+    shown = fewscan("plan", study, "--pilot", pilot, *several)
+    assert "deviations of small's finished runs" in shown.output
+
+
+def test_report_says_the_labels_that_a_score_takes(
+    study: Path, undrawn: None, tiny_document: dict[str, Any]
+) -> None:
+    finish_all(load_plan(study))
+    shown = fewscan("report", study, "--set", "report.reach.binary=0.2")
+    assert shown.exit_code == 0, shown.output
+    text = " ".join(shown.output.split())
+    assert "labelled scans do what" in text
+    assert "do without: a Dice at the validation threshold of 0.200" in text
 
 
 def test_report_without_results_says_what_to_do(study: Path) -> None:

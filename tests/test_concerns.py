@@ -93,12 +93,32 @@ def test_labelled_scans_that_teach_nothing_are_named(tmp_path: Path) -> None:
 
 def test_how_many_masks_told_what_is_healthy_is_said(tmp_path: Path) -> None:
     store = store_with(tmp_path, {})
-    (found,) = concerns(plan_on(store, tmp_path))
+    _, found = concerns(plan_on(store, tmp_path))
     counts = f"{len(SPLIT.train)} training and {len(SPLIT.validation)} validation scans"
     assert counts in found
     values = tiny_values(store, tmp_path)
     values["pretrain"]["denoise"]["slices"] = "all"
+    values["finetune"]["selection"] = "last"
     assert not [*concerns(make_plan(parse_study(values, "tiny")))]
+
+
+def test_labels_beyond_the_label_count_that_choose_are_said(tmp_path: Path) -> None:
+    store = store_with(tmp_path, {})
+    values = tiny_values(store, tmp_path) | {"baselines": [], "pretrain": {}}
+
+    def said(**changes: Any) -> list[str]:
+        grid = values["finetune"] | {"inits": ["scratch"]} | changes
+        return [*concerns(make_plan(parse_study(values | {"finetune": grid}, "tiny")))]
+
+    validation, tune = len(SPLIT.validation), {"lr": [0.1], "on": {"labels": 4}}
+    (found,) = said()
+    assert f"a network of 1 labelled scan depends on those of {1 + validation}" in found
+    assert said(selection="last") == said(selection="within") == []
+    (found,) = said(selection="last", tune=tune)
+    assert found == f"the labels of {validation} validation scans choose the learning rates"
+    assert said(selection="within", tune=tune) == []
+    (found,) = said(selection="within", tune={"lr": [0.1], "on": {"labels": 3}})
+    assert "of 3 labelled scans none can be held out" in found
 
 
 def test_a_class_that_no_test_scan_has_is_not_defined_and_no_error(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from fewscan.harness.plan import make_plan
 from fewscan.harness.report import evidence as evidence_module
 from fewscan.harness.report.bootstrap import Estimate, draw_resamples, estimate, p_value
 from fewscan.harness.report.cells import Cell, difference
-from fewscan.harness.report.comparison import compare
+from fewscan.harness.report.comparison import area, compare
 from fewscan.harness.report.evidence import Evidence, Outcome, gather
 from fewscan.harness.report.findings import findings
-from fewscan.harness.report.labels_saved import first_crossing, labels_saved
+from fewscan.harness.report.labels_saved import crossings, labels_saved
 from fewscan.harness.report.results import (
     Labelled,
     Quantity,
@@ -70,7 +70,7 @@ def test_the_long_tail_of_the_interval_is_that_of_the_scores(turned: bool) -> No
 def test_how_seeds_and_patients_are_widened_is_drawn_apart() -> None:
     """Else a resample that is wide in one were wide in the other."""
     by_seed_SP = np.repeat([[0.1], [0.4], [0.9]], 3, axis=1)
-    resampling = draw_resamples((0, 1, 2), ("P000", "P001", "P002"), 10_000, 0)
+    resampling = draw_resamples([cell(by_seed_SP)])
     by_seed_B, by_patient_B = (
         np.abs(resampling.means_B(cell(scores_SP)) - scores_SP.mean())
         for scores_SP in (by_seed_SP, by_seed_SP.T)
@@ -147,7 +147,7 @@ def test_the_score_that_is_asked_for_is_the_mean_of_the_cell() -> None:
 def test_where_rounding_alone_reaches_a_score_no_more_labels_are_needed_than_there() -> None:
     """A curve that stops 9.5e-13 below it has reached it, at its last count and not beyond."""
     curve_BK = np.array([[0.5 - 10.5e-13, 0.5 - 9.5e-13]])
-    needed_B = first_crossing(np.array([0.5]), curve_BK, np.array([1, 2]))
+    needed_B, _ = crossings(np.array([0.5]), curve_BK, np.array([1, 2]))
     assert needed_B[0] == pytest.approx(2)
 
 
@@ -178,15 +178,18 @@ def test_the_catalogue_says_which_way_is_better(
 
 
 @pytest.mark.parametrize(("corrected", "kind"), [(0.04, "helps"), (0.06, "open")])
-def test_the_corrected_p_value_decides_what_is_claimed(corrected: float, kind: str) -> None:
+def test_the_corrected_p_value_of_the_area_decides_what_is_claimed(
+    corrected: float, kind: str
+) -> None:
     scratch, other = {8: flat(0.3)}, {8: flat(0.4)}
-    found = compare(other, scratch)[8]
-    found = replace(found, p_bootstrap=0.02, p_bootstrap_holm=corrected)
+    found = area(other, scratch)
+    assert found is not None
     outcomes = (
         Outcome(DICE, SCRATCH, 8, 3, None, scratch[8]),
-        Outcome(DICE, DENOISE, 8, 3, SCRATCH, other[8], found, labels_saved(other, scratch)[8]),
+        Outcome(DICE, DENOISE, 8, 3, SCRATCH, other[8], comparison=compare(other, scratch)[8]),
     )
-    evidence = Evidence(DICE, "scratch", outcomes, {})
+    areas = {DENOISE: replace(found, p=0.02, p_corrected=corrected)}
+    evidence = Evidence(DICE, "scratch", outcomes, {}, areas, tested=1)
     (conclusion,) = findings(evidence)
     assert conclusion.kind == kind
 

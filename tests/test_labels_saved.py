@@ -9,7 +9,13 @@ from scipy import optimize, stats
 
 from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.cells import Cell
-from fewscan.harness.report.labels_saved import LabelsSaved, first_crossing, isotonic, labels_saved
+from fewscan.harness.report.labels_saved import (
+    ROUNDING,
+    LabelsSaved,
+    crossings,
+    isotonic,
+    labels_saved,
+)
 from fewscan.storage.errors import StudyError
 
 CURVES = st.lists(st.floats(0, 1), min_size=1, max_size=11)
@@ -67,6 +73,30 @@ def test_a_dip_is_averaged_with_its_neighbours() -> None:
     assert found[2].needed == exactly(2**0.5)
 
 
+PLATEAU = {1: flat(0.3), 4: flat(0.7), 8: flat(0.7), 16: flat(0.7), 64: flat(0.8)}
+
+
+def test_on_a_plateau_any_count_of_it_is_an_answer() -> None:
+    """Equal arms need as many as they have, and it is said how far that is not known."""
+    found = labels_saved(PLATEAU, PLATEAU)
+    assert [it.needed.value for it in found.values()] == pytest.approx([1, 4, 8, 16, 64])
+    for labels in (4, 8, 16):
+        assert found[labels].needed.interval == pytest.approx((4, 16))
+        assert found[labels].saved.interval == pytest.approx((4 - labels, 16 - labels))
+        assert found[labels].ratio.interval == pytest.approx((4 / labels, 16 / labels))
+    other = labels_saved({1: flat(0.7), 32: flat(0.7), 2: flat(0.8)}, PLATEAU)
+    assert [other[n].needed.value for n in (1, 32, 2)] == pytest.approx([4, 16, 64])
+
+
+def test_a_plateau_at_either_end_of_the_curve() -> None:
+    ends = {2: flat(0.5), 4: flat(0.5), 8: flat(0.6), 16: flat(0.6)}
+    found = labels_saved({1: flat(0.5), 3: flat(0.5), 32: flat(0.6), 5: flat(0.4)}, ends)
+    assert found[1].needed == Estimate(2, pytest.approx((2, 4)))
+    assert found[3].needed == Estimate(pytest.approx(3), pytest.approx((2, 4)))
+    assert found[32].needed == Estimate(pytest.approx(16), pytest.approx((8, 16)))
+    assert found[5].needed == exactly(2)
+
+
 def test_a_missing_cell_is_stepped_over() -> None:
     without = {count: scores for count, scores in SCRATCH.items() if count != 2}
     with_nan = {**SCRATCH, 2: flat(float("nan"))}
@@ -116,11 +146,31 @@ def test_isotonic_is_scipys(curve: list[float]) -> None:
 
 
 @settings(deadline=None, max_examples=50)
+@given(CURVES, st.integers(0, 10), st.integers(0, 10))
+def test_the_stretch_is_all_of_the_counts_at_which_the_curve_equals_a_score(
+    curve: list[float], start: int, end: int
+) -> None:
+    """Against a fine grid; part of the curve is made flat."""
+    curve_K = np.sort(curve)
+    curve_K[start : end + 1] = (
+        curve_K[start : end + 1].mean() if curve_K[start : end + 1].size else 0
+    )
+    counts_K = 2.0 ** np.arange(len(curve))
+    for score in curve_K:
+        (fewest,), (most,) = crossings(np.array([score]), curve_K[None], counts_K)
+        same_K = np.abs(curve_K - score) <= ROUNDING
+        assert fewest <= counts_K[same_K][0] * (1 + 1e-9)
+        assert most >= counts_K[same_K][-1] * (1 - 1e-9)
+        there = np.interp(np.log([fewest, most]), np.log(counts_K), curve_K)
+        assert there == pytest.approx(score, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=50)
 @given(CURVES, st.floats(-0.2, 1.2))
 def test_the_crossing_is_the_first(curve: list[float], score: float) -> None:
     counts_K = 2.0 ** np.arange(len(curve))
     curve_K = np.sort(curve)
-    needed = first_crossing(np.array([score]), curve_K[None], counts_K)[0]
+    (needed,), _ = crossings(np.array([score]), curve_K[None], counts_K)
     if needed == np.inf:
         assert curve_K[-1] < score
     elif needed == counts_K[0]:
@@ -149,7 +199,7 @@ def simulate(rng: np.random.Generator, means: np.ndarray, patients: np.ndarray) 
 
 def test_the_interval_holds_the_true_labels_as_often_as_it_says() -> None:
     """At 1, 4 and 16 labels; the last two lie where the curve is nearly flat."""
-    truth_K = first_crossing(PRETRAINED_TRUTH, np.tile(SCRATCH_TRUTH, (4, 1)), COUNTS)
+    truth_K, _ = crossings(PRETRAINED_TRUTH, np.tile(SCRATCH_TRUTH, (4, 1)), COUNTS)
     rng = np.random.default_rng(0)
     hits, studies = np.zeros(3), 150
     for _ in range(studies):

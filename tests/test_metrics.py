@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from fewscan.experiments.metrics import THRESHOLDS, PixelScores
+from fewscan.experiments.metrics import THRESHOLDS, PixelScores, PooledScores, pseudo_values
 
 quick = settings(deadline=None, max_examples=25)
 
@@ -165,3 +165,62 @@ def test_without_a_positive_pixel_nothing_is_defined():
 
 def test_empty_arrays_count_nothing():
     assert counted(np.zeros((0, 8, 8), np.float32), np.zeros((0, 8, 8), bool)).pixels == 0
+
+
+def test_pseudo_values_are_those_of_leaving_each_patient_out():
+    """Of scikit-learn's AP and the plain Dice. One patient holds most of the lesion, one has none,
+    one comes with two scans."""
+    rng = np.random.default_rng(0)
+    sizes = ((300, 0.1), (2000, 0.4), (500, 0), (700, 0.05))
+    scans = [synthetic(pixels, seed, share) for seed, (pixels, share) in enumerate(sizes)]
+    patients = {"a": scans[:1], "b": scans[1:2], "c": scans[2:3], "d": [scans[3], scans[0]]}
+    pooled = PooledScores()
+    order = [(name, scan) for name, of_patient in patients.items() for scan in of_patient]
+    for index in rng.permutation(len(order)):
+        pooled.add(order[index][0], counted(*order[index][1]))
+
+    def plainly(names, statistic):
+        parts = [scan for name in names for scan in patients[name]]
+        return statistic(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    for statistic, plain in (
+        (PixelScores.average_precision, plain_average_precision),
+        (lambda it: it.best_dice()[0], lambda s, m: max(plain_dice(s, m, t) for t in THRESHOLDS)),
+        (lambda it: it.dice_at(0.2), lambda s, m: plain_dice(s, m, 0.2)),
+    ):
+        whole = plainly(patients, plain)
+        without = {out: plainly([it for it in patients if it != out], plain) for out in patients}
+        middle = np.mean([*without.values()])
+        found = pooled.pseudo_values(statistic)
+        assert found.keys() == patients.keys()
+        for name, value in found.items():
+            assert value == pytest.approx(whole + 3 * (middle - without[name]), rel=1e-12)
+        assert np.mean([*found.values()]) == pytest.approx(whole, rel=1e-12)
+        assert found["b"] > max(found[name] for name in "acd"), "it finds most, of the most"
+        assert found["c"] < whole, "false positives alone make it worse"
+
+
+def test_pseudo_values_of_a_mean_are_its_terms():
+    terms = {"a": 0.1, "b": 0.5, "c": 0.9}
+    total = sum(terms.values())
+    found = pseudo_values(total / 3, {name: (total - it) / 2 for name, it in terms.items()})
+    assert found == pytest.approx(terms)
+
+
+def test_without_the_only_patient_with_a_lesion_there_are_no_pseudo_values():
+    pooled = PooledScores()
+    for name, lesion in (("a", True), ("b", False)):
+        pooled.add(name, counted(np.array([0.5, 0.2], np.float32), np.array([lesion, False])))
+        assert all(map(math.isnan, pooled.pseudo_values(PixelScores.average_precision).values()))
+    assert pooled.whole.average_precision() > 0
+
+
+def test_what_is_remembered_of_a_patient_is_what_it_added():
+    scans = [counted(*synthetic(5000, seed)) for seed in range(3)]
+    pooled = PooledScores()
+    for name, scan in zip("aba", scans, strict=True):
+        pooled.add(name, scan)
+    np.testing.assert_array_equal(pooled.of("a").counts_2V, (scans[0] + scans[2]).counts_2V)
+    np.testing.assert_array_equal(pooled.of("b").counts_2V, scans[1].counts_2V)
+    assert pooled.of("c").pixels == 0
+    np.testing.assert_array_equal(pooled.whole.counts_2V, sum(scans, PixelScores()).counts_2V)

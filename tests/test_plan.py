@@ -182,3 +182,50 @@ def test_status_counts_and_blocks(tiny_study: Callable[..., Study]) -> None:
 
 def test_the_published_network_takes_18_gflop_a_slice() -> None:
     assert forward_flops(Network(), 4, 4, 128) == pytest.approx(18.4e9, rel=0.01)
+
+
+def test_each_seed_starts_from_the_pretraining_of_its_own_seed(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    wishes = tiny_document["pretrain"]
+    wishes = {
+        "denoise": wishes["denoise"] | {"seeds": [0, 1, 2]},
+        "longer": wishes["denoise"] | {"seeds": [0, 1], "init": "denoise"},
+    }
+    grid = tiny_document["finetune"] | {"seeds": [0, 1, 2, 3], "inits": ["scratch", *wishes]}
+    plan = make_plan(tiny_study(pretrain=wishes, finetune=grid))
+    trained = {run.run_id: run for run in plan.runs if run.kind == "pretrain"}
+    assert {run.name for run in trained.values()} == {
+        *(f"pre-train denoise · seed {seed}" for seed in (0, 1, 2)),
+        *(f"pre-train longer · seed {seed}" for seed in (0, 1)),
+    }
+    started: dict[tuple[str | None, int], int | None] = {}
+    for run in plan.runs:
+        if isinstance(run.spec, Finetune):
+            if run.spec.init is None:
+                assert run.place.pretraining is None
+            else:
+                parent = trained[run.spec.init]
+                assert parent.place.seed == run.place.pretraining
+                started[run.place.arm.init, run.place.seed] = run.place.pretraining
+        elif run.place.arm.kind == "pre-training" and run.parents:
+            assert trained[run.parents[0]].place.seed == run.place.pretraining == run.place.seed
+    assert started == {
+        **{("denoise", seed): seed % 3 for seed in range(4)},
+        **{("longer", seed): seed % 2 for seed in range(4)},
+    }
+    alone = [run.place for run in plan.scores if run.place.arm.kind == "unsupervised"]
+    assert [(place.arm.init, place.seed) for place in alone] == [
+        *(("denoise", seed) for seed in (0, 1, 2)),
+        *(("longer", seed) for seed in (0, 1)),
+    ]
+
+
+def test_one_seed_may_be_written_alone(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    wish = tiny_document["pretrain"]["denoise"]
+    study = tiny_study(pretrain={"denoise": wish | {"seed": 7}})
+    assert study == tiny_study(pretrain={"denoise": wish | {"seeds": [7]}})
+    names = [run.name for run in make_plan(study).runs if run.kind == "pretrain"]
+    assert names == ["pre-train denoise"]

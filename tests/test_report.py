@@ -13,9 +13,10 @@ from fake_runs import PATIENTS, dice_of, finish, finish_all
 
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.cells import Cell
-from fewscan.harness.report.comparison import compare
+from fewscan.harness.report.comparison import Branch, area, compare, corrected
 from fewscan.harness.report.evidence import Quartiles, quartiles
-from fewscan.harness.report.figures import draw_published
+from fewscan.harness.report.figures import LABEL_AXES, colours_of, draw_published
+from fewscan.harness.report.results import panel_points, read_results
 from fewscan.harness.report.run_log import read_logs
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.tables import escape_latex
@@ -32,10 +33,14 @@ FILES = {
     "report.html",
     "figure.csv",
     "numbers.csv",
+    "areas.csv",
     "intervals.csv",
     "differences.csv",
     "labels_saved.csv",
+    "labels_needed.csv",
     "quartiles.csv",
+    "trainings.csv",
+    "trials.csv",
     "tables.tex",
 }
 
@@ -122,7 +127,7 @@ def test_nsd_is_compared_as_dice_is(finished: Plan) -> None:
     for name in ("intervals.csv", "differences.csv"):
         for dice, nsd in (("dice_class_mean", "nsd_class_mean"), ("dice_oedema", "nsd_oedema")):
             rows = [
-                [{**row, "metric": ""} for row in lines(finished, name, metric=metric)]
+                [{**row, "metric": "", "p": ""} for row in lines(finished, name, metric=metric)]
                 for metric in (dice, nsd)
             ]
             assert rows[0] == rows[1] != []
@@ -187,13 +192,55 @@ def test_differences_are_those_of_the_statistics(finished: Plan) -> None:
             found[count] = Cell(arm, (0, 1, 2), tuple(PATIENTS), subsets, scores_SP)
         return found
 
-    expected = compare(cells("denoise"), cells("scratch"))
+    expected = compare(cells("denoise"), cells("scratch"), may_collapse=True)
     rows = lines(finished, "differences.csv", metric=DICE)
     assert [int(row["label_count"]) for row in rows] == [1, 4, 18]
     for row, it in zip(rows, expected.values(), strict=True):
         assert float(row["difference"]) == pytest.approx(0.2)
-        for name in ("p_bootstrap_holm", "p_wilcoxon_holm", "rank_biserial"):
-            assert float(row[name]) == pytest.approx(getattr(it, name))
+        assert float(row["p_uncorrected"]) == pytest.approx(it.p)
+        assert row["standardised"] == ""  # the same for all patients
+    whole = area(cells("denoise"), cells("scratch"), may_collapse=True)
+    assert whole is not None
+    (row,) = lines(finished, "areas.csv", metric=DICE, arm="denoise")
+    assert float(row["difference"]) == pytest.approx(0.2)
+    assert (row["label_counts"], row["seeds"], row["units"]) == ("1, 4, 18", "3", "3")
+    assert float(row["p_uncorrected"]) == pytest.approx(whole.p)
+    assert whole.mean.value == pytest.approx(float(row["area"]))
+
+
+def test_p_values_are_corrected_for_all_that_the_report_tests(finished: Plan) -> None:
+    """An area and three label counts for each of two targets; no other metric is tested."""
+    rows = table(finished, "areas.csv")
+    p_values = {row["metric"]: row["p"] for row in rows if row["arm"] == "denoise"}
+    tested = {metric for metric, p in p_values.items() if p}
+    assert tested == {DICE, "dice_class_mean"}
+    branches = {}
+    for metric in tested:
+        (whole,) = lines(finished, "areas.csv", metric=metric, arm="denoise")
+        counts = lines(finished, "differences.csv", metric=metric)
+        each = {int(row["label_count"]): float(row["p_uncorrected"]) for row in counts}
+        branches[metric] = Branch(float(whole["p_uncorrected"]), each)
+    expected = corrected(branches)
+    for metric in tested:
+        assert float(p_values[metric]) == pytest.approx(expected[metric].area)
+        for row in lines(finished, "differences.csv", metric=metric):
+            count = int(row["label_count"])
+            assert float(row["p"]) == pytest.approx(expected[metric].counts[count])
+    assert {row["p"] for row in lines(finished, "differences.csv", metric="nsd_oedema")} == {""}
+
+
+def test_collapsed_runs_are_counted_and_shown(plan: Plan) -> None:
+    """One run of 18 scores nearly 0."""
+    finish_all(plan)
+    odd = next(run for run in plan.runs if run.name == "score binary · denoise · 4 scans · seed 1")
+    finish(plan, odd, bonus=-dice_of(odd).mean())
+    write_report(one_study(plan))
+    rows = lines(plan, "intervals.csv", metric=DICE)
+    found = {(row["arm"], row["label_count"]): row["collapsed"] for row in rows}
+    assert found.pop(("denoise", "4")) == "1"
+    assert {*found.values()} == {"0"}
+    assert "<li>pre-trained: denoise, 4 labelled scans: seed 1 of 3</li>" in page(plan)
+    assert "1 of the 9 runs of denoise and 0 of the 9 runs of scratch" in page(plan)
 
 
 def test_labels_that_scratch_never_saves_are_not_reached(finished: Plan) -> None:
@@ -207,7 +254,13 @@ def test_labels_that_scratch_never_saves_are_not_reached(finished: Plan) -> None
 def test_the_verdict_is_said_in_words_with_its_interval(finished: Plan) -> None:
     sentence = re.search(r"<p>(Pre-training \(denoise\) raises.*)</p>", page(finished))
     assert sentence is not None
-    assert "1 labelled scan by 0.200 (95 % interval of the difference +0." in sentence[1]
+    assert "by 0.200, averaged over 1 to 18 labelled scans" in sentence[1]
+    assert "(95 % interval of the difference +0." in sentence[1]
+    assert "All seeds of denoise start from one pre-training: this is about these weights" in (
+        page(finished)
+    )
+    (row,) = lines(finished, "areas.csv", metric=DICE, arm="denoise")
+    assert row["one_pretraining"] == "True"
 
 
 def test_a_table_of_the_page_aligns_numbers_and_escapes_texts(
@@ -370,3 +423,35 @@ def test_what_a_killed_writer_has_left_goes_with_the_next_report(finished: Plan)
     left.write_bytes(b"half")
     write_report(one_study(finished))
     assert not left.exists()
+
+
+def test_labels_are_counted_in_tables_and_under_each_figure(finished: Plan) -> None:
+    """Of 24 scans 18 train, one of the tiny store's validates: its label chooses."""
+    for name in ("figure.csv", "intervals.csv"):
+        (row,) = lines(finished, name, metric=table(finished, name)[0]["metric"], arm="scratch")[:1]
+        assert int(row["labels_in_all"]) == int(row["label_count"]) + 1
+        (row,) = lines(finished, name, metric=table(finished, name)[0]["metric"], arm="denoise")[:1]
+        assert int(row["labels_in_all"]) == 19, "the masks told the pre-training what is healthy"
+    text = page(finished)
+    assert (
+        text.count("Scans whose labels count, at so many labelled scans: from scratch 2 at 1") == 3
+    )
+    assert "1 learnt from, 1 to choose, 19 masks for healthy slices: 19 in all" in text
+
+
+def test_the_axis_may_be_all_labels(finished: Plan) -> None:
+    points = panel_points(one_study(finished), read_results(one_study(finished)))
+    colours = colours_of(list(dict.fromkeys(it.arm for it in points if it.labels is not None)))
+    for axis, first in (("learnt", 1), ("all", 2)):
+        axes = draw_published(points, colours, axis=axis).axes[0]
+        assert axes.lines[0].get_xdata()[0] == first
+        assert axes.get_xlabel() == LABEL_AXES[axis]
+
+
+def test_how_trainings_went_is_on_the_page(finished: Plan) -> None:
+    text = page(finished)
+    assert "Epochs, rates, last models and gains of all trainings" in text
+    rows = table(finished, "trainings.csv")
+    assert {row["training"] for row in rows} == {"pre-train denoise", "scratch", "denoise"}
+    assert table(finished, "trials.csv") == []
+    assert "Learning rates that were tried" not in text

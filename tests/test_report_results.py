@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fake_runs import finish_all
+import pytest
+from fake_runs import PATIENTS, dice_of, finish_all
+from fake_scores import cell
 
 from fewscan.experiments import catalogue
 from fewscan.experiments.catalogue import Metric
 from fewscan.harness.arms import Arm
 from fewscan.harness.plan import make_plan
+from fewscan.harness.report.bootstrap import draw_resamples, percentiles
+from fewscan.harness.report.comparison import estimates
 from fewscan.harness.report.figures import colours_of, draw_published
 from fewscan.harness.report.results import panel_points, quantities, read_patients, read_results
 from fewscan.harness.report.studies import one_study
@@ -60,3 +64,54 @@ def test_one_more_metric_is_compared_and_described_by_its_row_alone(
     assert found == ["msd_mm_lesion", *(f"msd_mm_{name}" for name in studies.first.store.classes)]
     leading = [it.key for it in quantities(studies) if it.leads]
     assert leading == ["dice_at_validation_threshold", "dice_class_mean"]
+
+
+def test_a_point_of_the_figure_has_the_interval_of_its_mean(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    """Of all pixels: that of the patients' shares. Of classes: patients first, then classes."""
+    finetune = tiny_document["finetune"] | {"label_counts": [1, "all"], "seeds": [0, 1, 2]}
+    studies = one_study(make_plan(tiny_study(finetune=finetune)))
+    finish_all(studies.first)
+    results = read_results(studies)
+    points = {
+        it.quantity.target: it
+        for it in panel_points(studies, results)
+        if it.arm.is_scratch and it.labels == 1
+    }
+    binary, classes = points["binary"], points["multiclass"]
+    runs = [it for it in results if it.place.arm.is_scratch and it.place.labels == 1]
+    shares_SP = [
+        [it.patients[patient][binary.quantity.metric.key] for patient in PATIENTS]
+        for it in runs
+        if it.place.target == "binary"
+    ]
+    expected = estimates({1: cell(shares_SP)}, may_collapse=True)[1]
+    assert binary.mean == pytest.approx(expected.value)
+    assert binary.interval == expected.interval
+    # Dice d, d / 2 and d / 4; the first is known of three patients, who are the worst.
+    dice_SP = np.array([dice_of(run) for run in studies.first.grid[:3]])
+    cells = [
+        cell(each_SP)
+        for each_SP in (np.where(np.arange(6) < 3, dice_SP, np.nan), dice_SP / 2, dice_SP / 4)
+    ]
+    draws_B = [draw_resamples(cells).means_B(it) for it in cells]
+    assert classes.interval == pytest.approx(percentiles(np.mean(draws_B, axis=0)))
+
+
+def test_a_point_without_the_cases_of_every_run_has_no_interval(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    finetune = tiny_document["finetune"] | {"label_counts": [1, 4], "seeds": [0, 1]}
+    studies = one_study(make_plan(tiny_study(finetune=finetune)))
+    finish_all(studies.first)
+    run = studies.first.grid[0]
+    studies.first.folder_of(run).cases.unlink()
+    points = panel_points(studies, read_results(studies))
+    assert all(it.mean is not None for it in points if it.labels is not None)
+    bare = {
+        it.labels
+        for it in points
+        if it.arm == run.place.arm and it.quantity.target == "binary" and it.interval is None
+    }
+    assert bare == {1}

@@ -114,6 +114,8 @@ def test_the_table_says_which_scan_a_slice_is_of_and_how_high_it_lies(
     table = SliceData.load(store, ids, place, torch.float32, which).table
     assert (table.channels, table.size, len(table)) == (4, (16, 16), len(slices.positions_N))
     assert table.heights_N.tolist() == [position / 5 for position in slices.positions_N]
+    rows, columns = np.median([store.spacing_mm_ZHW(i)[1:] for i in ids], axis=0)
+    assert table.spacing_mm_HW == (rows, columns) == table.of(np.array([4, 0])).spacing_mm_HW
     scans = [n for n, s in enumerate(ids) for _ in _positions(store, s, which)]
     assert table.scans_N.tolist() == scans
     few = table.of(np.array([4, 0]))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fewscan.experiments import catalogue, measures
 from fewscan.experiments import score as score_module
 from fewscan.experiments.anomaly import remove_small_components
+from fewscan.experiments.cases import mean_over_patients
 from fewscan.experiments.catalogue import CATALOGUE, Metric
 from fewscan.experiments.devices import Devices, Preempted
 from fewscan.experiments.measures import MEASURES, Masks
@@ -125,6 +126,53 @@ def best_by_trying(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]
         predicted = scores > np.float16(threshold)
         dice.append(2 * (predicted & truth).sum() / (predicted.sum() + truth.sum()))
     return max(dice), float(np.argmax(dice) / 1000)
+
+
+def test_each_patient_has_its_share_of_the_pooled_numbers(
+    store: SliceStore,
+    folder: RunFolder,
+    scored: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two scans are one patient's: they are left out together, and both say its share."""
+    first, second, *others = store.split.test
+    patient = {first: "A", second: "A"} | {it: it for it in others}
+    monkeypatch.setattr(SliceStore, "patient", lambda self, subject: patient.get(subject, subject))
+    result = scored(Evaluation(min_component_mm3=42.4 * VOXEL_MM3), target=None)
+    rows = read_rows(folder)
+    left_out = {
+        out: [pooled(store, (it,)) for it in store.split.test if patient[it] != out]
+        for out in dict.fromkeys(patient.values())
+    }
+
+    def numbers(parts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        truth = labels > 0
+        ap = float(average_precision_score(truth.ravel(), scores.ravel()))
+        specks = np.float16(result.test["pooled_best_dice_threshold"])
+        kept = [remove_small_components(scan > specks, 42) for scan, _ in parts]
+        return {
+            "pooled_ap": ap,
+            "pooled_best_dice": best_by_trying(scores, truth)[0],
+            "pooled_dice_at_validation_threshold": plain_dice(
+                scores > np.float16(result.threshold), truth
+            ),
+            "pooled_best_dice_without_specks": plain_dice(np.concatenate(kept), truth),
+        }
+
+    without = {out: numbers(parts) for out, parts in left_out.items()}
+    assert len(without) == len(rows) - 1
+    for key in without["A"]:
+        middle = np.mean([it[key] for it in without.values()])
+        for row in rows:
+            share = result.test[key] + 3 * (middle - without[row["patient"]][key])
+            assert float(row[key]) == pytest.approx(share, rel=1e-9), key
+        mean = mean_over_patients([{**row} for row in rows], key)
+        assert mean == pytest.approx(result.test[key], rel=1e-12)
+
+
+def plain_dice(predicted: np.ndarray, truth: np.ndarray) -> float:
+    return float(2 * (predicted & truth).sum() / (predicted.sum() + truth.sum()))
 
 
 def test_the_threshold_is_chosen_without_the_test_split(
@@ -288,7 +336,7 @@ def keys_of(metrics: tuple[Metric, ...], classes: tuple[str, ...]) -> set[str]:
 
 
 def columns_of(metrics: tuple[Metric, ...], classes: tuple[str, ...]) -> set[str]:
-    return {m.column(s) for m in metrics for s in ("lesion", *classes) if m.scope != "pooled"}
+    return {m.column(s) for m in metrics for s in ("lesion", *classes)}
 
 
 def test_every_number_comes_from_the_catalogue_and_a_new_metric_needs_no_other_change(

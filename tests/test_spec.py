@@ -58,16 +58,16 @@ def test_a_spec_survives_json(spec: RunSpec) -> None:
 
 
 CANONICAL = {
-    '{"data":"data","init":"abc","kind":"finetune","label_count":4,"network":{},"protocol":2,'
+    '{"data":"data","init":"abc","kind":"finetune","label_count":4,"network":{},"protocol":3,'
     '"seed":0,"target":"binary","training":{"iterations":10,"validate_every":5}}': FINETUNE,
-    '{"data":"data","kind":"pretrain","network":{},"protocol":2,'
+    '{"data":"data","kind":"pretrain","network":{},"protocol":3,'
     '"training":{"iterations":10,"validate_every":5}}': PRETRAIN,
-    '{"data":"data","init":"abc","kind":"pretrain","network":{"depth":3},"protocol":2,'
+    '{"data":"data","init":"abc","kind":"pretrain","network":{"depth":3},"protocol":3,'
     '"scheme":{"kind":"denoise","noise":{"resolution":8}},"seed":1,'
     '"training":{"iterations":10,"validate_every":5}}': SPECS[2],
     '{"data":"data","evaluation":{"min_component_mm3":20},"kind":"score",'
-    '"parents":["abc","def"],"protocol":2}': SPECS[3],
-    '{"kind":"imported","protocol":2,"sha256":"0123"}': SPECS[4],
+    '"parents":["abc","def"],"protocol":3}': SPECS[3],
+    '{"kind":"imported","protocol":3,"sha256":"0123"}': SPECS[4],
 }
 
 
@@ -80,7 +80,7 @@ def test_the_id_is_the_hash_of_the_canonical_json(canonical: str) -> None:
 
 def test_the_id_is_the_spec() -> None:
     """A stored id: if it changes, finished runs of all users are not found again."""
-    assert run_id(FINETUNE) == run_id(replace(FINETUNE)) == "56a5d12a8a2c"
+    assert run_id(FINETUNE) == run_id(replace(FINETUNE)) == "722ae5e73f15"
     others = [
         replace(FINETUNE, seed=1),
         replace(FINETUNE, init=None),
@@ -248,7 +248,7 @@ def test_an_unknown_scheme_is_refused_by_name() -> None:
 
 def test_another_protocol_or_kind_is_refused() -> None:
     for protocol in (1, 99):
-        with pytest.raises(RunError, match=rf"(?s)protocol {protocol}.*protocol 2.*remedy"):
+        with pytest.raises(RunError, match=rf"(?s)protocol {protocol}.*protocol 3.*remedy"):
             from_json(to_json(FINETUNE) | {"protocol": protocol})
     with pytest.raises(RunError, match=r"(?s)kind 'segment'.*finetune"):
         from_json(to_json(FINETUNE) | {"kind": "segment"})
@@ -280,6 +280,7 @@ def test_a_default_is_part_of_the_protocol() -> None:
         "lr_step_every": 1,
         "optimiser": "adam",
         "weight_decay": 1e-5,
+        "decay_norms": True,
         "clip_norm": 0.5,
         "validation_slices": None,
         "precision": "auto",
@@ -290,4 +291,11 @@ def test_a_default_is_part_of_the_protocol() -> None:
     assert asdict(Denoise()) == {"noise": {"resolution": 16, "std": 0.2}}
     assert (PRETRAIN.scheme, PRETRAIN.seed, PRETRAIN.init) == (Denoise(), 0, None)
     assert (FINETUNE.augmentation, FINETUNE.transfer) == (Augmentation(), "all")
+    assert (FINETUNE.selection, FINETUNE.schedule, FINETUNE.probe_level) == (
+        "validation",
+        "plain",
+        0,
+    )
+    for spec in (PRETRAIN, FINETUNE):
+        assert (spec.rate_from, spec.is_trial) == ((), False)
     assert Score("data", Evaluation(), ()).split == "test"

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,28 @@ def test_the_paper_is_the_paper() -> None:
     assert denoise.training.lr_half_period == 100 * 32
     assert (denoise.training.lr, denoise.training.weight_decay) == (1e-4, 1e-5)
     assert (denoise.training.batch_size, denoise.training.clip_norm) == (16, 0.5)
+    alive = paper.pretrain["denoise_alive"]
+    assert alive == replace(denoise, training=replace(denoise.training, decay_norms=False))
+    assert {it.precision for it in (denoise.training, paper.finetune.training)} == {"fp32"}
+    assert denoise.seeds == paper.finetune.seeds
     assert (paper.finetune.label_counts[0], paper.finetune.label_counts[-1]) == (1, 938)
     assert paper.finetune.targets == ("binary", "multiclass")
     assert voxels_in(paper.evaluation.min_component_mm3, (1.0, 240 / 128, 240 / 128)) == 20
+
+
+def test_words_that_were_once_true_are_words(tmp_path: Path) -> None:
+    """`on` is a key of `finetune.tune`, and YAML 1.1 reads it as true."""
+    text = "a: {on: {labels: 4}}\nb: [yes, no, off]\nc: [true, False]\n"
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(document()) + text)
+    with pytest.raises(StudyError) as caught:
+        load_study(file)
+    assert "a: unknown key" in str(caught.value)
+    tune = "finetune.tune={lr: [0.001], on: {labels: 2, seed: 7}}"
+    file.write_text(yaml.safe_dump(document()))
+    found = load_study(file, [tune]).finetune.tune
+    assert found is not None
+    assert (found.on.labels, found.on.seed) == (2, 7)
 
 
 def test_a_key_of_an_earlier_version_is_told_its_new_name_and_unit() -> None:

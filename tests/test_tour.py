@@ -21,6 +21,7 @@ NOTES = {
     "docs/performance.md": "where the time goes, and how to read the numbers",
     "docs/reliability.md": "what a study on a cluster survives, tried at random",
     "docs/security.md": "what listens where, who gets in, what lies where",
+    "docs/statistics.md": "what intervals and p-values are worth, in studies with a known truth",
     "docs/tour.md": "this page",
     "docs/demo.png": "the figure of the demo",
     "docs/mlflow.png": "a study in MLflow",

@@ -327,7 +327,7 @@ def test_ranks_stop_together_and_end_with_the_same_bits(tmp_path: Path) -> None:
     assert first is not None
     assert second is not None
     assert all(torch.equal(first.model[k], second.model[k]) for k in first.model)
-    assert torch.equal(first.window_loss, second.window_loss)
+    assert torch.equal(first.window, second.window)
 
 
 def meet_until_the_other_leaves(folder: RunFolder, devices: Devices) -> None:

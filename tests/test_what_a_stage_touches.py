@@ -19,6 +19,7 @@ from fewscan.experiments.finetune import SegmentTask
 from fewscan.experiments.residency import InMemory
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.schemes.scheme import SliceTable
+from fewscan.experiments.settings import Selection
 from fewscan.experiments.spec import (
     Augmentation,
     Evaluation,
@@ -264,3 +265,28 @@ def test_a_score_chooses_on_validation_before_it_reads_the_test_part(
     assert "threshold" in result.validation
     assert bool(result.test) == (split == "test")
     assert result.labelled == Result.read(parent).labelled
+
+
+@pytest.mark.parametrize("selection", ["within", "last"])
+def test_no_label_but_those_of_the_cell_chooses(
+    selection: Selection,
+    store: SliceStore,
+    touched: Touched,
+    done: Callable[..., RunFolder],
+) -> None:
+    """Within: held-out scans choose model and threshold, and are not learnt from. Last: the losses
+    of the validation split are noted, and choose neither; its score does not look at them."""
+    spec = Finetune(store.fingerprint, NETWORK, "binary", 10, TRAINING, seed=0, selection=selection)
+    trained = Result.read(done(spec))
+    drawn, held = store.labelled_subset(10, 0), trained.held_out
+    assert trained.labelled == drawn
+    assert held == (drawn[-2:] if selection == "within" else ())
+    assert touched.trained == slices_of({*drawn} - {*held})
+    assert touched.validated == slices_of(held or store.split.validation)
+    touched.images.clear()
+    touched.labels.clear()
+    evaluation = Evaluation(nsd_tolerance_mm=None)
+    scored = Result.read(done(Score(store.fingerprint, evaluation, (run_id(spec),))))
+    assert touched.scans == [*held, *store.split.test]
+    assert (scored.labelled, scored.held_out) == (drawn, held)
+    assert scored.validation.keys() > {"threshold"} if held else scored.threshold == 0.5

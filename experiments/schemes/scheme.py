@@ -46,6 +46,9 @@ class SliceTable:
     """For each slice a number that is the same for slices of one scan."""
     heights_N: np.ndarray
     """Where it lies in its scan, from 0, the first slice, to 1, the last."""
+    spacing_mm_HW: tuple[float, float] = (1.0, 1.0)
+    """Distance between rows and between columns: of several scans the median, so that a length in
+    millimetres is as many pixels in every slice."""
 
     @classmethod
     def unrelated(cls, channels: int, size: tuple[int, int], count: int) -> SliceTable:
@@ -60,7 +63,11 @@ class SliceTable:
     def of(self, indices_N: np.ndarray) -> SliceTable:
         """The table of some of the slices."""
         return SliceTable(
-            self.channels, self.size, self.scans_N[indices_N], self.heights_N[indices_N]
+            self.channels,
+            self.size,
+            self.scans_N[indices_N],
+            self.heights_N[indices_N],
+            self.spacing_mm_HW,
         )
 
 

@@ -6,12 +6,16 @@ were tested on the same patients, seed by seed.
 Letters in names: S seeds, P patients.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from fewscan.storage.errors import StudyError
+
+Pretraining = tuple[str, int | None]
+"""What it is called in the study, and its seed; None: imported weights, which have none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +33,9 @@ class Cell:
     """For each seed, the scans whose labels it received."""
     scores_SP: np.ndarray
     """nan: not defined for that patient."""
+    pretrainings: tuple[frozenset[Pretraining], ...] = ()
+    """For each seed, the pre-training that it started from, in a difference those of both arms;
+    empty: no seed started from any."""
 
     def __post_init__(self) -> None:
         shape = (len(self.seeds), len(self.patients))
@@ -36,6 +43,10 @@ class Cell:
             raise ValueError(
                 f"{self.name}: {len(self.subsets)} subsets and scores of shape "
                 f"{self.scores_SP.shape} for {shape[0]} seeds and {shape[1]} patients"
+            )
+        if len(self.pretrainings) not in (0, shape[0]):
+            raise ValueError(
+                f"{self.name}: {len(self.pretrainings)} pre-trainings for {shape[0]} seeds"
             )
         if len(set(self.seeds)) < shape[0] or len(set(self.patients)) < shape[1]:
             raise ValueError(f"{self.name}: a seed or a patient comes twice")
@@ -46,18 +57,63 @@ class Cell:
         columns = positions(self.patients, patients)
         subsets = tuple(self.subsets[row] for row in rows)
         scores_SP = self.scores_SP[np.ix_(rows, columns)]
-        return Cell(self.name, tuple(seeds), tuple(patients), subsets, scores_SP)
+        pretrainings = tuple(self.pretrainings[row] for row in rows if self.pretrainings)
+        return Cell(self.name, tuple(seeds), tuple(patients), subsets, scores_SP, pretrainings)
+
+    def started_from(self) -> dict[int, frozenset[Pretraining]]:
+        """Seed → the pre-trainings that it started from."""
+        none = (frozenset[Pretraining](),) * len(self.seeds)
+        return dict(zip(self.seeds, self.pretrainings or none, strict=True))
 
     def defined(self) -> "Cell":
         """Without the seeds and the patients that have no score at all."""
         there_SP = ~np.isnan(self.scores_SP)
+        if there_SP.any(axis=1).all() and there_SP.any(axis=0).all():
+            return self
         seeds = [seed for seed, any_ in zip(self.seeds, there_SP.any(axis=1), strict=True) if any_]
         patients = np.array(self.patients, dtype=object)[there_SP.any(axis=0)]
         return self.select(seeds, patients.tolist())
 
 
-def positions(names: Sequence[object], wanted: Iterable[object]) -> list[int]:
+@dataclass(frozen=True)
+class Units:
+    """What may be drawn independently of each other: seeds, or seeds that belong together.
+
+    Seeds that start from the same pre-training share its luck, so they are one unit. Where all
+    start from one and the same, the seeds are the units, and what is said is about that one.
+    """
+
+    of_seed: Mapping[int, int]
+    """Seed → its unit, numbered from 0."""
+    one_pretraining: bool
+    """Whether there is a pre-training that all seeds with its name start from."""
+
+    def __len__(self) -> int:
+        return len({*self.of_seed.values()})
+
+
+def units_of(cells: Iterable[Cell]) -> Units:
+    """The units of cells that are drawn together: the coarser grouping, if theirs differ."""
+    started: dict[int, set[Pretraining]] = {}
+    for cell in cells:
+        for seed, pretrainings in cell.started_from().items():
+            started.setdefault(seed, set()).update(pretrainings)
+    all_of_name: dict[str, set[Pretraining]] = {}
+    for pretraining in sorted({*chain(*started.values())}, key=str):
+        all_of_name.setdefault(pretraining[0], set()).add(pretraining)
+    unit_of = {seed: seed for seed in sorted(started)}
+    for pretraining in chain(*(several for several in all_of_name.values() if len(several) > 1)):
+        joined = {unit_of[seed] for seed in started if pretraining in started[seed]}
+        unit_of = {s: min(joined) if unit in joined else unit for s, unit in unit_of.items()}
+    number = {unit: index for index, unit in enumerate(dict.fromkeys(unit_of.values()))}
+    one_pretraining = any(len(several) == 1 for several in all_of_name.values())
+    return Units({seed: number[unit] for seed, unit in unit_of.items()}, one_pretraining)
+
+
+def positions(names: Sequence[object], wanted: Sequence[object]) -> list[int]:
     """Where each of the wanted names stands; KeyError for one that is not there."""
+    if names == wanted:
+        return [*range(len(names))]
     place = {name: index for index, name in enumerate(names)}
     return [place[name] for name in wanted]
 
@@ -81,7 +137,9 @@ def difference(first: Cell, second: Cell) -> Cell:
     first, second = (cell.select(seeds, first.patients) for cell in (first, second))
     name = f"{first.name} minus {second.name}"
     scores_SP = first.scores_SP - second.scores_SP
-    return Cell(name, first.seeds, first.patients, first.subsets, scores_SP)
+    from_either = zip(first.started_from().values(), second.started_from().values(), strict=True)
+    pretrainings = tuple(one | other for one, other in from_either)
+    return Cell(name, first.seeds, first.patients, first.subsets, scores_SP, pretrainings)
 
 
 def require_same_patients(first: Cell, second: Cell) -> None:

@@ -4,15 +4,26 @@ What cannot be compared stands in `Evidence.objections` with its reason; the res
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fewscan.experiments.catalogue import Metric
 from fewscan.harness.arms import Arm
-from fewscan.harness.report.bootstrap import Estimate, estimate
+from fewscan.harness.report.bootstrap import Estimate, estimate, mean
 from fewscan.harness.report.cells import Cell
-from fewscan.harness.report.comparison import Comparison, compare
+from fewscan.harness.report.collapses import collapses
+from fewscan.harness.report.comparison import (
+    Area,
+    Branch,
+    Comparison,
+    area,
+    compare,
+    corrected,
+    estimates,
+)
+from fewscan.harness.report.labels_needed import LabelsNeeded, labels_needed
 from fewscan.harness.report.labels_saved import LabelsSaved, labels_saved
 from fewscan.harness.report.results import Quantity, RunResults, collect_cells, quantities
 from fewscan.harness.report.studies import Labelled, Studies
@@ -57,10 +68,16 @@ class Outcome:
     reference: Arm | None = None
     """What the arm is compared with: scratch, or the same arm of the first of two studies."""
     cell: Cell | None = None
+    mean: Estimate | None = None
+    """Over seeds and patients; of what cannot be infinite."""
+    collapsed: tuple[int, ...] = ()
+    """The seeds whose runs have collapsed (`collapses`)."""
     comparison: Comparison | None = None
     """With the reference."""
     saved: LabelsSaved | None = None
     """What the reference needs for the score."""
+    in_all: int | None = None
+    """Scans whose labels it depends on (`label_budget`)."""
 
     @property
     def seeds(self) -> int:
@@ -78,13 +95,6 @@ class Outcome:
         seeds, patients = (0, 0) if self.cell is None else self.cell.defined().scores_SP.shape
         return seeds, patients
 
-    @cached_property
-    def mean(self) -> Estimate | None:
-        """Over seeds and patients; of what cannot be infinite."""
-        if self.cell is None:
-            return None
-        return estimate(self.cell).within(self.quantity.metric.least, self.quantity.metric.most)
-
     @property
     def quartiles(self) -> Quartiles | None:
         return None if self.cell is None else quartiles(self.cell.scores_SP)
@@ -101,6 +111,14 @@ class Evidence:
     """All that is planned: arm by arm, by label count, unlabelled arms last."""
     objections: Mapping[Arm, str]
     """Why an arm could not be compared."""
+    areas: Mapping[Arm, Area] = field(default_factory=dict)
+    """The area under the curve of each fine-tuned arm, and its difference from the reference."""
+    tested: int = 0
+    """Comparisons of arms in the whole report that p-values are corrected for."""
+    needed: Mapping[Arm, LabelsNeeded] = field(default_factory=dict)
+    """Arm → the labelled scans that it needs, of a leading quantity."""
+    is_named: bool = False
+    """Whether a study file names the score that they are needed for."""
 
     @property
     def is_compared(self) -> bool:
@@ -128,13 +146,59 @@ class Evidence:
         return [it for it in self.compared if (it.reference, it.labels) in planned]
 
 
-def gather(studies: Studies, results: Sequence[RunResults]) -> list[Evidence]:
-    """The evidence for each quantity that is compared, and each described one with a patient.
+def gather(
+    studies: Studies, results: Sequence[RunResults], *, leading: bool = False
+) -> list[Evidence]:
+    """The evidence for each quantity that is compared, and for each described one with a patient;
+    or for the leading ones alone.
 
     Where every patient has a structure nobody is left whom its false positives are about.
     """
-    found = [_evidence(studies, results, quantity) for quantity in quantities(studies)]
-    return [it for it in found if it.is_compared or any(all(o.scored) for o in it.outcomes)]
+    wanted = [it for it in quantities(studies) if it.leads or not leading]
+    found = [_evidence(studies, results, quantity) for quantity in wanted]
+    found = [it for it in found if it.is_compared or any(all(o.scored) for o in it.outcomes)]
+    return correct(found)
+
+
+def correct(found: Sequence[Evidence]) -> list[Evidence]:
+    """With p-values corrected for all that is tested: arms and targets, of what leads.
+
+    Other quantities describe: their p-values stay uncorrected, and nothing is claimed by them.
+    """
+    branches = {
+        (evidence.quantity, arm): Branch(area.p, _p_values(evidence.of_arm(arm)))
+        for evidence in found
+        if evidence.quantity.leads
+        for arm, area in evidence.areas.items()
+        if area.p is not None
+    }
+    p_values = corrected(branches)
+
+    def area_of(evidence: Evidence, arm: Arm) -> Area:
+        branch = p_values.get((evidence.quantity, arm))
+        return replace(evidence.areas[arm], p_corrected=None if branch is None else branch.area)
+
+    def outcome_of(it: Outcome) -> Outcome:
+        branch = p_values.get((it.quantity, it.arm))
+        if branch is None or it.comparison is None or it.labels is None:
+            return it
+        p = branch.counts.get(it.labels)
+        return replace(it, comparison=replace(it.comparison, p_corrected=p))
+
+    return [
+        replace(
+            evidence,
+            areas={arm: area_of(evidence, arm) for arm in evidence.areas},
+            outcomes=tuple(map(outcome_of, evidence.outcomes)),
+            tested=len(branches),
+        )
+        for evidence in found
+    ]
+
+
+def _p_values(outcomes: Mapping[int, Outcome]) -> dict[int, float]:
+    compared = {n: it.comparison for n, it in outcomes.items() if it.comparison is not None}
+    return {n: it.p for n, it in compared.items() if it.p is not None}
 
 
 def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantity) -> Evidence:
@@ -146,23 +210,101 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
         cells = collect_cells(results, quantity)
     except StudyError as error:
         objections = {arm: str(error) for arm, _ in planned}
-    references = studies.references() if metric.compared == "difference" else {}
+    by_means = metric.compared == "difference"
+    references = studies.references() if by_means else {}
     outcomes = {
-        (arm, n): Outcome(quantity, arm, n, count, references.get(arm), cells.get((arm, n)))
+        (arm, n): Outcome(
+            quantity,
+            arm,
+            n,
+            count,
+            references.get(arm),
+            cells.get((arm, n)),
+            in_all=studies.in_all(quantity.target, arm, n),
+        )
         for (arm, n), count in planned.items()
     }
+    areas: dict[Arm, Area] = {}
+    may_collapse = metric.higher_is_better and (metric.least, metric.most) == (0, 1)
+    for arm in dict.fromkeys(arm for arm, _ in planned if by_means):
+        mine = _labelled(cells, arm)
+        found = estimates(mine, may_collapse=may_collapse)
+        means = dict[int | None, Estimate](found.items())
+        if (arm, None) in cells:
+            means[None] = estimate(cells[arm, None])
+        fallen = collapses(mine).seeds if may_collapse else {}
+        for place, it in means.items():
+            outcomes[arm, place] = replace(
+                outcomes[arm, place],
+                mean=it.within(metric.least, metric.most),
+                collapsed=fallen.get(place or 0, ()),
+            )
+        if alone := area(mine, may_collapse=may_collapse):
+            areas[arm] = _within(alone, metric)
     for arm, reference in references.items():
         first, second = _labelled(cells, arm), _labelled(cells, reference)
         try:
-            for n, it in compare(first, second).items():
-                clipped = replace(it, difference=it.difference.within(-span, span))
-                outcomes[arm, n] = replace(outcomes[arm, n], comparison=clipped)
-            better = metric.higher_is_better
-            for n, saved in labels_saved(first, second, higher_is_better=better).items():
-                outcomes[arm, n] = replace(outcomes[arm, n], saved=saved)
+            for n, compared in compare(first, second, may_collapse=may_collapse).items():
+                clipped = compared.difference.within(-span, span)
+                compared = replace(compared, difference=clipped)
+                outcomes[arm, n] = replace(outcomes[arm, n], comparison=compared)
+            if paired := area(first, second, may_collapse=may_collapse):
+                areas[arm] = _within(paired, metric)
+            saved = labels_saved(
+                first,
+                second,
+                higher_is_better=metric.higher_is_better,
+                may_collapse=may_collapse,
+            )
+            for n, needs in saved.items():
+                outcomes[arm, n] = replace(outcomes[arm, n], saved=needs)
         except StudyError as error:
             objections[arm] = str(error)
-    return Evidence(quantity, studies.reference, tuple(outcomes.values()), objections)
+    return Evidence(
+        quantity,
+        studies.reference,
+        tuple(outcomes.values()),
+        objections,
+        areas,
+        needed=_needed(studies, quantity, cells, may_collapse) if quantity.leads else {},
+        is_named=quantity.target in studies.reach,
+    )
+
+
+REACH = 0.9
+"""Of what the reference reaches with its most labels: asked for where a study names no score."""
+
+
+def _needed(
+    studies: Studies, quantity: Quantity, cells: Mapping[Labelled, Cell], may_collapse: bool
+) -> dict[Arm, LabelsNeeded]:
+    """For the score that a study names, or that the first reference nearly reaches."""
+    score, references = studies.reach.get(quantity.target), studies.references()
+    arms = list(dict.fromkeys([*references.values(), *references]))
+    if score is None and arms:
+        means = {n: mean(cell) for n, cell in _labelled(cells, arms[0]).items()}
+        known = [means[n] for n in sorted(means) if means[n] is not None]
+        score = REACH * known[-1] if known and known[-1] is not None else None
+    if score is None:
+        return {}
+    found: dict[Arm, LabelsNeeded] = {}
+    for arm in arms:
+        with suppress(StudyError):  # other patients: among the objections
+            mine, most = _labelled(cells, arm), quantity.metric.most
+            needed = labels_needed(mine, score, most=most, may_collapse=may_collapse)
+            found |= {} if needed is None else {arm: needed}
+    return found
+
+
+def _within(area: Area, metric: Metric) -> Area:
+    """Without values that the metric cannot take."""
+    span = metric.most - metric.least
+    return replace(
+        area,
+        mean=area.mean.within(metric.least, metric.most),
+        reference=area.reference and area.reference.within(metric.least, metric.most),
+        difference=area.difference and area.difference.within(-span, span),
+    )
 
 
 def _labelled(cells: Mapping[Labelled, Cell], wanted: Arm) -> dict[int, Cell]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
@@ -20,7 +20,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from fewscan.experiments.catalogue import Metric, panels
 from fewscan.harness.arms import Arm
 from fewscan.harness.report.bootstrap import Estimate
-from fewscan.harness.report.evidence import Evidence
+from fewscan.harness.report.evidence import Evidence, Outcome
 from fewscan.harness.report.labels_saved import LabelsSaved
 from fewscan.harness.report.results import PanelPoint, cell_name
 from fewscan.harness.report.run_log import RunLog
@@ -33,10 +33,20 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SUPERVISED = "supervised"
 """The baseline: scratch on all labels."""
 
+BAND = "95 % interval over seeds and patients"
+"""What a shaded band is."""
+SHADE: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
+
 MARGIN = 0.02
 """Of a metric's range, so that an axis cuts no marker."""
 UNSUPERVISED_STYLES = (":", "-.")
 REFERENCE_STYLES = ((0, (1, 2)), (0, (6, 2)), (0, (6, 2, 1, 2)))
+
+LabelAxis = Literal["learnt", "all"]
+LABEL_AXES: Mapping[LabelAxis, str] = {
+    "learnt": "labelled scans",
+    "all": "scans whose labels count: learnt from, choosing, telling what is healthy",
+}
 
 Colours = Mapping[Arm, str]
 """Arm → colour, the same in every figure."""
@@ -63,7 +73,10 @@ def as_data_uri(figure: Figure) -> str:
 
 
 def draw_published(
-    points: Sequence[PanelPoint], colours: Colours, published: Sequence[Published] = ()
+    points: Sequence[PanelPoint],
+    colours: Colours,
+    published: Sequence[Published] = (),
+    axis: LabelAxis = "learnt",
 ) -> Figure:
     """The panels of Holzschuh et al.'s Figure 1, with the figures that others published."""
     shown = panels()
@@ -72,7 +85,7 @@ def draw_published(
     for letter, (target, metric), axes in zip(ascii_lowercase, shown, all_axes, strict=False):
         key = metric.overall_key(target)
         here = [it for it in points if it.quantity.key == key]
-        _draw_panel(axes, here, colours)
+        _draw_panel(axes, here, colours, axis)
         _draw_references(axes, [it for it in published if it.metric == key])
         _limit(axes, metric)
         axes.set_title(f"({letter}) {metric.panel_title}", fontsize=10)
@@ -87,21 +100,35 @@ def _limit(axes: Axes, metric: Metric) -> None:
         axes.set_ylim(metric.least - margin, metric.most + margin)
 
 
-def _draw_panel(axes: Axes, points: Sequence[PanelPoint], colours: Colours) -> None:
-    counts = sorted({it.labels for it in points if it.labels is not None})
+def _labels_of(it: PanelPoint | Outcome, axis: LabelAxis) -> int:
+    """Where it stands on the axis."""
+    count = it.labels if axis == "learnt" else it.in_all
+    assert count is not None
+    return count
+
+
+def _draw_panel(
+    axes: Axes, points: Sequence[PanelPoint], colours: Colours, axis: LabelAxis
+) -> None:
+    labelled = [it for it in points if it.labels is not None]
+    counts = sorted({_labels_of(it, axis) for it in labelled})
     for arm, colour in colours.items():
-        mine = [it for it in points if it.arm == arm and it.values]
-        line = {it.labels: it for it in mine if it.labels is not None}
+        mine = [it for it in labelled if it.arm == arm and it.values]
+        line = {_labels_of(it, axis): it for it in mine}
         x, mean = [*line], np.array([it.mean for it in line.values()], dtype=float)
-        std = np.array([it.std or 0.0 for it in line.values()])
         _draw_line(axes, x, mean, arm, colour)
-        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
-    most = [it for it in points if it.arm.is_scratch and it.labels == counts[-1]]
+        known = [(n, it.interval) for n, it in line.items() if it.interval is not None]
+        if known:
+            low, high = zip(*(ends for _, ends in known), strict=True)
+            axes.fill_between([n for n, _ in known], low, high, color=colour, **SHADE)
+            axes.fill_between([], [], color="0.35", label=BAND, **SHADE)
+    most_labels = max((it.labels or 0 for it in labelled), default=0)
+    most = [it for it in labelled if it.arm.is_scratch and it.labels == most_labels]
     supervised = [(f"{SUPERVISED}: {cell_name(it.arm, it.labels)}", it.mean) for it in most]
     _draw_levels(axes, supervised, ["--"])
     unlabelled = [(it.arm.title, it.mean) for it in points if it.labels is None]
     _draw_levels(axes, unlabelled, UNSUPERVISED_STYLES)
-    _label_counts_on(axes, counts)
+    _label_counts_on(axes, counts, axis)
 
 
 def _draw_line(axes: Axes, x: Sequence[Any], y: Any, arm: Arm, colour: str) -> None:
@@ -109,7 +136,7 @@ def _draw_line(axes: Axes, x: Sequence[Any], y: Any, arm: Arm, colour: str) -> N
 
 
 def _draw_levels(
-    axes: Axes, levels: Iterable[tuple[str, float | None]], styles: Iterable[str]
+    axes: Axes, levels: Iterable[tuple[str, float | None]], styles: Iterable[Any]
 ) -> None:
     """A horizontal line for each score that stands at all label counts, with its label."""
     known = [(label, value) for label, value in levels if value is not None]
@@ -159,12 +186,27 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
         axes.set_title(_plain(title), fontsize=10)
         _label_counts_on(axes, counts)
     _limit(means, evidence.quantity.metric)
+    _draw_beyond(means, evidence, colours)
     saved.set_yscale("log")
     _tick_counts(saved.yaxis, counts)
     saved.minorticks_off()
     saved.set_ylim(counts[0] / 1.3, counts[-1] * 1.6)
     _legend(figure, [means])
     return figure
+
+
+def _draw_beyond(axes: Axes, evidence: Evidence, colours: Colours) -> None:
+    """The power laws that say how many labels are needed, and for which score if it is named."""
+    for arm, colour in colours.items():
+        found = evidence.needed.get(arm)
+        if found is not None and found.curve is not None:
+            curve = found.curve
+            axes.plot(curve.counts, curve.scores, "--", color=colour, linewidth=1.2)
+            axes.fill_between(curve.counts, curve.low, curve.high, color=colour, **SHADE)
+            axes.set_xlim(right=max(axes.get_xlim()[1], curve.counts[-1]))
+    if evidence.is_named:
+        for score in {it.score for it in evidence.needed.values()}:
+            _draw_levels(axes, [(f"asked for: {score:g}", score)], [(0, (1, 4))])
 
 
 def _draw_estimates(
@@ -230,7 +272,7 @@ def _legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
         )
 
 
-def _label_counts_on(axes: Axes, counts: Sequence[int]) -> None:
+def _label_counts_on(axes: Axes, counts: Sequence[int], axis: LabelAxis = "learnt") -> None:
     axes.set_xscale("log")
     _tick_counts(axes.xaxis, counts)
     axes.minorticks_off()
@@ -238,7 +280,7 @@ def _label_counts_on(axes: Axes, counts: Sequence[int]) -> None:
         axes.set_xlim(counts[0] / 1.2, counts[-1] * 1.2)
     if not axes.has_data():
         axes.text(0.5, 0.5, "no finished run", color="0.45", ha="center", transform=axes.transAxes)
-    axes.set_xlabel("labelled scans")
+    axes.set_xlabel(LABEL_AXES[axis])
     axes.grid(alpha=0.3)
 
 

@@ -3,8 +3,10 @@
 The rule. A curve is the mean score at each label count that has finished, made monotone by the
 nearest non-decreasing sequence (isotonic regression, equal weights: a dip that is noise is averaged
 with its neighbours, not bridged), and joined linearly over the logarithm of the count. The labels
-needed for a score are the fewest at which that curve reaches it: its first crossing. Beyond the
-counts that were run nothing is extrapolated.
+needed for a score are those at which that curve equals it: one number where it rises, and where it
+is flat any of a stretch, of which the nearest to the arm's own count is taken. The interval reaches
+from the fewest to the most that resamples give. Beyond the counts that were run nothing is
+extrapolated.
 
 Letters in names: K label counts, B resamples.
 """
@@ -20,9 +22,10 @@ from fewscan.harness.report.bootstrap import (
     Resampling,
     draw_resamples,
     mean,
-    with_interval,
+    percentiles,
 )
 from fewscan.harness.report.cells import Cell, require_same_patients, require_same_subsets
+from fewscan.harness.report.collapses import collapses
 
 ROUNDING = 1e-12
 """Equal scores are equal, whatever the order of the sums."""
@@ -50,6 +53,7 @@ def labels_saved(
     second: Mapping[int, Cell],
     *,
     higher_is_better: bool = True,
+    may_collapse: bool = False,
     resamples: int = RESAMPLES,
     random_seed: int = 0,
 ) -> dict[int, LabelsSaved]:
@@ -74,29 +78,47 @@ def labels_saved(
         require_same_patients(cells[0], cell)
     for count in {*first} & {*second}:
         require_same_subsets(first[count], second[count])
-    seeds = tuple(sorted({seed for cell in cells for seed in cell.seeds}))
-    resampling = draw_resamples(seeds, cells[0].patients, resamples, random_seed)
+    resampling = draw_resamples(cells, resamples, random_seed)
     sign = 1 if higher_is_better else -1
-    means_BK = np.stack([_means(cell, resampling) for cell in second.values()], axis=1)
+    scores, curve = (
+        means_by_count(arm, resampling, (random_seed, stream), may_collapse)
+        for stream, arm in enumerate((first, second), start=3)
+    )
+    means_BK = np.stack([*curve.values()], axis=1)
     curve_BK, counts_K = isotonic(sign * means_BK), np.array([*second])
     found = {}
-    for labels, cell in first.items():
-        scores_B = _means(cell, resampling)
-        needed_B = first_crossing(sign * scores_B, curve_BK, counts_K)
+    for labels, scores_B in scores.items():
+        fewest_B, most_B = crossings(sign * scores_B, curve_BK, counts_K)
+        needed = float(np.clip(labels, fewest_B[0], most_B[0]))
+        ends = None
+        if not np.isnan(fewest_B[1:]).any():
+            ends = (percentiles(fewest_B[1:])[0], percentiles(most_B[1:])[1])
         found[labels] = LabelsSaved(
             labels,
             score=float(scores_B[0]),
-            needed=with_interval(float(needed_B[0]), needed_B[1:]),
-            saved=with_interval(float(needed_B[0]) - labels, needed_B[1:] - labels),
-            ratio=with_interval(float(needed_B[0]) / labels, needed_B[1:] / labels),
+            needed=Estimate(needed, ends),
+            saved=Estimate(needed - labels, ends and (ends[0] - labels, ends[1] - labels)),
+            ratio=Estimate(needed / labels, ends and (ends[0] / labels, ends[1] / labels)),
             searched=(int(counts_K[0]), int(counts_K[-1])),
         )
     return found
 
 
-def _means(cell: Cell, resampling: Resampling) -> np.ndarray:
-    """The mean, and after it the mean in every resample: nan for a single seed or patient."""
-    return np.concatenate([[mean(cell)], resampling.means_B(cell)])
+def means_by_count(
+    arm: Mapping[int, Cell], resampling: Resampling, stream: tuple[int, int], may_collapse: bool
+) -> dict[int, np.ndarray]:
+    """At each label count the mean, and after it the mean in every resample.
+
+    nan for a single seed or patient.
+    """
+    fallen, found = collapses(arm) if may_collapse else None, {}
+    for count, cell in arm.items():
+        draws_B = resampling.means_B(cell)
+        if fallen is not None:
+            draws = len(draws_B)
+            draws_B = draws_B + fallen.unseen_B({count: cell}, {count: 1}, draws, (*stream, count))
+        found[count] = np.concatenate([[mean(cell)], draws_B])
+    return found
 
 
 def isotonic(curve_BK: np.ndarray) -> np.ndarray:
@@ -115,12 +137,29 @@ def isotonic(curve_BK: np.ndarray) -> np.ndarray:
     return nearest_BK
 
 
-def first_crossing(scores_B: np.ndarray, curve_BK: np.ndarray, counts_K: np.ndarray) -> np.ndarray:
-    """The fewest labels at which each non-decreasing curve reaches its score; inf if it does not.
+def crossings(
+    scores_B: np.ndarray, curve_BK: np.ndarray, counts_K: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The fewest and the most labels at which each non-decreasing curve equals its score.
 
-    Linear in log(count) between neighbouring counts; the first count if the curve starts there.
+    Linear in log(count) between neighbouring counts. Both are the first count if the curve starts
+    above the score, and inf if it does not reach it.
     """
-    reached_BK = curve_BK >= scores_B[:, None] - ROUNDING
+    fewest_B = _first_at(curve_BK >= scores_B[:, None] - ROUNDING, scores_B, curve_BK, counts_K)
+    # Seen from its other end, a curve that rises falls: the last is the first of the mirrored one.
+    at_most_BK = curve_BK <= scores_B[:, None] + ROUNDING
+    most_B = 1 / _first_at(at_most_BK[:, ::-1], -scores_B, -curve_BK[:, ::-1], 1 / counts_K[::-1])
+    most_B[~at_most_BK.any(axis=1)] = counts_K[0]
+    most_B[np.isinf(fewest_B)] = np.inf
+    nowhere_B = np.isnan(scores_B) | np.isnan(curve_BK).any(axis=1)
+    fewest_B[nowhere_B] = most_B[nowhere_B] = np.nan
+    return fewest_B, np.maximum(fewest_B, most_B)
+
+
+def _first_at(
+    reached_BK: np.ndarray, scores_B: np.ndarray, curve_BK: np.ndarray, counts_K: np.ndarray
+) -> np.ndarray:
+    """Where each curve comes to its score, at or before the first count that has reached it."""
     after_B = reached_BK.argmax(axis=1)
     before_B = np.maximum(after_B - 1, 0)
     rows = np.arange(len(scores_B))
@@ -128,7 +167,6 @@ def first_crossing(scores_B: np.ndarray, curve_BK: np.ndarray, counts_K: np.ndar
     rise_B = np.where(high_B > low_B, high_B - low_B, 1.0)
     share_B = np.clip((scores_B - low_B) / rise_B, 0, 1)
     log_K = np.log(counts_K)
-    needed_B: np.ndarray = np.exp(log_K[before_B] + share_B * (log_K[after_B] - log_K[before_B]))
-    needed_B[~reached_BK.any(axis=1)] = np.inf
-    needed_B[np.isnan(scores_B) | np.isnan(curve_BK).any(axis=1)] = np.nan
-    return needed_B
+    found_B: np.ndarray = np.exp(log_K[before_B] + share_B * (log_K[after_B] - log_K[before_B]))
+    found_B[~reached_BK.any(axis=1)] = np.inf
+    return found_B

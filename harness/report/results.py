@@ -8,7 +8,7 @@ import csv
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ from fewscan.experiments.catalogue import LESION, Metric, computed, panels, stru
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm, Place
-from fewscan.harness.report.cells import Cell
+from fewscan.harness.report.bootstrap import Estimate, draw_resamples, mean, with_interval
+from fewscan.harness.report.cells import Cell, Pretraining
+from fewscan.harness.report.collapses import collapses
 from fewscan.harness.report.studies import Labelled, Studies
 from fewscan.storage.errors import RunError, StudyError
 from fewscan.storage.runs import RunFolder
@@ -101,8 +103,7 @@ class Quantity:
     title: str
     """For people."""
     columns: tuple[str, ...] = ()
-    """Of `cases.csv`; several are averaged over those that are defined for the patient. None: it
-    is of all pixels, from `result.json`."""
+    """Of `cases.csv`; several are averaged over those that are defined for the patient."""
     leads: bool = False
     """Whether the target's verdict is about it."""
     is_mean: bool = False
@@ -185,7 +186,15 @@ def _cell(quantity: Quantity, name: str, results: Iterable[RunResults]) -> Cell:
         patients=tuple(patients),
         subsets=tuple(it.labelled for it in results),
         scores_SP=np.array([[it.value(p, quantity.columns) for p in patients] for it in results]),
+        pretrainings=tuple(_pretrainings(it.place) for it in results),
     )
+
+
+def _pretrainings(place: Place) -> frozenset[Pretraining]:
+    """What the run started from, under a name that no other study's has."""
+    if place.arm.init is None:
+        return frozenset()
+    return frozenset({(f"{place.arm.study}/{place.arm.init}", place.pretraining)})
 
 
 @dataclass(frozen=True)
@@ -199,6 +208,23 @@ class PanelPoint:
     """Runs that the studies ask for."""
     values: tuple[float, ...]
     """One number over the split for each finished run."""
+    interval: tuple[float, float] | None = None
+    """95 % confidence interval of their mean, over seeds and patients; None: it takes two of each,
+    and the `cases.csv` of every run."""
+    in_all: int | None = None
+    """Scans whose labels it depends on (`label_budget`)."""
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.mean, self.interval)
+
+    @property
+    def low(self) -> float | None:
+        return self.estimate.low
+
+    @property
+    def high(self) -> float | None:
+        return self.estimate.high
 
     @property
     def runs(self) -> int:
@@ -217,11 +243,55 @@ class PanelPoint:
 def panel_points(studies: Studies, results: Sequence[RunResults]) -> list[PanelPoint]:
     """A point for each panel, arm and label count that is planned; those without a run too."""
     points = []
+    classes = studies.first.store.classes
     for target, metric in panels():
-        quantity = Quantity(target, metric, metric.overall_key(target), metric.panel_title)
+        columns = dict.fromkeys(metric.column(name) for name in structures(target, classes))
+        quantity = Quantity(
+            target, metric, metric.overall_key(target), metric.panel_title, tuple(columns)
+        )
         runs = runs_of_target(results, target)
+        defined = {
+            place: [it for it in found if it.test.get(quantity.key) is not None]
+            for place, found in runs.items()
+        }
+        intervals = _intervals(quantity, defined)
         for place, planned in studies.planned(target).items():
-            values = [it.test.get(quantity.key) for it in runs.get(place, [])]
-            defined = tuple(value for value in values if value is not None)
-            points.append(PanelPoint(quantity, *place, planned, defined))
+            values = (it.test[quantity.key] for it in defined.get(place, []))
+            known = tuple(value for value in values if value is not None)
+            in_all = studies.in_all(target, *place)
+            points.append(
+                PanelPoint(quantity, *place, planned, known, intervals.get(place), in_all)
+            )
     return points
+
+
+def _intervals(quantity: Quantity, runs: Runs) -> dict[Labelled, tuple[float, float]]:
+    """Of the means over columns, each of which is a mean over patients, as published.
+
+    As `comparison.estimates` has them, where there is one column.
+    """
+    metric = quantity.metric
+    cells: dict[Labelled, Cell] = {}
+    for place, found in runs.items():
+        if len(found) > 1 and all(it.patients for it in found):
+            with suppress(StudyError):  # other patients: the evidence says so
+                cells[place] = _cell(quantity, cell_name(*place), found)
+    intervals = {}
+    for place, cell in cells.items():
+        arm, labels = place
+        each = [
+            _cell(replace(quantity, columns=(column,)), cell.name, runs[place])
+            for column in quantity.columns
+        ]
+        each = [it for it in each if mean(it) is not None]
+        if not each:
+            continue
+        resampling = draw_resamples(each)
+        draws_B = np.mean([resampling.means_B(it) for it in each], axis=0)
+        if labels is not None:
+            mine = {n: it for (other, n), it in cells.items() if other == arm and n is not None}
+            draws_B += collapses(mine).unseen_B({labels: cell}, {labels: 1.0}, len(draws_B), (0, 3))
+        interval = with_interval(None, draws_B).within(metric.least, metric.most).interval
+        if interval is not None:
+            intervals[place] = interval
+    return intervals

@@ -154,6 +154,6 @@ def curves(logs: Sequence[RunLog]) -> dict[str, list[RunLog]]:
         place = it.run.place
         if it.validation and place.arm.kind != "unsupervised":
             scans = f"{place.labels} scan{'' if place.labels == 1 else 's'}"
-            title = it.run.name if place.labels is None else f"{place.target}, {scans}"
+            title = f"{place.target}, {scans}" if place.is_cell else it.run.name
             panels.setdefault(title, []).append(it)
     return panels

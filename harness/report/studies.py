@@ -7,6 +7,7 @@ evaluation. The arms of two studies carry their study's name.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ import yaml
 
 from fewscan.experiments.spec import PROTOCOL, Evaluation, Target
 from fewscan.harness.arms import SCRATCH, Arm
+from fewscan.harness.label_budget import LabelBudget, label_budgets
 from fewscan.harness.plan import Plan
 from fewscan.harness.study import Published, dump_study
 from fewscan.storage.errors import RunError, StudyError
@@ -22,7 +24,9 @@ from fewscan.storage.runs import RunFolder
 Labelled = tuple[Arm, int | None]
 """An arm and its labelled scans; None: the unsupervised scores, which have no label."""
 
-PLACES = frozenset({"name", "store", "folder", "resources", "slurm", "published"})
+PLACES = frozenset(
+    {"name", "store", "folder", "resources", "slurm", "published", "report", "power"}
+)
 """Of a study file: nothing in there changes a number."""
 
 
@@ -72,6 +76,12 @@ class Studies:
         return tuple(target for target in get_args(Target) if target in shared)
 
     @property
+    def reach(self) -> dict[Target, float]:
+        """Target → the score that a study file names; of two studies' that of the first."""
+        asked = [plan.study.report.reach for plan in reversed(self.plans)]
+        return {target: score for reach in asked for target, score in reach.items()}
+
+    @property
     def published(self) -> tuple[Published, ...]:
         """The figures of others, from the study files."""
         return tuple(dict.fromkeys(it for plan in self.plans for it in plan.study.published))
@@ -84,11 +94,44 @@ class Studies:
         order = sorted(found, key=lambda it: (it[1] is None, arms.index(it[0]), it[1] or 0))
         return {place: found[place] for place in order}
 
+    @cached_property
+    def budgets(self) -> dict[tuple[Target | None, Arm, int | None], LabelBudget]:
+        """Target, arm and labelled scans → the labels that its scores depend on; of several seeds
+        those of the one that depends on most."""
+        found: dict[tuple[Target | None, Arm, int | None], LabelBudget] = {}
+        for plan in self.plans:
+            budgets = label_budgets(plan)
+            for run in plan.scores:
+                place, own = run.place, budgets[run.run_id]
+                key = place.target, place.arm, place.labels
+                if key not in found or own.in_all > found[key].in_all:
+                    found[key] = own
+        return found
+
+    def in_all(self, target: Target | None, arm: Arm, labels: int | None) -> int | None:
+        """How many scans' labels the scores of a place depend on; None: no run is planned there."""
+        budget = self.budgets.get((target, arm, labels))
+        return None if budget is None else budget.in_all
+
+    def labels_counted(self, target: Target) -> str:
+        """For under a figure: how many labels its points depend on, at the ends of each curve."""
+        ends: dict[Arm, dict[int | None, int]] = {}
+        for arm, labels in self.planned(target):
+            ends.setdefault(arm, {})[labels] = self.budgets[target, arm, labels].in_all
+        parts = []
+        for arm, found in ends.items():
+            places = [
+                str(found[n]) if n is None else f"{found[n]} at {n}"
+                for n in dict.fromkeys([next(iter(found)), [*found][-1]])
+            ]
+            parts.append(f"{arm.title} {', '.join(places)}")
+        return f"Scans whose labels count, at so many labelled scans: {'; '.join(parts)}."
+
     def references(self) -> dict[Arm, Arm]:
         """Fine-tuned arm → what it is compared with: scratch, or the first study's same arm."""
         first, *second = [dict.fromkeys(run.place.arm for run in it.grid) for it in self.plans]
         if not second:
-            return {arm: Arm("fine-tuning") for arm in first if not arm.is_scratch}
+            return {arm: Arm("fine-tuning") for arm in first if arm.is_compared}
         there = {arm: arm.of_study(self.names[0]) for arm in second[0]}
         return {arm: same for arm, same in there.items() if same in first}
 

@@ -6,8 +6,13 @@ from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from fewscan.harness.report.evidence import Outcome
-from fewscan.harness.report.results import PanelPoint, RunResults
+from fewscan.harness.arms import Arm
+from fewscan.harness.report.bootstrap import Estimate
+from fewscan.harness.report.comparison import Area
+from fewscan.harness.report.evidence import Evidence, Outcome
+from fewscan.harness.report.labels_needed import LabelsNeeded
+from fewscan.harness.report.results import PanelPoint, Quantity, RunResults
+from fewscan.harness.report.studies import Studies
 from fewscan.harness.report.tables import (
     MISSING,
     Column,
@@ -15,7 +20,9 @@ from fewscan.harness.report.tables import (
     at,
     interval,
     label_count,
+    labels,
     needed,
+    needed_between,
     needed_interval,
     number,
     one_decimal,
@@ -38,6 +45,7 @@ def _right(
 QUANTITY = _csv(target="quantity.target", metric="quantity.key")
 ARM = Column("arm", "arm", at("arm"), lambda arm: arm.title)
 LABELS = _right("label_count", "labelled scans", at("labels"), label_count)
+IN_ALL = _right("labels_in_all", "labels in all", at("in_all"))
 
 
 class Number(NamedTuple):
@@ -56,12 +64,31 @@ def numbers_table(results: Iterable[RunResults]) -> Table:
     return Table((*run, *cell, *_csv(metric="metric", value="value")), rows)
 
 
+def labels_table(studies: Studies) -> Table:
+    """What the numbers of each arm depend on, at the fewest and the most labelled scans."""
+    rows = []
+    for target in studies.targets:
+        counts: dict[Arm, list[int | None]] = {}
+        for arm, n in studies.planned(target):
+            counts.setdefault(arm, []).append(n)
+        for arm, found in counts.items():
+            ends = dict.fromkeys([found[0], found[-1]])
+            rows += [(target, arm, n, studies.budgets[target, arm, n]) for n in ends]
+    columns = (
+        Column("", "target", itemgetter(0)),
+        Column("", "arm", itemgetter(1), lambda arm: arm.title),
+        _right("", "labelled scans", itemgetter(2), label_count),
+        Column("", "its numbers depend on the labels of", lambda row: row[3].words),
+    )
+    return Table(columns, rows)
+
+
 def points_table(points: Sequence[PanelPoint]) -> Table:
     """The published figure in numbers."""
     columns = (
         *QUANTITY,
-        *_csv(arm="arm", label_count="labels"),
-        *_csv(runs="runs", planned="planned", mean="mean", std="std"),
+        *_csv(arm="arm", label_count="labels", labels_in_all="in_all"),
+        *_csv(runs="runs", planned="planned", mean="mean", low="low", high="high", std="std"),
         Column("lowest", "", lambda it: min(it.values, default=None)),
         Column("highest", "", lambda it: max(it.values, default=None)),
     )
@@ -72,9 +99,10 @@ def intervals_table(outcomes: Sequence[Outcome]) -> Table:
     """The mean over seeds and patients of every planned cell, the missing ones too."""
     columns = (
         *QUANTITY,
-        *_csv(arm="arm", label_count="labels"),
+        *_csv(arm="arm", label_count="labels", labels_in_all="in_all"),
         Column("seeds", "", lambda it: it.scored[0]),
         *_csv(planned="planned"),
+        Column("collapsed", "", lambda it: len(it.collapsed)),
         Column("patients", "", lambda it: it.scored[1]),
         *_csv(mean="mean.value", low="mean.low", high="mean.high"),
     )
@@ -85,13 +113,66 @@ def quartiles_table(outcomes: Sequence[Outcome]) -> Table:
     """Of what is described, over patients and seeds."""
     columns = (
         *QUANTITY,
-        *_csv(arm="arm", label_count="labels", seeds="seeds"),
+        *_csv(arm="arm", label_count="labels", labels_in_all="in_all", seeds="seeds"),
         Column("patients", "", lambda it: it.scored[1]),
         *_csv(values="quartiles.values"),
         *_csv(lower="quartiles.lower", median="quartiles.median", upper="quartiles.upper"),
         *_csv(infinite_share="quartiles.infinite_share"),
     )
     return Table(columns, outcomes)
+
+
+class ArmArea(NamedTuple):
+    """The area of an arm, with its place."""
+
+    quantity: Quantity
+    arm: Arm
+    compared_with: Arm | None
+    area: Area
+
+
+def areas(evidence: Evidence) -> list[ArmArea]:
+    """The areas of a quantity, arm by arm."""
+    references = evidence.references
+    return [
+        ArmArea(evidence.quantity, arm, references.get(arm), area)
+        for arm, area in evidence.areas.items()
+    ]
+
+
+def areas_table(rows: Sequence[ArmArea]) -> Table:
+    """The area under each curve over the logarithmic axis, and its difference from the reference.
+
+    Of an arm that is compared both areas are over the label counts that the two share.
+    """
+    columns = (
+        *QUANTITY,
+        ARM,
+        *_csv(reference="compared_with"),
+        Column("label_counts", "over labelled scans", lambda it: _span(it.area.counts)),
+        _right("seeds", "seeds", at("area.seeds")),
+        *_csv(units="area.units"),
+        *_csv(one_pretraining="area.one_pretraining"),
+        _right("patients", "patients", at("area.patients")),
+        _right("area", "its area", at("area.mean.value"), number),
+        *_csv(area_low="area.mean.low", area_high="area.mean.high"),
+        _right("reference_area", "the reference's", at("area.reference.value"), _number_or_dash),
+        *_csv(reference_low="area.reference.low", reference_high="area.reference.high"),
+        _right("difference", "difference", at("area.difference.value"), signed),
+        *_csv(low="area.difference.low", high="area.difference.high"),
+        _right("", "95 % interval", at("area.difference"), partial(interval, sign="+")),
+        *_csv(p_uncorrected="area.p"),
+        _right("p", "p", at("area.p_corrected"), p_text),
+    )
+    return Table(columns, rows)
+
+
+def _number_or_dash(value: float | None) -> str:
+    return "–" if value is None else number(value)
+
+
+def _span(counts: tuple[int, ...]) -> str:
+    return ", ".join(map(str, counts))
 
 
 def differences_table(outcomes: Sequence[Outcome]) -> Table:
@@ -101,6 +182,7 @@ def differences_table(outcomes: Sequence[Outcome]) -> Table:
         ARM,
         *_csv(reference="reference"),
         LABELS,
+        IN_ALL,
         _right("seeds", "seeds", at("comparison.seeds", missing=0)),
         _right("patients", "patients", at("comparison.patients", missing=0)),
         _right(
@@ -108,11 +190,8 @@ def differences_table(outcomes: Sequence[Outcome]) -> Table:
         ),
         *_csv(low="comparison.difference.low", high="comparison.difference.high"),
         _right("", "95 % interval", at("comparison.difference"), partial(interval, sign="+")),
-        *_csv(p_bootstrap="comparison.p_bootstrap"),
-        _right("p_bootstrap_holm", "p", at("comparison.p_bootstrap_holm"), p_text),
-        *_csv(p_wilcoxon="comparison.p_wilcoxon"),
-        _right("p_wilcoxon_holm", "p Wilcoxon", at("comparison.p_wilcoxon_holm"), p_text),
-        _right("rank_biserial", "rank-biserial r", at("comparison.rank_biserial"), signed),
+        *_csv(p_uncorrected="comparison.p"),
+        _right("p", "p", at("comparison.p_corrected"), p_text),
         _right("standardised", "d_z", at("comparison.standardised"), signed),
     )
     return Table(columns, outcomes)
@@ -129,6 +208,7 @@ def saved_table(outcomes: Sequence[Outcome], reference: str) -> Table:
         ARM,
         *_csv(reference="reference"),
         LABELS,
+        IN_ALL,
         _right("score", "its score", at("saved.score"), number),
         _right("", f"{reference} needs", at("saved"), needed),
         _right("", "95 % interval", at("saved"), needed_interval),
@@ -141,6 +221,38 @@ def saved_table(outcomes: Sequence[Outcome], reference: str) -> Table:
         Column("most_searched", "", lambda it: it.saved.searched[1]),
     )
     return Table(columns, outcomes)
+
+
+class Needed(NamedTuple):
+    """What one arm needs for the score that is asked for."""
+
+    quantity: Quantity
+    arm: Arm
+    found: LabelsNeeded
+    named: bool
+
+
+def needed_table(evidence: Sequence[Evidence]) -> Table:
+    """The labelled scans that each arm needs for a score. In CSV `inf` is "more than searched"."""
+    rows = [
+        Needed(it.quantity, arm, found, it.is_named)
+        for it in evidence
+        for arm, found in it.needed.items()
+    ]
+    columns = (
+        *QUANTITY,
+        ARM,
+        _right("score", "for a score of", at("found.score"), number),
+        *_csv(named="named"),
+        _right("", "labelled scans", lambda it: labels(it.found.needed.value, it.found.searched)),
+        _right("", "95 % interval", at("found"), needed_between),
+        *_csv(needed="found.needed.value", low="found.needed.low", high="found.needed.high"),
+        Column("how", "how", at("found.how")),
+        Column("reason", "why not", at("found.reason")),
+        Column("fewest_searched", "", lambda it: it.found.searched[0]),
+        Column("most_searched", "", lambda it: it.found.searched[1]),
+    )
+    return Table(columns, rows)
 
 
 def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
@@ -168,15 +280,14 @@ def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
 
 
 def points_by_arm(points: Sequence[PanelPoint]) -> Table:
-    """Mean ± standard deviation over seeds, for people."""
+    """Means over seeds with their intervals, for people."""
     return _by_arm(points, _point)
 
 
 def _point(it: PanelPoint) -> str:
     if it.mean is None:
         return MISSING
-    spread = "" if it.std is None else f" ± {it.std:.3f}"
-    return number(it.mean) + spread + _incomplete(it.runs, it.planned)
+    return _with_interval(it.estimate, _incomplete(it.runs, it.planned))
 
 
 def _incomplete(finished: int, planned: int) -> str:
@@ -191,8 +302,23 @@ def means_by_arm(outcomes: Sequence[Outcome]) -> Table:
 def _mean(it: Outcome) -> str:
     if it.mean is None:
         return MISSING
-    bounds = "" if it.mean.interval is None else f"\n{interval(it.mean)}"
-    return number(it.mean.value) + _incomplete(it.seeds, it.planned) + bounds
+    fallen = f"\n{len(it.collapsed)} collapsed" if it.collapsed else ""
+    return _with_interval(it.mean, _incomplete(it.seeds, it.planned)) + fallen
+
+
+def _with_interval(it: Estimate, note: str = "", sign: str = "") -> str:
+    """A line for the number, and one for its interval if it has one."""
+    bounds = "" if it.interval is None else f"\n{interval(it, sign)}"
+    return number(it.value, sign) + note + bounds
+
+
+def differences_by_arm(outcomes: Sequence[Outcome]) -> Table:
+    """Paired differences with their intervals, for people."""
+    return _by_arm(outcomes, _difference)
+
+
+def _difference(it: Outcome) -> str:
+    return MISSING if it.comparison is None else _with_interval(it.comparison.difference, sign="+")
 
 
 def quartiles_by_arm(outcomes: Sequence[Outcome]) -> Table:

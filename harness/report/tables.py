@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from fewscan.harness.arms import Arm
 from fewscan.harness.report.bootstrap import Estimate
+from fewscan.harness.report.labels_needed import LabelsNeeded
 from fewscan.harness.report.labels_saved import LabelsSaved
 
 MISSING = "missing"
@@ -181,6 +182,9 @@ def needed(saved: LabelsSaved | None) -> str:
 
 def needed_interval(saved: LabelsSaved | None) -> str:
     """ "6.1 to > 938", or a dash where there is none."""
-    if saved is None:
-        return MISSING
-    return " to ".join(labels(end, saved.searched) for end in saved.needed.interval or ()) or "–"
+    return MISSING if saved is None else needed_between(saved)
+
+
+def needed_between(it: LabelsSaved | LabelsNeeded) -> str:
+    """The ends of the interval on the curve that was searched."""
+    return " to ".join(labels(end, it.searched) for end in it.needed.interval or ()) or "–"

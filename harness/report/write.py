@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
@@ -19,6 +20,7 @@ from fewscan.experiments.catalogue import panels
 from fewscan.experiments.spec import PROTOCOL
 from fewscan.harness.concerns import concerns
 from fewscan.harness.report import study_tables
+from fewscan.harness.report.answer import answers
 from fewscan.harness.report.evidence import Evidence, Outcome, gather
 from fewscan.harness.report.examples import Examples, draw_examples, read_examples
 from fewscan.harness.report.figures import (
@@ -34,6 +36,15 @@ from fewscan.harness.report.results import PanelPoint, RunResults, panel_points,
 from fewscan.harness.report.run_log import RunLog, by_machine, curves, read_logs
 from fewscan.harness.report.studies import Studies
 from fewscan.harness.report.tables import scans, to_csv, to_latex
+from fewscan.harness.report.trainings import (
+    Trainings,
+    Trial,
+    read_trainings,
+    trainings_table,
+    trials_of,
+    trials_table,
+    warnings_of,
+)
 from fewscan.harness.status import mixtures
 from fewscan.storage.atomic import remove_leftovers, write_bytes
 from fewscan.storage.errors import FewscanError, StudyError
@@ -54,11 +65,19 @@ class Report:
     examples: Examples | None
     no_examples: str
     """Why there are none."""
+    trainings: Sequence[Trainings] = ()
+    trials: Sequence[Trial] = ()
 
     @property
     def leading(self) -> list[Evidence]:
         """What the verdicts are about: one for each target."""
         return [it for it in self.evidence if it.quantity.leads]
+
+    @property
+    def pooled(self) -> list[Outcome]:
+        """The differences in numbers of all pixels that the published figure shows."""
+        shown = [it for it in self.evidence if it.quantity.metric.scope == "pooled"]
+        return [outcome for it in shown if it.quantity.metric.panel for outcome in it.paired]
 
     def outcomes(self, *, compared: bool) -> list[Outcome]:
         """Of what is compared by means, or of what is described by quartiles."""
@@ -70,7 +89,14 @@ class Report:
         """By the name of the file, the published figure first."""
         arms = dict.fromkeys(it.arm for it in self.points if it.labels is not None)
         colours, store = colours_of(list(arms)), self.studies.first.store
-        figures = {"figure": draw_published(self.points, colours, self.studies.published)}
+        figures = {
+            "figure": draw_published(
+                self.points,
+                colours,
+                self.studies.published,
+                self.studies.first.study.report.axis,
+            )
+        }
         for it in self.leading:
             figures[it.quantity.target] = draw_evidence(it, colours)
         if self.examples is not None:
@@ -130,14 +156,31 @@ def gather_report(studies: Studies, results: Sequence[RunResults]) -> Report:
     except FewscanError as error:  # a report without pictures is better than none
         no_examples = str(error)
     points, evidence = panel_points(studies, results), gather(studies, results)
-    return Report(studies, results, points, evidence, read_logs(studies), examples, no_examples)
+    trainings, groups = read_trainings(studies)
+    return Report(
+        studies,
+        results,
+        points,
+        evidence,
+        read_logs(studies),
+        examples,
+        no_examples,
+        trainings,
+        trials_of(groups),
+    )
 
 
-def render_report(studies: Studies) -> TerminalTable:
-    """Mean ± standard deviation over seeds, for the terminal."""
-    table = study_tables.points_by_arm(panel_points(studies, read_results(studies)))
+def render_report(studies: Studies) -> Group:
+    """For the terminal: the labels that are needed, in a sentence, and means with intervals."""
+    results = read_results(studies)
+    sentences = answers(gather(studies, results, leading=True))
+    return Group(*map(escape, sentences), _means(studies, results))
+
+
+def _means(studies: Studies, results: Sequence[RunResults]) -> TerminalTable:
+    table = study_tables.points_by_arm(panel_points(studies, results))
     columns, rows = table.for_people()
-    title = "test split, mean ± standard deviation over seeds"
+    title = "test split, mean over seeds; below it the 95 % interval over seeds and patients"
     shown = TerminalTable(title=title, title_justify="left")
     for column in columns:
         shown.add_column(escape(column.title), justify=column.align)
@@ -148,6 +191,7 @@ def render_report(studies: Studies) -> TerminalTable:
 
 def render_csv(report: Report) -> dict[str, str]:
     """Name of the file → its text."""
+    areas = [area for it in report.evidence for area in study_tables.areas(it)]
     paired = [outcome for it in report.evidence for outcome in it.paired]
     saved = [outcome for outcome in report.outcomes(compared=True) if outcome.saved]
     described = [outcome for outcome in report.outcomes(compared=False) if outcome.cell]
@@ -158,27 +202,32 @@ def render_csv(report: Report) -> dict[str, str]:
     tables = {
         "figure": study_tables.points_table(report.points),
         "numbers": study_tables.numbers_table(report.results),
+        "areas": study_tables.areas_table(areas),
         "intervals": study_tables.intervals_table(report.outcomes(compared=True)),
         "differences": study_tables.differences_table(paired),
         "labels_saved": study_tables.saved_table(saved, ""),
+        "trainings": trainings_table(report.trainings),
+        "trials": trials_table(report.trials),
+        "labels_needed": study_tables.needed_table(report.leading),
         "quartiles": study_tables.quartiles_table(described),
     }
     return {f"{name}.csv": to_csv(table) for name, table in tables.items()}
 
 
-LATEX_HEAD = r"""% Needs \usepackage{booktabs}. Differences over seeds and patients; p-values with
-% Holm's correction over label counts. Wilcoxon's is about other patients for these networks: it
-% ignores seeds.
+LATEX_HEAD = r"""% Needs \usepackage{booktabs}. Over seeds and patients; p-values are corrected
+% for all areas and label counts that the report tests.
 """
 
 
 def render_latex(report: Report) -> str:
-    """The differences of what the verdicts are about."""
+    """Areas and differences of what the verdicts are about."""
     texts = []
     for it in report.leading:
-        what = f"{it.quantity.target}: {it.quantity.title}, difference from {it.reference}."
+        what = f"{report.studies.name}, {it.quantity.target}: {it.quantity.title}"
+        areas = study_tables.areas_table(study_tables.areas(it))
+        texts.append(to_latex(areas, caption=f"{what}, mean over the logarithmic axis."))
         table = study_tables.differences_table(it.paired).without("patients", "standardised")
-        texts.append(to_latex(table, caption=f"{report.studies.name}, {what}"))
+        texts.append(to_latex(table, caption=f"{what}, difference from {it.reference}."))
     return LATEX_HEAD + "\n".join(texts)
 
 
@@ -198,10 +247,14 @@ def render_page(report: Report) -> str:
         logs=report.logs,
         machines=by_machine(report.logs),
         figures={name: as_data_uri(figure) for name, figure in report.figures.items()},
+        answers=answers(report.leading),
         findings=[finding for it in report.leading for finding in findings(it)],
         panels=panels(),
         protocol=PROTOCOL,
         tables=study_tables,
         mixtures=mixtures,
         concerns=concerns,
+        trainings_table=trainings_table,
+        trials_table=trials_table,
+        warnings=list(warnings_of(report.trainings)),
     )

@@ -140,7 +140,7 @@ def view_of(plan: Plan, run: PlannedRun, state: State, status: str) -> MlflowRun
 def _name(run: PlannedRun) -> str:
     """What tells the runs of an arm apart comes first: the UI's list has room for little more."""
     place = run.place
-    if place.labels is None:
+    if not place.is_cell:
         return run.name
     cell = f"{place.scans} · seed {place.seed} · {place.arm.key} · {place.target}"
     return cell if run.kind == Score.kind else f"{cell} · training"
@@ -155,7 +155,9 @@ def _begun_ms(folder: RunFolder, events: Sequence[Event]) -> int:
 def _params(run: PlannedRun) -> dict[str, str]:
     """Place and spec, flat, with names for people in front; what is None is left out."""
     place, spec = run.place, to_json(run.spec)
-    for key in ("protocol", "data", "init", "parents"):  # tags
+    if spec.get("rate_from"):
+        spec["training"]["lr"] = "chosen by trials: run/lr"
+    for key in ("protocol", "data", "init", "parents", "rate_from"):  # tags
         spec.pop(key, None)
     named = {
         "stage": spec.pop("kind"),

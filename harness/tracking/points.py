@@ -61,6 +61,8 @@ def final_numbers(
     named = {
         **more,
         "run/best_step": result.best_step,
+        "run/lr": result.lr,
+        "gain": result.gains,
         "validation/loss": result.validation_loss,
         "validation": result.validation,
         "test": result.test,

@@ -42,7 +42,7 @@ COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo", "sacct",
 CPUS = 4
 MEMORY_MB = 8000
 GRACE_S = 10
-UP_S = 60
+UP_S = 180
 TAKER = "taker"
 """Name of the jobs that take nodes."""
 

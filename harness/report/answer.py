@@ -1,0 +1,62 @@
+"""The title's question in one sentence: how few labelled scans do what how many do without?"""
+
+import math
+from collections.abc import Sequence
+
+from fewscan.harness.arms import Arm
+from fewscan.harness.report.evidence import REACH, Evidence
+from fewscan.harness.report.labels_needed import LabelsNeeded
+from fewscan.harness.report.tables import number
+
+TINY = 1e-9
+"""12 and a rounding error are 12 scans, not 13."""
+
+
+def answers(evidence: Sequence[Evidence]) -> list[str]:
+    """A sentence for each target that has an answer."""
+    return [sentence for it in evidence if (sentence := answer(it))]
+
+
+def answer(evidence: Evidence) -> str:
+    """Of one target, all its arms; empty where no arm has been run with its reference."""
+    needed = evidence.needed
+    pairs = [it for it in evidence.references.items() if {*it} <= needed.keys()]
+    if not pairs:
+        return ""
+    parts = [_pair(arm, reference, evidence) for arm, reference in pairs]
+    score = next(iter(needed.values())).score
+    what = f"a {evidence.quantity.title} of {number(score)}"
+    if not evidence.is_named:
+        what += f", {REACH:g} times what {evidence.reference} reaches with its most labels"
+    reasons = [f"{arm.key}: {it.reason}" for arm, it in needed.items() if it.reason]
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"{evidence.quantity.target.capitalize()}: {'; '.join(parts)}: {what}{why}."
+
+
+def _pair(arm: Arm, reference: Arm, evidence: Evidence) -> str:
+    first, second = how_many(evidence.needed[arm]), how_many(evidence.needed[reference])
+    if reference.is_scratch and not arm.is_scratch:
+        return f"with pre-training ({arm.key}) {first} labelled scans do what {second} do without"
+    return f"with {arm.key} {first} labelled scans do what {second} do with {reference.key}"
+
+
+def how_many(needed: LabelsNeeded) -> str:
+    """ "12 (95 % interval 7 to 21)", "at most 1", "more than 938", in whole scans."""
+    value = needed.needed.value
+    assert value is not None
+    fewest, most = needed.searched
+    if math.isinf(value):
+        text = f"more than {most}"
+    else:
+        text = f"at most {fewest}" if value <= fewest else f"{math.ceil(value - TINY)}"
+    if needed.needed.interval is None:
+        return f"{text} (no interval: it takes two seeds and two patients)"
+    low, high = (whole(end, needed.searched) for end in needed.needed.interval)
+    return text if low == high else f"{text} (95 % interval {low} to {high})"
+
+
+def whole(count: float, searched: tuple[int, int]) -> str:
+    """ "12", "≤ 1", "> 938": rounded up to whole scans."""
+    if math.isinf(count):
+        return f"> {searched[1]}"
+    return f"≤ {searched[0]}" if count <= searched[0] else f"{math.ceil(count - TINY)}"
