@@ -38,8 +38,7 @@ def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
     store = open_store(folder, spec.data)
     dtype = devices.dtype(spec.training.precision)
     training, lr = with_rate(spec, folder)
-    labelled = store.labelled_subset(spec.label_count, spec.seed)
-    learnt, held_out = labels_to_choose_by(spec, store)
+    learnt, held_out = labelled_scans(spec, store)
     classes = 1 if spec.target == "binary" else len(store.classes)
     validated, at_most = held_out or store.split.validation, training.validation_slices
     task = SegmentTask(
@@ -57,7 +56,7 @@ def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
     except LossNotFiniteError:
         if not spec.is_trial:
             raise
-        return Result(spec.kind, labelled=labelled)
+        return Result(spec.kind, labelled=(*learnt, *held_out))
     if devices.is_first:
         model.load_state_dict(state.best)
         save_model(folder.model, model, model.state_dict())
@@ -67,14 +66,12 @@ def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
         validation_loss=state.best_loss,
         lr=lr,
         gains=gains(model),
-        labelled=labelled,
+        labelled=(*learnt, *held_out),
         held_out=held_out,
     )
 
 
-def labels_to_choose_by(
-    spec: Finetune, store: SliceStore
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def labelled_scans(spec: Finetune, store: SliceStore) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The labelled scans to learn from, and those held out to choose the model and its threshold.
 
     None are held out where the validation split chooses, and where nothing does: too few scans, or

@@ -12,7 +12,7 @@ from fewscan.harness.plan import Plan, PlannedRun, make_plan
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.tables import to_csv
 from fewscan.harness.report.trainings import (
-    Trainings,
+    TrainingCell,
     read_trainings,
     trainings_table,
     trials_of,
@@ -35,7 +35,7 @@ def finish(plan: Plan, run: PlannedRun, **result: Any) -> None:
     Result(run.kind, **{"best_step": 2, "validation_loss": 0.5} | result).write(folder)
 
 
-def of_name(plan: Plan, name: str, labels: int | None = None) -> Trainings:
+def of_name(plan: Plan, name: str, labels: int | None = None) -> TrainingCell:
     trainings, _ = read_trainings(one_study(plan))
     (found,) = [it for it in trainings if (it.name, it.labels) == (name, labels)]
     return found

@@ -17,7 +17,7 @@ from fewscan.storage.slices import SliceStore
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingRun:
     """A planned training, and what is known of it once it is finished."""
 
     run: PlannedRun
@@ -46,13 +46,13 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Trainings:
+class TrainingCell:
     """Those that differ in seed alone."""
 
     name: str
     target: Target | None
     labels: int | None
-    each: Sequence[Trained]
+    each: Sequence[TrainingRun]
 
     @property
     def iterations(self) -> int:
@@ -69,7 +69,7 @@ class Trainings:
         return ", ".join(f"{rate:g}" for rate in rates)
 
     @property
-    def finished(self) -> list[Trained]:
+    def finished(self) -> list[TrainingRun]:
         return [it for it in self.each if it.result is not None]
 
     @property
@@ -105,7 +105,7 @@ class Trainings:
         return f"{self.name}{', ' if self.target else ''}{self.target or ''}{scans}"
 
 
-def _chooses(trained: Trained) -> bool:
+def _chooses(trained: TrainingRun) -> bool:
     match trained.spec:
         case Pretrain(scheme=scheme):
             keeps: bool = scheme.keeps == "best"
@@ -116,15 +116,15 @@ def _chooses(trained: Trained) -> bool:
             return selection == "validation"
 
 
-def read_trainings(studies: Studies) -> tuple[list[Trainings], list[Trainings]]:
+def read_trainings(studies: Studies) -> tuple[list[TrainingCell], list[TrainingCell]]:
     """The trainings of the studies, and the trials of their rates, in the order of the plan."""
-    found: dict[tuple[bool, str, Target | None, int | None], list[Trained]] = {}
+    found: dict[tuple[bool, str, Target | None, int | None], list[TrainingRun]] = {}
     for plan in studies.plans:
         for run in plan.runs:
             if isinstance(run.spec, Pretrain | Finetune):
                 key = (run.spec.is_trial, _name(run), run.place.target, run.place.labels)
                 found.setdefault(key, []).append(_trained(plan, run, run.spec))
-    groups = {key: Trainings(*key[1:], each) for key, each in found.items()}
+    groups = {key: TrainingCell(*key[1:], each) for key, each in found.items()}
     return (
         [it for (is_trial, *_), it in groups.items() if not is_trial],
         [it for (is_trial, *_), it in groups.items() if is_trial],
@@ -139,13 +139,13 @@ def _name(run: PlannedRun) -> str:
     return run.name.removesuffix(f" · seed {place.seed}")
 
 
-def _trained(plan: Plan, run: PlannedRun, spec: Pretrain | Finetune) -> Trained:
+def _trained(plan: Plan, run: PlannedRun, spec: Pretrain | Finetune) -> TrainingRun:
     result = None
     folder = plan.folder_of(run)
     if folder.result.exists():
         with suppress(RunError):  # damaged, which the run's log says
             result = Result.read(folder)
-    return Trained(run, spec, _slices(run.store or plan.store, spec), result)
+    return TrainingRun(run, spec, _slices(run.store or plan.store, spec), result)
 
 
 def _slices(store: SliceStore, spec: Pretrain | Finetune) -> int:
@@ -159,7 +159,7 @@ def _slices(store: SliceStore, spec: Pretrain | Finetune) -> int:
     return sum(len(store.positions(store.subjects[i], which)) for i in learnt)
 
 
-def warnings_of(trainings: Sequence[Trainings]) -> Iterator[str]:
+def warnings_of(trainings: Sequence[TrainingCell]) -> Iterator[str]:
     """What a person should see of how trainings went, without a full stop."""
     for it in trainings:
         dead = dead_levels(it.gains)
@@ -176,7 +176,7 @@ def warnings_of(trainings: Sequence[Trainings]) -> Iterator[str]:
             )
 
 
-def trainings_table(trainings: Sequence[Trainings]) -> Table:
+def trainings_table(trainings: Sequence[TrainingCell]) -> Table:
     """A row for each cell: how long, how fast, and whether it had ended."""
     return Table(
         (
@@ -203,7 +203,7 @@ def _or_dash(value: object) -> str:
 class Trial:
     """A rate that was tried, and whether it was chosen."""
 
-    trained: Trained
+    trained: TrainingRun
     chosen: bool
 
     @property
@@ -217,7 +217,7 @@ class Trial:
         return None if result is None else result.validation_loss
 
 
-def trials_of(trainings: Sequence[Trainings]) -> list[Trial]:
+def trials_of(trainings: Sequence[TrainingCell]) -> list[Trial]:
     """All trials; where those of an arm are finished, the one of the lowest loss is marked."""
     found = []
     for group in trainings:

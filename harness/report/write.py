@@ -37,7 +37,7 @@ from fewscan.harness.report.run_log import RunLog, by_machine, curves, read_logs
 from fewscan.harness.report.studies import Studies
 from fewscan.harness.report.tables import scans, to_csv, to_latex
 from fewscan.harness.report.trainings import (
-    Trainings,
+    TrainingCell,
     Trial,
     read_trainings,
     trainings_table,
@@ -65,7 +65,7 @@ class Report:
     examples: Examples | None
     no_examples: str
     """Why there are none."""
-    trainings: Sequence[Trainings] = ()
+    trainings: Sequence[TrainingCell] = ()
     trials: Sequence[Trial] = ()
 
     @property
