@@ -220,7 +220,9 @@ def measure(studies: int, designs: Mapping[str, Design] = DESIGNS) -> list[dict[
     """A row of the table for each design."""
     rows = []
     for name, design in designs.items():
-        rows.append(_row(name, studies, simulate(design, studies)))
+        # No p-value is below 2 / draws, and with more comparisons it has to be smaller to count.
+        draws = RESAMPLES * (len(design.curves) - 1)
+        rows.append(_row(name, studies, simulate(design, studies, resamples=draws)))
         if name in PLAIN:
             plain = simulate(design, studies, may_collapse=False, with_saved=False)
             rows.append(_row(f"{name}; not allowed for", studies, plain))
