@@ -86,7 +86,7 @@ def page(plan: Plan) -> str:
     return (plan.folder.report / "report.html").read_text()
 
 
-DICE = "dice_at_validation_threshold"
+DICE = "dice_at_chosen_threshold"
 
 
 def test_every_file_is_there(finished: Plan) -> None:

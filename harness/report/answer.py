@@ -36,8 +36,16 @@ def answer(evidence: Evidence) -> str:
 def _pair(arm: Arm, reference: Arm, evidence: Evidence) -> str:
     first, second = how_many(evidence.needed[arm]), how_many(evidence.needed[reference])
     if reference.is_scratch and not arm.is_scratch:
-        return f"with pre-training ({arm.key}) {first} labelled scans do what {second} do without"
-    return f"with {arm.key} {first} labelled scans do what {second} do with {reference.key}"
+        arm_words, without = f"pre-training ({arm.key})", "without"
+    else:
+        arm_words, without = arm.key, f"with {reference.key}"
+    do = "labelled scan does" if _is_one(first) else "labelled scans do"
+    return f"with {arm_words} {first} {do} what {second} do{'es' * _is_one(second)} {without}"
+
+
+def _is_one(how_many: str) -> bool:
+    """Whether "at most 1 (95 % interval …)" and the like ask for a singular."""
+    return how_many.partition(" (")[0].endswith(" 1") or how_many.partition(" (")[0] == "1"
 
 
 def how_many(needed: LabelsNeeded) -> str:
