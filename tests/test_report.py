@@ -14,8 +14,8 @@ from fake_runs import PATIENTS, dice_of, finish, finish_all
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import Branch, area, compare, corrected
-from fewscan.harness.report.evidence import Quartiles, quartiles
-from fewscan.harness.report.figures import LABEL_AXES, colours_of, draw_published
+from fewscan.harness.report.evidence import Quartiles, gather, quartiles
+from fewscan.harness.report.figures import LABEL_AXES, colours_of, draw_evidence, draw_published
 from fewscan.harness.report.results import panel_points, read_results
 from fewscan.harness.report.run_log import read_logs
 from fewscan.harness.report.studies import one_study
@@ -455,3 +455,21 @@ def test_how_trainings_went_is_on_the_page(finished: Plan) -> None:
     assert {row["training"] for row in rows} == {"pre-train denoise", "scratch", "denoise"}
     assert table(finished, "trials.csv") == []
     assert "Learning rates that were tried" not in text
+
+
+def test_a_long_schedule_is_a_line(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    """It has one label count, all of them, and is compared with nothing."""
+    plan = make_plan(
+        tiny_study(finetune=tiny_document["finetune"] | GRID, baselines=["supervised long"])
+    )
+    finish_all(plan)
+    studies = one_study(plan)
+    points = panel_points(studies, read_results(studies))
+    colours = colours_of(list(dict.fromkeys(it.arm for it in points if it.labels is not None)))
+    evidence, *_ = gather(studies, read_results(studies), leading=True)
+    for axes in (draw_published(points, colours).axes[0], draw_evidence(evidence, colours).axes[0]):
+        (line,) = [it for it in axes.lines if "long schedule" in str(it.get_label())]
+        assert list(line.get_xdata()) == [0, 1], "from edge to edge"
+    assert {arm.schedule for arm in studies.references()} == {"plain"}

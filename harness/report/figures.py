@@ -40,6 +40,7 @@ SHADE: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
 MARGIN = 0.02
 """Of a metric's range, so that an axis cuts no marker."""
 UNSUPERVISED_STYLES = (":", "-.")
+LONG_STYLE = (0, (8, 2))
 REFERENCE_STYLES = ((0, (1, 2)), (0, (6, 2)), (0, (6, 2, 1, 2)))
 
 LabelAxis = Literal["learnt", "all"]
@@ -114,6 +115,9 @@ def _draw_panel(
     counts = sorted({_labels_of(it, axis) for it in labelled})
     for arm, colour in colours.items():
         mine = [it for it in labelled if it.arm == arm and it.values]
+        if arm.schedule == "long":  # of all labels alone
+            _draw_levels(axes, [(arm.title, it.mean) for it in mine], [LONG_STYLE])
+            continue
         line = {_labels_of(it, axis): it for it in mine}
         x, mean = [*line], np.array([it.mean for it in line.values()], dtype=float)
         _draw_line(axes, x, mean, arm, colour)
@@ -160,7 +164,9 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     figure = new_figure(13, 4.0)
     means, differences, saved = figure.subplots(1, 3)
     counts = sorted({it.labels for it in evidence.outcomes if it.labels is not None})
-    arms = [arm for arm in colours if evidence.of_arm(arm)]
+    arms = [arm for arm in colours if evidence.of_arm(arm) and arm.schedule != "long"]
+    long = [it for it in evidence.outcomes if it.arm.schedule == "long" and it.mean is not None]
+    _draw_levels(means, [(it.arm.title, it.mean and it.mean.value) for it in long], [LONG_STYLE])
     for place, arm in enumerate(arms):
         shift = 1.04 ** (place - (len(arms) - 1) / 2)  # side by side, so that none hides another
         outcomes = [(n * shift, it) for n, it in evidence.of_arm(arm).items()]
