@@ -65,6 +65,15 @@ def test_several_arms_and_a_score_that_nobody_named() -> None:
     )
 
 
+def test_an_interval_that_is_all_there_could_be_answers_nothing() -> None:
+    anything = needs(math.inf, (0.5, math.inf))
+    found = answer(evidence({SCRATCH: needs(12, (7, 21)), DENOISE: anything}))
+    assert found.startswith(
+        "Binary: how many labelled scans do with pre-training (denoise) what how many do without "
+        "cannot be said (95 % intervals ≤ 1 to > 64, and 7 to 21): a Dice"
+    )
+
+
 def test_what_cannot_be_said_is_not() -> None:
     assert "4 (no interval: it takes two seeds" in how_many(needs(3.5, None))
     assert how_many(needs(math.inf, (math.inf, math.inf))) == "more than 64"

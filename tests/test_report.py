@@ -276,6 +276,24 @@ def test_a_table_of_the_page_aligns_numbers_and_escapes_texts(
     assert '<td class="n missing">missing</td>' in page(plan)
 
 
+def test_a_title_stands_over_its_column_wherever_that_is(finished: Plan) -> None:
+    """Numbers may stand before texts, as in the table of trainings."""
+    tables = re.findall(r"<table>.*?</table>", page(finished), flags=re.DOTALL)
+    for each in tables:
+        head, *rows = re.findall(r"<tr>.*?</tr>", each, flags=re.DOTALL)
+        for row in rows:
+            cells = re.findall(r'<td class="(.*?)">', row)
+            assert [it.startswith("n") for it in cells] == numbers_in_head(head)
+    heads = [re.findall(r"<th(?: [^>]*)?>(.*?)</th>", each) for each in tables]
+    (trainings,) = [it for it in heads if it[0] == "training"]
+    assert trainings[-2:] == ["lowest gain", "of level"]
+    assert any(it != sorted(it) for it in map(numbers_in_head, tables)), "one is there"
+
+
+def numbers_in_head(table: str) -> list[bool]:
+    return [kind == "n" for kind in re.findall(r'<th(?: class="(n?)")?>', table)]
+
+
 def test_one_seed_concludes_nothing(tiny_study: Callable[..., Study], undrawn: None) -> None:
     plan = make_plan(tiny_study())
     finish_all(plan)
