@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import AFFINE, write_tiny_scan
 from fake_nnunet import write_nnunet
-from tiny import run_in_process, tiny_values
+from tiny import AFFINE, run_in_process, tiny_values, write_tiny_scan
 from torch import Tensor, nn
 
 from fewscan.experiments import score as score_module
