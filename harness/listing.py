@@ -45,7 +45,7 @@ def _iterations(plan: Plan) -> str:
         if (
             isinstance(run.spec, Finetune)
             and run.place.is_cell
-            and run.place.arm.schedule == "plain"
+            and run.place.arm.is_ranked
         ):
             found[run.spec.label_count] = run.spec.training
     each = slices_a_scan(plan.store)

@@ -128,12 +128,23 @@ class Studies:
         return f"Scans whose labels count, at so many labelled scans: {'; '.join(parts)}."
 
     def references(self) -> dict[Arm, Arm]:
-        """Fine-tuned arm → what it is compared with: scratch, or the first study's same arm."""
+        """Fine-tuned arm → what it is compared with: scratch, or the first study's same arm.
+
+        Scratch in the same schedule and with as much oversampling where the study has it, so that
+        what is compared is pre-training and not the schedule (`Arm.scratch`); else plain scratch,
+        and without that the first that there is.
+        """
         first, *second = [dict.fromkeys(run.place.arm for run in it.grid) for it in self.plans]
         if not second:
-            return {arm: Arm("fine-tuning") for arm in first if arm.is_compared}
-        there = {arm: arm.of_study(self.names[0]) for arm in second[0]}
-        return {arm: same for arm, same in there.items() if same in first}
+            plain = Arm("fine-tuning")
+            there = [arm for arm in (plain, *filter(lambda it: it.is_scratch, first)) if arm in first]
+            return {
+                arm: arm.scratch if arm.scratch in first else next(iter(there), plain)
+                for arm in first
+                if arm.is_compared
+            }
+        twins = {arm: arm.of_study(self.names[0]) for arm in second[0]}
+        return {arm: same for arm, same in twins.items() if same in first}
 
     def differences(self) -> list[tuple[str, ...]]:
         """What the study files say differently: the key, and each one's value."""
