@@ -146,6 +146,21 @@ class Studies:
         twins = {arm: arm.of_study(self.names[0]) for arm in second[0]}
         return {arm: same for arm, same in twins.items() if same in first}
 
+    def ranked(self, target: Target) -> list[Arm]:
+        """The arms that are ranked: those with all label counts of the grid; none of two studies.
+
+        A baseline such as scratch on all labels alone is no arm of the grid.
+        """
+        if self.are_compared:
+            return []
+        counts: dict[Arm, set[int | None]] = {}
+        for arm, labels in self.planned(target):
+            if arm.is_ranked:
+                counts.setdefault(arm, set()).add(labels)
+        grids = [it for arm, it in counts.items() if arm.is_compared] or list(counts.values())
+        grid = set.intersection(*grids) if grids else set()
+        return [arm for arm, it in counts.items() if grid and grid <= it]
+
     def differences(self) -> list[tuple[str, ...]]:
         """What the study files say differently: the key, and each one's value."""
         each = [dict(_settings(plan)) for plan in self.plans]
