@@ -59,9 +59,7 @@ def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
     model, start = initial_network(spec, len(store.channels), 1 + classes, folder, devices)
     facts = start | {"slices": task.training.note}
     try:
-        state = train(
-            model, task, training, folder, devices, facts, parts_of(spec, training)
-        )
+        state = train(model, task, training, folder, devices, facts, parts_of(spec, training))
     except LossNotFiniteError:
         if not spec.is_trial:
             raise

@@ -54,9 +54,7 @@ def parts_of(spec: Finetune, training: Training) -> tuple[Part, ...]:
     )
 
 
-def _rate(
-    spec: Finetune, training: Training, scale: float, waits: bool, step: int
-) -> float | None:
+def _rate(spec: Finetune, training: Training, scale: float, waits: bool, step: int) -> float | None:
     """The rate of a part at a step; None while it waits for the decoder."""
     if spec.schedule not in ENDS:
         return scale * learning_rate(training, step)

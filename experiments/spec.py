@@ -204,7 +204,7 @@ class Finetune:
     lr_scale: float = 1.0
     """The rate of what is transferred is so many times that of what is new."""
     oversample_foreground: float = 0.0
-    """The share of each batch that is drawn from slices with a lesion; the rest is drawn from all."""
+    """The share of each batch that is drawn from slices with a lesion; the rest is from all."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "lr_scale", "oversample_foreground")
@@ -213,7 +213,9 @@ class Finetune:
         if self.oversample_foreground > 1:
             raise ValueError(f"oversample_foreground is {self.oversample_foreground}, at most 1")
         if self.init is None and self.lr_scale != 1:
-            raise ValueError(f"lr_scale is {self.lr_scale} of random weights: nothing is transferred")
+            raise ValueError(
+                f"lr_scale is {self.lr_scale} of random weights: nothing is transferred"
+            )
         if self.schedule in OWN_RATES and self.training.lr_half_period is not None:
             raise ValueError(
                 f"lr_half_period is {self.training.lr_half_period} with schedule {self.schedule}, "

@@ -56,9 +56,7 @@ class Arm:
         """Random weights fine-tuned in the same way, as far as there is such a way: the fair form
         of a comparison. A frozen encoder, and a rate of what is transferred, they have not."""
         schedule = self.schedule if self.schedule in FROM_SCRATCH else "plain"
-        return Arm(
-            self.kind, schedule=schedule, oversample_foreground=self.oversample_foreground
-        )
+        return Arm(self.kind, schedule=schedule, oversample_foreground=self.oversample_foreground)
 
     @property
     def key(self) -> str:

@@ -437,7 +437,7 @@ class _Planner:
         """The arms that `finetune.inits` asks for, each once, with all that is said of them.
 
         A single one that cannot be is refused; in a grid it is left out, and that is said. What
-        means nothing to an arm is as by default, so that scratch comes once whatever is transferred.
+        means nothing to an arm is as by default: scratch comes once, whatever is transferred.
         """
         finetune, found = self.study.finetune, dict[Arm, None]()
         for grid in finetune.grids:

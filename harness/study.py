@@ -73,7 +73,8 @@ def _scheme(value: Any) -> Scheme:
     if not isinstance(value, dict) or str(value.get("kind")) not in SCHEMES:
         raise ValueError(f"a scheme says its kind, one of: {', '.join(SCHEMES)}")
     settings = {name: inner for name, inner in value.items() if name != "kind"}
-    return _validated(SCHEMES[value["kind"]], settings)
+    scheme: Scheme = _validated(SCHEMES[value["kind"]], settings)
+    return scheme
 
 
 def _plain_scheme(scheme: Scheme) -> dict[str, Any]:
@@ -142,7 +143,8 @@ def _iterations(value: Any) -> dict[int, int] | Epochs | None:
     if value is None or isinstance(value, Epochs):
         return value
     if isinstance(value, dict) and "epochs" in value:
-        return _validated(Epochs, value)
+        law: Epochs = _validated(Epochs, value)
+        return law
     table = TypeAdapter(dict[PositiveInt, PositiveInt]).validate_python(value)
     if not table:
         raise ValueError("at least one label count, or {epochs: …}")
@@ -242,7 +244,8 @@ def _arms(value: Any) -> str | Arms:
     """A name, or a mapping. Raises ValueError, also as ValidationError."""
     if isinstance(value, str | Arms):
         return value
-    return _validated(Arms, value)
+    arms: Arms = _validated(Arms, value)
+    return arms
 
 
 def _plain_arms(value: str | Arms) -> Any:

@@ -234,8 +234,7 @@ class Subject:
 
     def shows_lesion_N(self, meaning: LabelMeaning) -> np.ndarray:
         """Whether there is a lesion pixel, for each kept slice."""
-        shows_N: np.ndarray = self._lesion_pixels_NL(meaning).any(axis=1)
-        return shows_N
+        return np.asarray(self._lesion_pixels_NL(meaning).any(axis=1))
 
     def _lesion_pixels_NL(self, meaning: LabelMeaning) -> np.ndarray:
         return self.lesion_pixels_NK[:, [k - 1 for k in meaning.lesion_values]]

@@ -192,7 +192,11 @@ def test_what_cannot_be_is_refused_or_left_out_and_said(
     with pytest.raises(StudyError, match=r"(?s)through the decoder, which is random.*levels"):
         plan_of(inits=["scratch", probe])
     plan = plan_of(transfer="encoder", probes={"levels": [0, 2]})
-    assert keys_of(plan)[2:] == ["scratch (probe)", "scratch (probe 2)", "denoise (encoder, probe 2)"]
+    assert keys_of(plan)[2:] == [
+        "scratch (probe)",
+        "scratch (probe 2)",
+        "denoise (encoder, probe 2)",
+    ]
     assert any("no denoise (encoder, probe): " in it for it in concerns(plan))
 
 

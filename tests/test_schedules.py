@@ -106,9 +106,7 @@ def test_what_is_transferred_has_a_rate_of_its_own() -> None:
         assert both["up_path."][step] == pytest.approx(0.1 * (both["last."][step] or 0))
         assert encoder["up_path."][step] == encoder["last."][step]
         if step >= 50:
-            assert encoder["down_path."][step] == pytest.approx(
-                0.1 * (encoder["last."][step] or 0)
-            )
+            assert encoder["down_path."][step] == pytest.approx(0.1 * (encoder["last."][step] or 0))
 
 
 def test_all_at_one_rate_is_one_group(root: Path) -> None:
@@ -147,19 +145,27 @@ def test_what_is_frozen_does_not_change(root: Path, schedule: str, init: str | N
     assert same == {name for name in after if name.startswith(FROZEN[schedule] or "-")}
 
 
+def killed_at(step: int, spec: Finetune, folder: RunFolder) -> None:
+    """A training that goes on until then, with a checkpoint after each step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentTask, "loss", dying_at(step, SegmentTask.loss))
+        with pytest.raises(Killed):
+            train_once(spec, folder, Devices(checkpoint_every_s=0))
+
+
 def test_the_encoder_waits_for_the_decoder(root: Path) -> None:
     """Until then it has neither moved nor any moments, so that its first step is its rate."""
     spec = tuned("sawtooth")
     first = replace(spec, training=replace(SHORT, iterations=40, weight_decay=0.1))
     folder = folder_in(root, "run")
     before = initial_network(first, 2, 3, folder, Devices())[0].state_dict()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(SegmentTask, "loss", dying_at(2, SegmentTask.loss))
-        train_once(first, folder, Devices(checkpoint_every_s=0))
+    killed_at(2, first, folder)
     state = torch.load(folder.checkpoint, weights_only=True)
     model, groups = state["model"], state["optimiser"]["param_groups"]
     assert all(torch.equal(it, model[n]) for n, it in before.items() if n.startswith("down_path."))
-    assert not any(torch.equal(it, model[n]) for n, it in before.items() if n.startswith("up_path."))
+    assert not any(
+        torch.equal(it, model[n]) for n, it in before.items() if n.startswith("up_path.")
+    )
     assert state["optimiser"]["state"].keys() == {*groups[1]["params"]}
     after = train_once(first, folder, Devices()).model
     assert not any(torch.equal(it, after[n]) for n, it in before.items())
@@ -180,9 +186,7 @@ def test_interrupted_equals_uninterrupted(spec: Finetune, root: Path) -> None:
     whole, killed = folder_in(root, "whole"), folder_in(root, "killed")
     expected = train_once(spec, whole, Devices())
     for step in (1, 2, 3, 20):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(SegmentTask, "loss", dying_at(step, SegmentTask.loss))
-            train_once(spec, killed, Devices(checkpoint_every_s=0))
+        killed_at(step, spec, killed)
     state = train_once(spec, killed, Devices())
     assert losses(killed) == losses(whole)
     assert all(torch.equal(state.model[k], expected.model[k]) for k in expected.model)
@@ -209,7 +213,10 @@ def test_two_ranks_equal_one(root: Path) -> None:
         ({"lr_scale": 0.0}, "what is never to learn is frozen"),
         ({"lr_scale": -1.0}, "lr_scale is -1"),
         ({"oversample_foreground": 1.5}, "at most 1"),
-        ({"schedule": "warmup", "training": replace(SHORT, lr_half_period=9)}, "a curve of its own"),
+        (
+            {"schedule": "warmup", "training": replace(SHORT, lr_half_period=9)},
+            "a curve of its own",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
@@ -220,13 +227,16 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, object], message: str
 LESIONS_N = torch.tensor([2, 5, 7])
 
 
-@pytest.mark.parametrize(("share", "places"), [(1 / 3, 5), (0.33, 5), (0.5, 8), (1.0, 16), (0.01, 0)])
+@pytest.mark.parametrize(
+    ("share", "places"), [(1 / 3, 5), (0.33, 5), (0.5, 8), (1.0, 16), (0.01, 0)]
+)
 def test_a_part_of_each_batch_shows_a_lesion(share: float, places: int) -> None:
     """As many as nnU-Net: what is left after rounding the rest. The others are drawn from all."""
     order = OversampledOrder.of(BatchOrder(10, 16, seed=1), LESIONS_N, share)
     batches = [order.indices(step) for step in range(30)]
     assert {batch.shape for batch in batches} == {(16,)}
-    first, last = (torch.cat(it) for it in zip(*(b.split([16 - places, places]) for b in batches)))
+    parts = [b.split([16 - places, places]) for b in batches]
+    first, last = (torch.cat(it) for it in zip(*parts, strict=True))
     assert {*last.tolist()} <= {2, 5, 7}
     counts = [Counter(part.tolist()).values() for part in (first, last)]
     assert all(max(count) - min(count) <= 1 for count in counts if count), "equally often"
@@ -235,7 +245,7 @@ def test_a_part_of_each_batch_shows_a_lesion(share: float, places: int) -> None:
 
 
 def test_a_task_oversamples_only_if_it_is_asked_to_and_there_is_something() -> None:
-    """Order is a function of seed and step: asked for late or early, on any rank, it is the same."""
+    """Order is a function of seed and step: asked for late or early, on any rank, the same."""
     data, meaning = slices(10, seed=1), LabelMeaning(("a", "b"))
     shows_N = torch.zeros(10, dtype=torch.bool)
     shows_N[LESIONS_N] = True

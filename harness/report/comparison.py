@@ -250,13 +250,14 @@ class Branch:
 def corrected(branches: Mapping[Key, Branch]) -> dict[Key, Branch]:
     """Correct the p-values of a whole report, so that "below 0.05" is the one rule.
 
-    A comparison is of an arm with its reference or, where arms are ranked, of any two of them, whose
-    area alone is tested (`ranking`). Each of the m comparisons has a share 1/m of the error probability. It is spent on the area, and
-    if that is rejected handed on to the label counts, which share it by Holm's procedure (Scand. J.
-    Stat. 6(2), 1979). Once all of a comparison is rejected, its share goes to the comparisons that
-    are left. That is a graphical procedure of Bretz et al. (Stat. Med. 28(4), 2009), the error of
-    the family is kept whatever the dependence; without label counts it is Holm's over areas. What
-    is returned is the smallest error probability of the family at which each is rejected.
+    A comparison is of an arm with its reference or, where arms are ranked, of any two of them,
+    whose area alone is tested (`ranking`). Each of the m comparisons has a share 1/m of the error
+    probability. It is spent on the area, and if that is rejected handed on to the label counts,
+    which share it by Holm's procedure (Scand. J. Stat. 6(2), 1979). Once all of a comparison is
+    rejected, its share goes to the comparisons that are left. That is a graphical procedure of
+    Bretz et al. (Stat. Med. 28(4), 2009), the error of the family is kept whatever the dependence;
+    without label counts it is Holm's over areas. What is returned is the smallest error
+    probability of the family at which each is rejected.
     """
     local = {
         key: Branch(it.area, {n: max(it.area, p) for n, p in holm(it.counts).items()})

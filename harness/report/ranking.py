@@ -183,4 +183,3 @@ def _better(paired: Cell, sign: int) -> Cell:
     """1 where the first does better, ½ where they are equal, 0 where the second does."""
     scores_SP = (np.sign(sign * paired.scores_SP) + 1) / 2
     return replace(paired, scores_SP=scores_SP)
-

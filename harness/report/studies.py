@@ -137,7 +137,9 @@ class Studies:
         first, *second = [dict.fromkeys(run.place.arm for run in it.grid) for it in self.plans]
         if not second:
             plain = Arm("fine-tuning")
-            there = [arm for arm in (plain, *filter(lambda it: it.is_scratch, first)) if arm in first]
+            there = [
+                arm for arm in (plain, *filter(lambda it: it.is_scratch, first)) if arm in first
+            ]
             return {
                 arm: arm.scratch if arm.scratch in first else next(iter(there), plain)
                 for arm in first

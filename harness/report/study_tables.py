@@ -264,7 +264,8 @@ def needed_table(evidence: Sequence[Evidence]) -> Table:
 def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
     """A row for each label count, a column for each arm; a title stands in its first row alone.
 
-    Of more than `ABREAST` arms a row for each arm, and a column for each label count. An unsupervised score stands in the column of its pre-training, where there is one.
+    Of more than `ABREAST` arms a row for each arm, and a column for each label count. An
+    unsupervised score stands in the column, or row, of its pre-training, where there is one.
     """
     arms = dict.fromkeys(it.arm for it in items)
     finetuned = {arm: replace(arm, kind="fine-tuning") for arm in arms}
@@ -382,7 +383,7 @@ class Arithmetic(NamedTuple):
     pflop: float
     """Of all, with validation."""
     share_of_plain: float
-    """Of a slice, what a step costs in parts of one that goes through the whole network and back."""
+    """What a step costs in parts of one through the whole network and back."""
 
 
 def arithmetic(studies: Studies) -> list[Arithmetic]:
