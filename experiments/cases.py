@@ -103,7 +103,7 @@ def _dice_at_threshold(case: Case) -> float:
 
 PATIENT = {
     "ap": lambda case: case.pixels.average_precision(),
-    "dice_at_validation_threshold": _dice_at_threshold,
+    "dice_at_chosen_threshold": _dice_at_threshold,
 }
 """Metric of patients → its computation."""
 

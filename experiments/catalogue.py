@@ -136,11 +136,11 @@ CATALOGUE: tuple[Metric, ...] = (
         most=math.inf,
     ),
     Metric(
-        "pooled_dice_at_validation_threshold",
-        "Dice of all pixels at the validation threshold",
+        "pooled_dice_at_chosen_threshold",
+        "Dice of all pixels at the chosen threshold",
         "pooled",
-        "Dice over all pixels of all test scans together, at the threshold that validation chose: "
-        "what can be had without looking at the test split.",
+        "Dice over all pixels of all test scans together, at a threshold chosen without the test "
+        "split: on validation, on held-out scans, or 0.5 (finetune.selection).",
         compared="difference",
         compared_for=("binary",),
     ),
@@ -155,11 +155,11 @@ CATALOGUE: tuple[Metric, ...] = (
         needs="removes_specks",
     ),
     Metric(
-        "dice_at_validation_threshold",
-        "Dice at the validation threshold",
+        "dice_at_chosen_threshold",
+        "Dice at the chosen threshold",
         "patient",
-        "Dice of the lesion in 3D, on the grid of the slices, at the threshold that validation "
-        "chose. A patient without a lesion does not count, whatever is predicted there.",
+        "Dice of the lesion in 3D, on the grid of the slices, at a threshold chosen without the "
+        "test split. A patient without a lesion does not count, whatever is predicted there.",
         compared="difference",
         compared_for=("binary",),
         leads=("binary",),

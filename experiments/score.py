@@ -300,14 +300,14 @@ def _pooled_numbers(
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Of all pixels of all scans at once, as published; and metric → patient → pseudo-value.
 
-    ⌈Dice⌉'s threshold is chosen on the test split itself; "…_at_validation_threshold" is what can
+    ⌈Dice⌉'s threshold is chosen on the test split itself; "…_at_chosen_threshold" is what can
     be had without looking. Without a patient ⌈Dice⌉ chooses anew, and specks are those of the
     threshold of all.
     """
     statistics: dict[str, Callable[[PixelScores], float]] = {
         "pooled_ap": PixelScores.average_precision,
         "pooled_best_dice": lambda it: it.best_dice()[0],
-        "pooled_dice_at_validation_threshold": lambda it: dice_at(it, threshold),
+        "pooled_dice_at_chosen_threshold": lambda it: dice_at(it, threshold),
     }
     numbers = {key: statistic(pooled.whole) for key, statistic in statistics.items()}
     shares = {key: pooled.pseudo_values(statistic) for key, statistic in statistics.items()}

@@ -145,7 +145,7 @@ def mixtures(plan: Plan) -> Iterator[str]:
                 f"{value} ({count} run{'' if count == 1 else 's'})"
                 for value, count in counts.most_common()
             )
-            yield (
-                f"runs of {kind} were computed with different {key}: {values}; the last bits of "
-                "their numbers may depend on it"
-            )
+            depends = "the last bits of their numbers may depend on it"
+            if key == "precision":
+                depends = "arms are not compared at one precision: set it in the study file"
+            yield f"runs of {kind} were computed with different {key}: {values}; {depends}"

@@ -23,6 +23,7 @@ from fewscan.slurm.folder import (
     Keeper,
     Launch,
     Rendezvous,
+    ensure_token,
     say,
     tail,
     write_token,
@@ -81,6 +82,7 @@ class HeadJob:
 
     def _generation(self) -> bool:
         """Serve one generation; False if its Ray head ended by itself."""
+        self._have_token()
         takes_tasks = self.settings.head == "worker"
         node = ray_node.start_head(self.folder, self.share, takes_tasks=takes_tasks)
         try:
@@ -89,6 +91,14 @@ class HeadJob:
             return self._serve(node, watcher, self._announce(node))
         finally:
             ray_node.stop(node)
+
+    def _have_token(self) -> None:
+        """No Ray starts without: what became unreadable is written anew, by who needs it first."""
+        if self.token is None:
+            ensure_token(self.folder.token_file)
+            self.token = self.folder.token()
+        elif self.folder.token() != self.token:
+            write_token(self.folder.token_file, self.token)
 
     def _serve(self, node: RayNode, watcher: subprocess.Popen[bytes], here: Rendezvous) -> bool:
         elastic = Elastic(self.folder, self.launch, node.activity_file)

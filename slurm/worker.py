@@ -51,7 +51,8 @@ class Worker:
         while not self._over():
             self.keeper.look()
             head = self.folder.rendezvous()
-            if head is None or not head.open or not is_reachable(head.address):
+            no_token = self.folder.token() is None  # its head writes it anew
+            if head is None or not head.open or no_token or not is_reachable(head.address):
                 if self._wait_for_head(waiting_since):
                     return
                 continue

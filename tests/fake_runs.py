@@ -12,7 +12,7 @@ import numpy as np
 from fewscan.harness.plan import Plan, PlannedRun
 
 PATIENTS = [f"P{number}" for number in range(6)]
-POOLED = ("pooled_ap", "pooled_best_dice", "pooled_dice_at_validation_threshold")
+POOLED = ("pooled_ap", "pooled_best_dice", "pooled_dice_at_chosen_threshold")
 CLASSES = ("necrotic_core", "oedema", "enhancing")
 
 
@@ -56,7 +56,7 @@ def write_cases(path: Path, dice_P: np.ndarray, classes: bool) -> None:
         kinds = ("dice", "dice_scan", "nsd", "hd95_mm", "false_positive_mm3")
         names = [f"{kind}_{name}" for kind in kinds for name in measured]
         writer = csv.writer(file)
-        writer.writerow(["subject", "ap", "dice_at_validation_threshold", *names, *POOLED])
+        writer.writerow(["subject", "ap", "dice_at_chosen_threshold", *names, *POOLED])
         for number, (patient, dice) in enumerate(zip(PATIENTS, dice_P, strict=True)):
             each = ["" if number > 2 else dice, dice / 2, dice / 4] if classes else [dice]
             far = [math.inf if number == 0 else 10 * number for _ in measured]

@@ -56,12 +56,21 @@ def test_one_sentence_says_what_pretraining_does() -> None:
 def test_several_arms_and_a_score_that_nobody_named() -> None:
     few, none = needs(1, (1, 3)), needs(math.inf, (40, math.inf), "too few")
     found = answer(evidence({SCRATCH: none, DENOISE: few, OTHER: few}, named=False))
-    without = "do what more than 64 (95 % interval 40 to > 64) do without"
+    without = "does what more than 64 (95 % interval 40 to > 64) do without"
     assert found == (
-        f"Binary: with pre-training (denoise) at most 1 (95 % interval ≤ 1 to 3) labelled scans "
-        f"{without}; with pre-training (other) at most 1 (95 % interval ≤ 1 to 3) labelled scans "
+        f"Binary: with pre-training (denoise) at most 1 (95 % interval ≤ 1 to 3) labelled scan "
+        f"{without}; with pre-training (other) at most 1 (95 % interval ≤ 1 to 3) labelled scan "
         f"{without}: a Dice of 0.700, 0.9 times what scratch reaches with its most labels "
         "(scratch: too few)."
+    )
+
+
+def test_an_interval_that_is_all_there_could_be_answers_nothing() -> None:
+    anything = needs(math.inf, (0.5, math.inf))
+    found = answer(evidence({SCRATCH: needs(12, (7, 21)), DENOISE: anything}))
+    assert found.startswith(
+        "Binary: how many labelled scans do with pre-training (denoise) what how many do without "
+        "cannot be said (95 % intervals ≤ 1 to > 64, and 7 to 21): a Dice"
     )
 
 
@@ -116,7 +125,7 @@ def test_page_table_and_terminal_say_it(
     named = studies(report={"reach": {"binary": 0.2}})
     write_report(named)
     sentence = answer(gather(named, read_results(named), leading=True)[0])
-    assert "do without: a Dice at the validation threshold of 0.200." in sentence
+    assert "do without: a Dice at the chosen threshold of 0.200." in sentence
     page = (named.report_folder / "report.html").read_text()
     shown = page.index(sentence)
     assert shown < page.index('<div class="finding')

@@ -106,7 +106,7 @@ def test_a_tolerance_of_nothing_is_a_tolerance() -> None:
 def test_a_binary_run_is_about_any_lesion() -> None:
     """Whatever the class of the truth; and there is no Dice of classes."""
     row = row_of(BOX, 3 * BOX, 1.0, "binary")
-    assert (row["dice_at_validation_threshold"], row["nsd_lesion"]) == ("1.0", "1.0")
+    assert (row["dice_at_chosen_threshold"], row["nsd_lesion"]) == ("1.0", "1.0")
     assert not [name for name in row if name.endswith(("_a", "_b", "_c"))]
     assert "dice_lesion" not in row
 
@@ -115,12 +115,12 @@ def test_dice_at_the_threshold_is_of_any_lesion_also_where_classes_are_known() -
     """The wrong class at the right place: Dice of the classes is 0, of the lesion 1."""
     row = row_of(2 * BOX, BOX, None)
     assert (row["dice_a"], row["dice_b"]) == ("0.0", "")
-    assert row["dice_at_validation_threshold"] == "1.0"
+    assert row["dice_at_chosen_threshold"] == "1.0"
 
 
 def test_where_validation_could_choose_no_threshold_nothing_is_said_of_masks() -> None:
     row = row_of(None, BOX, 1.0, "binary")
-    assert row["dice_at_validation_threshold"] == ""
+    assert row["dice_at_chosen_threshold"] == ""
     assert not [name for name in row if "lesion" in name and name != "lesion_pixels"]
 
 
@@ -172,11 +172,11 @@ def test_numbers_of_patients_have_means_too_and_pooled_ones_have_none_here() -> 
 
 
 def test_a_binary_run_has_no_mean_over_classes() -> None:
-    row: Row = {"patient": "P", "ap": 0.5, "dice_at_validation_threshold": 0.4, "nsd_lesion": 0.3}
+    row: Row = {"patient": "P", "ap": 0.5, "dice_at_chosen_threshold": 0.4, "nsd_lesion": 0.3}
     found = means([row], "binary", CLASSES, Evaluation())
     assert found == {
         "patient_ap": 0.5,
-        "patient_dice_at_validation_threshold": 0.4,
+        "patient_dice_at_chosen_threshold": 0.4,
         "patient_nsd_lesion": 0.3,
     }
 

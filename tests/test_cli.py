@@ -103,8 +103,8 @@ def test_report_says_the_labels_that_a_score_takes(
     shown = fewscan("report", study, "--set", "report.reach.binary=0.2")
     assert shown.exit_code == 0, shown.output
     text = " ".join(shown.output.split())
-    assert "labelled scans do what" in text
-    assert "do without: a Dice at the validation threshold of 0.200" in text
+    assert "labelled scan does what" in text
+    assert "do without: a Dice at the chosen threshold of 0.200" in text
 
 
 def test_report_without_results_says_what_to_do(study: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_clear_gain_is_said_with_the_labels_it_saves() -> None:
         "the logarithmic axis (95 % interval of the difference +0.0"
     )
     assert area.endswith("; p < 0.001).")
-    assert "shown to be higher with 1 labelled scan by 0.098 (95 % interval" in counts
+    assert "shown to be higher with 1 labelled scan (by 0.098, 95 % interval" in counts
     assert rest == "With 10 and 100 labelled scans alone no difference could be shown."
     assert saved.startswith("For what it reaches with 1 labelled scan, scratch needs ")
 

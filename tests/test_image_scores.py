@@ -172,4 +172,4 @@ def check_channel(plan: Plan, run: Any) -> None:
         here = slices.subjects_N == k
         both = found[here].sum() + truth[here].sum()
         dice = 2 * (found[here] & truth[here]).sum() / both
-        assert float(rows[subject]["dice_at_validation_threshold"]) == pytest.approx(dice)
+        assert float(rows[subject]["dice_at_chosen_threshold"]) == pytest.approx(dice)

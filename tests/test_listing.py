@@ -121,6 +121,14 @@ def test_a_mixture_of_threads_is_said_and_one_of_kinds_is_none(large: Plan) -> N
     said = " ".join(printed(render_status(read_status(large))).split())
     assert f"mixed: runs of {last.kind} were computed with different threads: " in said
     assert "4 (1 run); the last bits of their numbers may depend on it" in said
+    write_json(large.folder_of(last).result, {"kind": last.kind, "computed": {"threads": 1}})
+    trained = [run for run in large.runs[:6] if run.kind == "finetune"]
+    for run, precision in zip(trained, ("bf16", "fp32"), strict=False):
+        write_json(
+            large.folder_of(run).result, {"kind": run.kind, "computed": {"precision": precision}}
+        )
+    said = " ".join(printed(render_status(read_status(large))).split())
+    assert "different precision: bf16 (1 run), fp32 (1 run); arms are not compared at one" in said
 
 
 def test_what_is_waited_for_is_said_while_runs_are_under_way(large: Plan) -> None:

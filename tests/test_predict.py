@@ -151,7 +151,7 @@ def test_on_the_stores_grid_it_is_the_mask_that_was_scored(
             if row[column]:
                 assert float(row[column]) == pytest.approx(dice(found.numpy() == k, truth == k))
     else:
-        expected_dice = float(row["dice_at_validation_threshold"])
+        expected_dice = float(row["dice_at_chosen_threshold"])
         assert expected_dice == pytest.approx(dice(found.numpy() > 0, truth > 0), rel=1e-12)
     assert found.any(), "nothing was found, so nothing was compared"
 

@@ -191,7 +191,7 @@ def check_labels(plan: Plan, folder: RunFolder, parents: list[RunFolder]) -> Non
         names = plan.store.classes if predictor.has_classes else ("lesion",)
         for k, name in enumerate(names, start=1):
             masks = Masks(labels == k, truth == k, spacing)
-            column = f"dice_{name}" if predictor.has_classes else "dice_at_validation_threshold"
+            column = f"dice_{name}" if predictor.has_classes else "dice_at_chosen_threshold"
             dice = MEASURES["dice"](masks, EVALUATION)
             assert float(row[column] or "nan") == pytest.approx(dice, nan_ok=True)
             volume = MEASURES["volume_mm3"](masks, EVALUATION)

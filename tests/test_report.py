@@ -14,8 +14,8 @@ from fake_runs import PATIENTS, dice_of, finish, finish_all
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import Branch, area, compare, corrected
-from fewscan.harness.report.evidence import Quartiles, quartiles
-from fewscan.harness.report.figures import LABEL_AXES, colours_of, draw_published
+from fewscan.harness.report.evidence import Quartiles, gather, quartiles
+from fewscan.harness.report.figures import LABEL_AXES, colours_of, draw_evidence, draw_published
 from fewscan.harness.report.results import panel_points, read_results
 from fewscan.harness.report.run_log import read_logs
 from fewscan.harness.report.studies import one_study
@@ -89,7 +89,7 @@ def page(plan: Plan) -> str:
     return (plan.folder.report / "report.html").read_text()
 
 
-DICE = "dice_at_validation_threshold"
+DICE = "dice_at_chosen_threshold"
 
 
 def test_every_file_is_there(finished: Plan) -> None:
@@ -279,6 +279,24 @@ def test_a_table_of_the_page_aligns_numbers_and_escapes_texts(
     assert '<td class="n missing">missing</td>' in page(plan)
 
 
+def test_a_title_stands_over_its_column_wherever_that_is(finished: Plan) -> None:
+    """Numbers may stand before texts, as in the table of trainings."""
+    tables = re.findall(r"<table>.*?</table>", page(finished), flags=re.DOTALL)
+    for each in tables:
+        head, *rows = re.findall(r"<tr>.*?</tr>", each, flags=re.DOTALL)
+        for row in rows:
+            cells = re.findall(r'<td class="(.*?)">', row)
+            assert [it.startswith("n") for it in cells] == numbers_in_head(head)
+    heads = [re.findall(r"<th(?: [^>]*)?>(.*?)</th>", each) for each in tables]
+    (trainings,) = [it for it in heads if it[0] == "training"]
+    assert trainings[-2:] == ["lowest gain", "of level"]
+    assert any(it != sorted(it) for it in map(numbers_in_head, tables)), "one is there"
+
+
+def numbers_in_head(table: str) -> list[bool]:
+    return [kind == "n" for kind in re.findall(r'<th(?: class="(n?)")?>', table)]
+
+
 def test_one_seed_concludes_nothing(tiny_study: Callable[..., Study], undrawn: None) -> None:
     plan = make_plan(tiny_study())
     finish_all(plan)
@@ -458,3 +476,21 @@ def test_how_trainings_went_is_on_the_page(finished: Plan) -> None:
     assert {row["training"] for row in rows} == {"pre-train denoise", "scratch", "denoise"}
     assert table(finished, "trials.csv") == []
     assert "Learning rates that were tried" not in text
+
+
+def test_a_long_schedule_is_a_line(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    """It has one label count, all of them, and is compared with nothing."""
+    plan = make_plan(
+        tiny_study(finetune=tiny_document["finetune"] | GRID, baselines=["supervised long"])
+    )
+    finish_all(plan)
+    studies = one_study(plan)
+    points = panel_points(studies, read_results(studies))
+    colours = colours_of(list(dict.fromkeys(it.arm for it in points if it.labels is not None)))
+    evidence, *_ = gather(studies, read_results(studies), leading=True)
+    for axes in (draw_published(points, colours).axes[0], draw_evidence(evidence, colours).axes[0]):
+        (line,) = [it for it in axes.lines if "long schedule" in str(it.get_label())]
+        assert list(line.get_xdata()) == [0, 1], "from edge to edge"
+    assert {arm.schedule for arm in studies.references()} == {"plain"}

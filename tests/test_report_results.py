@@ -63,7 +63,7 @@ def test_one_more_metric_is_compared_and_described_by_its_row_alone(
     found = [it.key for it in quantities(studies) if it.metric == more]
     assert found == ["msd_mm_lesion", *(f"msd_mm_{name}" for name in studies.first.store.classes)]
     leading = [it.key for it in quantities(studies) if it.leads]
-    assert leading == ["dice_at_validation_threshold", "dice_class_mean"]
+    assert leading == ["dice_at_chosen_threshold", "dice_class_mean"]
 
 
 def test_a_point_of_the_figure_has_the_interval_of_its_mean(

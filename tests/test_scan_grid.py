@@ -112,7 +112,7 @@ def check_rows(folder: RunFolder, store: SliceStore, known: Callable[[np.ndarray
         truth = (labels_ZHW > 0) & known(labels_ZHW)
         each.append(2 * (found & truth).sum() / (found.sum() + truth.sum()))
         assert float(row["dice_scan_lesion"]) == pytest.approx(each[-1], rel=1e-12)
-        assert row["dice_scan_lesion"] != row["dice_at_validation_threshold"]
+        assert row["dice_scan_lesion"] != row["dice_at_chosen_threshold"]
     assert min(each) > 0
     mean = Result.read(folder).test["patient_dice_scan_lesion"]
     assert mean == pytest.approx(np.mean(each))

@@ -111,7 +111,7 @@ def test_the_numbers_are_those_of_all_test_pixels_at_once(
     assert result.test["pooled_ap"] == pytest.approx(ap, rel=1e-12)
     predicted = scores > np.float16(result.threshold)
     dice = 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())
-    assert result.test["pooled_dice_at_validation_threshold"] == pytest.approx(dice, rel=1e-12)
+    assert result.test["pooled_dice_at_chosen_threshold"] == pytest.approx(dice, rel=1e-12)
     best_dice, best_threshold = best_by_trying(scores, truth)
     assert result.test["pooled_best_dice"] == pytest.approx(best_dice, rel=1e-12)
     assert result.test["pooled_best_dice_threshold"] == best_threshold
@@ -154,7 +154,7 @@ def test_each_patient_has_its_share_of_the_pooled_numbers(
         return {
             "pooled_ap": ap,
             "pooled_best_dice": best_by_trying(scores, truth)[0],
-            "pooled_dice_at_validation_threshold": plain_dice(
+            "pooled_dice_at_chosen_threshold": plain_dice(
                 scores > np.float16(result.threshold), truth
             ),
             "pooled_best_dice_without_specks": plain_dice(np.concatenate(kept), truth),
@@ -239,11 +239,11 @@ def test_dice_of_a_patient_is_at_the_threshold_of_validation(
         predicted, truth = scores > threshold, labels > 0
         found, true = found + predicted.sum(), true + truth.sum()
         dice = 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())
-        assert float(row["dice_at_validation_threshold"]) == pytest.approx(dice, rel=1e-12)
+        assert float(row["dice_at_chosen_threshold"]) == pytest.approx(dice, rel=1e-12)
     for name, pixels in (("volume_mm3_lesion", found), ("true_volume_mm3_lesion", true)):
         total_mm3 = sum(float(row[name]) for row in rows)
         assert total_mm3 == pytest.approx(pixels * VOXEL_MM3)
-    for name in ("ap", "dice_at_validation_threshold", "nsd_lesion"):
+    for name in ("ap", "dice_at_chosen_threshold", "nsd_lesion"):
         mean = np.mean([float(row[name]) for row in rows])
         assert result.test[f"patient_{name}"] == pytest.approx(mean, rel=1e-12)
 
@@ -308,9 +308,9 @@ def test_what_is_not_defined_is_null(
     monkeypatch.setattr(SliceStore, "read_subject", healthy)
     result = scored(target=target)
     assert result.test["pooled_ap"] is None
-    assert result.test["pooled_dice_at_validation_threshold"] is None
+    assert result.test["pooled_dice_at_chosen_threshold"] is None
     assert result.threshold is None
-    assert {row["dice_at_validation_threshold"] for row in read_rows(folder)} == {""}
+    assert {row["dice_at_chosen_threshold"] for row in read_rows(folder)} == {""}
     result.write(folder)
     assert Result.read(folder) == result
 

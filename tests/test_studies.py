@@ -60,14 +60,14 @@ def test_arms_of_the_same_name_are_compared(first: Plan, second: Plan) -> None:
     both = two_studies(first, second)
     files = write_report(both)
     assert files[0] == first.folder.path / "report-against-B" / "figure.png"
-    rows = [r for r in differences(both) if r["metric"] == "dice_at_validation_threshold"]
+    rows = [r for r in differences(both) if r["metric"] == "dice_at_chosen_threshold"]
     places = {(r["arm"], r["reference"], r["label_count"]) for r in rows}
     assert places == {
         (f"B/{arm}", f"A/{arm}", count) for arm in ("scratch", "denoise") for count in ("1", "18")
     }
     assert {round(float(r["difference"]), 9) for r in rows} == {0.1}
     text = (both.report_folder / "report.html").read_text()
-    assert "B/denoise has a higher Dice at the validation threshold than A/denoise" in text
+    assert "B/denoise has a higher Dice at the chosen threshold than A/denoise" in text
     assert "network.width" in text
 
 

@@ -36,8 +36,35 @@ def answer(evidence: Evidence) -> str:
 def _pair(arm: Arm, reference: Arm, evidence: Evidence) -> str:
     first, second = how_many(evidence.needed[arm]), how_many(evidence.needed[reference])
     if reference.is_scratch and not arm.is_scratch:
-        return f"with pre-training ({arm.key}) {first} labelled scans do what {second} do without"
-    return f"with {arm.key} {first} labelled scans do what {second} do with {reference.key}"
+        arm_words, without = f"pre-training ({arm.key})", "without"
+    else:
+        arm_words, without = arm.key, f"with {reference.key}"
+    if _says_nothing(evidence.needed[arm]) or _says_nothing(evidence.needed[reference]):
+        ends = [_ends(evidence.needed[it]) for it in (arm, reference)]
+        return (
+            f"how many labelled scans do with {arm_words} what how many do {without} cannot be "
+            f"said (95 % intervals {ends[0]}, and {ends[1]})"
+        )
+    do = "labelled scan does" if _is_one(first) else "labelled scans do"
+    return f"with {arm_words} {first} {do} what {second} do{'es' * _is_one(second)} {without}"
+
+
+def _says_nothing(needed: LabelsNeeded) -> bool:
+    """Whether its interval is all that could be: from the fewest to more than the most."""
+    interval = needed.needed.interval
+    return interval is not None and interval[0] <= needed.searched[0] and math.isinf(interval[1])
+
+
+def _ends(needed: LabelsNeeded) -> str:
+    """ "≤ 1 to > 938"; without an interval the number itself."""
+    if needed.needed.interval is None:
+        return how_many(needed)
+    return " to ".join(whole(end, needed.searched) for end in needed.needed.interval)
+
+
+def _is_one(how_many: str) -> bool:
+    """Whether "at most 1 (95 % interval …)" and the like ask for a singular."""
+    return how_many.partition(" (")[0].endswith(" 1") or how_many.partition(" (")[0] == "1"
 
 
 def how_many(needed: LabelsNeeded) -> str:

@@ -42,6 +42,7 @@ SHADE: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
 MARGIN = 0.02
 """Of a metric's range, so that an axis cuts no marker."""
 UNSUPERVISED_STYLES = (":", "-.")
+LONG_STYLE = (0, (8, 2))
 REFERENCE_STYLES = ((0, (1, 2)), (0, (6, 2)), (0, (6, 2, 1, 2)))
 
 LabelAxis = Literal["learnt", "all"]
@@ -95,7 +96,8 @@ def draw_published(
     axis: LabelAxis = "learnt",
 ) -> Figure:
     """The panels of Holzschuh et al.'s Figure 1, with the figures that others published."""
-    shown, rows = panels(), rows_of([*colours])
+    shown = panels()
+    rows = rows_of([arm for arm in colours if arm.schedule != "long"])
     figure, grid = _grid(rows, len(shown), 13 / 3, 4.2)
     for lit, all_axes in zip(rows, grid, strict=True):
         for (target, metric), axes in zip(shown, all_axes, strict=True):
@@ -150,6 +152,9 @@ def _draw_panel(
     counts = sorted({_labels_of(it, axis) for it in labelled})
     for arm, colour in colours.items():
         mine = [it for it in labelled if it.arm == arm and it.values]
+        if arm.schedule == "long":  # of all labels alone
+            _draw_levels(axes, [(arm.title, it.mean) for it in mine], [LONG_STYLE])
+            continue
         line = {_labels_of(it, axis): it for it in mine}
         x, mean = [*line], np.array([it.mean for it in line.values()], dtype=float)
         if arm not in lit:
@@ -202,7 +207,7 @@ def _draw_references(axes: Axes, published: Sequence[Published]) -> None:
 
 def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     """Means, differences and labels saved of one metric, each with 95 % intervals."""
-    arms = [arm for arm in colours if evidence.of_arm(arm)]
+    arms = [arm for arm in colours if evidence.of_arm(arm) and arm.schedule != "long"]
     rows = rows_of(arms)
     figure, grid = _grid(rows, 3, 13 / 3, 4.0)
     for lit, all_axes in zip(rows, grid, strict=True):
@@ -224,6 +229,8 @@ def _draw_evidence(
     """A row of three panels."""
     means, differences, saved = all_axes
     counts = sorted({it.labels for it in evidence.outcomes if it.labels is not None})
+    long = [it for it in evidence.outcomes if it.arm.schedule == "long" and it.mean is not None]
+    _draw_levels(means, [(it.arm.title, it.mean and it.mean.value) for it in long], [LONG_STYLE])
     for place, arm in enumerate(arms):
         # Side by side, so that none hides another.
         shift = 1.04 ** (place - (len(arms) - 1) / 2) if len(lit) > 1 else 1.0

@@ -6,7 +6,7 @@ sentence says what the data still allow.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,7 +80,7 @@ def _shown(evidence: Evidence, arm: Arm, reference: Arm, area: Area) -> tuple[Ki
         f"{_p(area, evidence)})."
     ]
     sentences += [
-        f"By itself it is shown to be {word} with {_differences(those, known)}."
+        f"By itself it is shown to be {word} with {_counts(those)} ({_differences(those, known)})."
         for word, those in (("higher", raised), ("lower", lowered))
         if those and len(area.counts) > 1
     ]
@@ -88,7 +88,7 @@ def _shown(evidence: Evidence, arm: Arm, reference: Arm, area: Area) -> tuple[Ki
         sentences.append(f"With {_counts(rest)} alone no difference could be shown.")
     better = raised if higher_is_better else lowered
     saved = [it for n in better if (it := outcomes[n].saved) is not None]
-    sentences += [_saving(it, reference) for it in saved]
+    sentences += _savings(saved, reference)
     helps = (gain > 0) == higher_is_better
     against = lowered if gain > 0 else raised
     return "mixed" if against else "helps" if helps else "hurts", sentences
@@ -200,24 +200,29 @@ def _collapsed(evidence: Evidence, arm: Arm, reference: Arm) -> list[str]:
     return [f"Collapsed, and counted like any other: {_join(texts)}."]
 
 
-def _differences(counts: Iterable[int], known: Mapping[int, Comparison]) -> str:
-    return _join(
-        f"{scans(n)} by {number(abs(_value(known[n].difference)))} "
-        f"(95 % interval of the difference {interval(known[n].difference, '+')})"
-        for n in counts
-    )
+def _differences(counts: Sequence[int], known: Mapping[int, Comparison]) -> str:
+    """The size of one difference, of several the least and the greatest; intervals have a table."""
+    sizes = sorted(abs(_value(known[n].difference)) for n in counts)
+    if len(sizes) > 1:
+        return f"by {number(sizes[0])} to {number(sizes[-1])}"
+    (difference,) = (known[n].difference for n in counts)
+    return f"by {number(sizes[0])}, 95 % interval of the difference {interval(difference, '+')}"
 
 
-def _saving(saved: LabelsSaved, reference: Arm) -> str:
-    if saved.needed.value == math.inf:
-        return (
-            f"What it reaches with {scans(saved.labels)}, {reference.key} does not reach with "
-            f"{saved.searched[1]}."
+def _savings(saved: Sequence[LabelsSaved], reference: Arm) -> Iterator[str]:
+    """What the reference needs for what an arm reaches; those that it does not reach together."""
+    for it in saved:
+        if it.needed.value != math.inf:
+            yield (
+                f"For what it reaches with {scans(it.labels)}, {reference.key} needs {needed(it)} "
+                f"(95 % interval {needed_interval(it)})."
+            )
+    never = [it for it in saved if it.needed.value == math.inf]
+    if never:
+        yield (
+            f"What it reaches with {_counts(it.labels for it in never)}, {reference.key} does not "
+            f"reach with {never[0].searched[1]}."
         )
-    return (
-        f"For what it reaches with {scans(saved.labels)}, {reference.key} needs {needed(saved)} "
-        f"(95 % interval {needed_interval(saved)})."
-    )
 
 
 def _counts(counts: Iterable[int]) -> str:
