@@ -140,9 +140,11 @@ def test_what_is_frozen_does_not_change(root: Path, schedule: str, init: str | N
     """Of random weights too: the control of what a frozen encoder is worth."""
     spec, folder = replace(tuned(schedule), init=init), folder_in(root, "run")
     before, _ = initial_network(spec, 2, 3, folder, Devices())
+    still = {name for name, it in before.named_parameters() if not it.requires_grad}
     after = train_once(spec, folder, Devices()).model
     same = {name for name, it in before.state_dict().items() if torch.equal(it, after[name])}
-    assert same == {name for name in after if name.startswith(FROZEN[schedule] or "-")}
+    frozen = {name for name in after if name.startswith(FROZEN[schedule] or "-")}
+    assert same == still == frozen
 
 
 def killed_at(step: int, spec: Finetune, folder: RunFolder) -> None:
