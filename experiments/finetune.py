@@ -7,6 +7,8 @@ the lowest validation loss.
 
 from typing import Literal
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fewscan.experiments import augment
@@ -21,8 +23,9 @@ from fewscan.experiments.losses import (
     segmentation_sums,
     sums_over_ranks,
 )
-from fewscan.experiments.order import BatchOrder
+from fewscan.experiments.order import BatchOrder, OversampledOrder
 from fewscan.experiments.results import Result
+from fewscan.experiments.schedules import parts_of
 from fewscan.experiments.seeds import generator_for, seed_for
 from fewscan.experiments.spec import Finetune
 from fewscan.experiments.train import train
@@ -41,6 +44,9 @@ def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
     learnt, held_out = labelled_scans(spec, store)
     classes = 1 if spec.target == "binary" else len(store.classes)
     validated, at_most = held_out or store.split.validation, training.validation_slices
+    shows_lesion_N = np.concatenate(
+        [store.subjects[i].shows_lesion_N(store.meaning) for i in learnt]
+    )
     task = SegmentTask(
         spec,
         store.meaning,
@@ -48,11 +54,12 @@ def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
         SliceData.load(store, validated, devices, dtype, at_most=at_most),
         devices,
         keeps="best" if held_out or spec.selection == "validation" else "last",
+        shows_lesion_N=shows_lesion_N,
     )
     model, start = initial_network(spec, len(store.channels), 1 + classes, folder, devices)
     facts = start | {"slices": task.training.note}
     try:
-        state = train(model, task, training, folder, devices, facts)
+        state = train(model, task, training, folder, devices, facts, parts_of(spec, training))
     except LossNotFiniteError:
         if not spec.is_trial:
             raise
@@ -92,7 +99,10 @@ class SegmentTask:
         validation: SliceData,
         devices: Devices,
         keeps: Literal["best", "last"] = "best",
+        shows_lesion_N: np.ndarray | None = None,
     ) -> None:
+        """`shows_lesion_N` says it of each training slice, for `oversample_foreground`; where none
+        does, or it is None, all are drawn equally often."""
         self.keeps = keeps
         self.meaning = meaning
         self.is_binary = spec.target == "binary"
@@ -103,7 +113,12 @@ class SegmentTask:
         self.batch_size = spec.training.batch_size
         self.cell = (spec.kind, spec.seed)
         order_seed = seed_for(*self.cell, "order")
-        self.order = BatchOrder(len(training), self.batch_size, order_seed)
+        everything = BatchOrder(len(training), self.batch_size, order_seed)
+        self.order: BatchOrder | OversampledOrder = everything
+        share = spec.oversample_foreground
+        if share and shows_lesion_N is not None and shows_lesion_N.any():
+            lesion_N = torch.from_numpy(np.flatnonzero(shows_lesion_N))
+            self.order = OversampledOrder.of(everything, lesion_N, share)
 
     def loss(self, model: nn.Module, step: int) -> Tensor:
         """The loss of the whole global batch, to which this rank adds the sums of its share."""

@@ -6,6 +6,7 @@ import torch
 
 from fewscan.experiments.checkpoint import load_model
 from fewscan.experiments.devices import Devices
+from fewscan.experiments.schedules import learns
 from fewscan.experiments.seeds import seed_for
 from fewscan.experiments.spec import Finetune, Pretrain
 from fewscan.experiments.unet import UNet, load_for_transfer, require_same_tensors
@@ -44,7 +45,7 @@ def initial_network(
             require_same_tensors(model.state_dict(), weights, remedy=fit)
             model.load_state_dict(weights)
             facts["loaded"] = list(weights)
-    if isinstance(spec, Finetune) and spec.schedule == "probe":
-        model.requires_grad_(False)
-        model.last.requires_grad_(True)
+    if isinstance(spec, Finetune):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(learns(spec)))
     return model.to(devices.device), facts

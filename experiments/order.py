@@ -1,11 +1,11 @@
 """Which items make the batch of a step."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from fewscan.experiments.seeds import generator_for
+from fewscan.experiments.seeds import generator_for, seed_for
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class BatchOrder:
         """(batch_size,) int64 indices of the global batch of `step`."""
         first = step * self.batch_size
         places = range(first, first + self.batch_size)
-        return torch.stack([self._order(p // self.items)[p % self.items] for p in places])
+        found = [int(self._order(p // self.items)[p % self.items]) for p in places]
+        return torch.tensor(found, dtype=torch.int64)
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
@@ -32,3 +33,32 @@ class BatchOrder:
             generator = generator_for(self.seed, "order", epoch)
             self._orders[epoch] = torch.randperm(self.items, generator=generator)
         return self._orders[epoch]
+
+
+@dataclass(frozen=True)
+class OversampledOrder:
+    """Which items make the batch of a step, some of whose places are for some of the items alone.
+
+    As nnU-Net oversamples foreground: the last places of a batch are for patches that show some
+    (Isensee et al. 2021: a third, at least), the others for any. Each kind comes epoch after epoch,
+    in orders of its own; that it is any lesion and no class drawn first is our choice.
+    """
+
+    others: BatchOrder
+    """For the first places, from all items."""
+    chosen: BatchOrder
+    """For the last places, from the items that are preferred."""
+    items_N: Tensor
+    """int64: the preferred ones."""
+
+    @classmethod
+    def of(cls, order: BatchOrder, items_N: Tensor, share: float) -> "OversampledOrder":
+        """`order` with this share of each batch from these items."""
+        places = order.batch_size - round(order.batch_size * (1 - share))
+        seed = seed_for(order.seed, "oversampled")
+        others = replace(order, batch_size=order.batch_size - places)
+        return cls(others, BatchOrder(len(items_N), places, seed), items_N)
+
+    def indices(self, step: int) -> Tensor:
+        """(batch_size,) int64 indices of the global batch of `step`."""
+        return torch.cat([self.others.indices(step), self.items_N[self.chosen.indices(step)]])

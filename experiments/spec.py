@@ -17,7 +17,13 @@ from typing import Any, ClassVar, Literal, get_type_hints
 
 from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.schemes import SCHEMES, Denoise, Scheme
-from fewscan.experiments.settings import Schedule, Selection, Transfer, require_at_least
+from fewscan.experiments.settings import (
+    OWN_RATES,
+    Schedule,
+    Selection,
+    Transfer,
+    require_at_least,
+)
 from fewscan.storage.errors import RunError
 from fewscan.storage.labels import PretrainSlices, Region
 
@@ -191,10 +197,30 @@ class Finetune:
     is_trial: bool = False
     """Whether a loss that is not finite is its result, and no failure: it is not to be chosen."""
     schedule: Schedule = "plain"
-    """What of the network learns."""
+    """What of the network learns, and when."""
     probe_level: int = 0
     """Of a probe, which features its head sees: those of the last map (0), or of the encoder's map
     at this level, from 1, the finest, to the depth of the network."""
+    lr_scale: float = 1.0
+    """The rate of what is transferred is so many times that of what is new."""
+    oversample_foreground: float = 0.0
+    """The share of each batch that is drawn from slices with a lesion; the rest is from all."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "lr_scale", "oversample_foreground")
+        if self.lr_scale == 0:
+            raise ValueError("lr_scale is 0, expected more; what is never to learn is frozen")
+        if self.oversample_foreground > 1:
+            raise ValueError(f"oversample_foreground is {self.oversample_foreground}, at most 1")
+        if self.init is None and self.lr_scale != 1:
+            raise ValueError(
+                f"lr_scale is {self.lr_scale} of random weights: nothing is transferred"
+            )
+        if self.schedule in OWN_RATES and self.training.lr_half_period is not None:
+            raise ValueError(
+                f"lr_half_period is {self.training.lr_half_period} with schedule {self.schedule}, "
+                "whose rate follows a curve of its own"
+            )
 
     @property
     def parents(self) -> tuple[str, ...]:

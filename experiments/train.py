@@ -7,7 +7,9 @@ is; the loop does the rest: optimiser, learning rate, validation, checkpoints, e
 
 import math
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -53,6 +55,22 @@ def learning_rate(training: Training, step: int) -> float:
     return training.lr * (1 + math.cos(math.pi * changed_at / half_period)) / 2
 
 
+@dataclass(frozen=True)
+class Part:
+    """Parameters that learn at the same rate."""
+
+    begin: tuple[str, ...]
+    """How their names begin. Each parameter belongs to one part."""
+    rate: Callable[[int], float | None]
+    """Step → their rate; None: they do not learn in it, and neither do the optimiser's moments. A
+    function of the step alone, so that a run that goes on goes on at the same rate."""
+
+
+def everything(training: Training) -> tuple[Part, ...]:
+    """All parameters, at the rate that the settings say."""
+    return (Part(("",), partial(learning_rate, training)),)
+
+
 def train(
     model: nn.Module,
     task: Task,
@@ -60,15 +78,17 @@ def train(
     folder: RunFolder,
     devices: Devices,
     facts: dict[str, Any],
+    parts: Sequence[Part] = (),
 ) -> TrainingState:
     """Train `model` on this rank's device, from the folder's checkpoint if there is one.
 
-    `facts` go into the event that opens the attempt. Returns the final state; its `best` are the
+    `facts` go into the event that opens the attempt; `parts` have rates of their own, none is
+    `everything`. Returns the final state; its `best` are the
     weights that validation chose. Raises `LossNotFiniteError` if a loss or a gradient is not
     finite, `DiskFullError` if a checkpoint finds no room.
     """
     with CheckpointWriter(folder.checkpoint) as writer:
-        loop = Loop(model, task, training, folder, devices, writer)
+        loop = Loop(model, task, training, folder, devices, writer, parts)
         loop.begin(facts)
         while loop.state.step < training.iterations:
             loop.step()
@@ -95,6 +115,7 @@ class Loop:
         folder: RunFolder,
         devices: Devices,
         writer: CheckpointWriter,
+        parts: Sequence[Part] = (),
     ) -> None:
         self.model = model
         self.task = task
@@ -103,7 +124,8 @@ class Loop:
         self.devices = devices
         self.writer = writer
         self.unwritten: list[dict[str, Any]] = []
-        self.optimiser = make_optimiser(training, model)
+        self.parts = parts or everything(training)
+        self.optimiser = make_optimiser(training, model, self.parts)
         self.state = self._resume()
         self.parallel = devices.parallel(model)
         self.last_beat = -math.inf
@@ -144,12 +166,16 @@ class Loop:
 
     def step(self) -> None:
         """One step of the optimiser on the global batch."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.training, self.state.step)
+        rates = self._rates(self.state.step)
         self.optimiser.zero_grad()
         with self.devices.autocast(self.training.precision):
             loss = self.task.loss(self.parallel, self.state.step)
         loss.backward()
+        for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate or 0.0
+            if rate is None:  # a gradient of 0 would still move weights, by decay and by moments
+                for parameter in group["params"]:
+                    parameter.grad = None
         clip = self.training.clip_norm
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         if validates_next := _validates_after(self.state.step + 1, self.training):
@@ -160,6 +186,11 @@ class Loop:
         self.state.window += torch.stack([loss.detach(), (norm > clip).to(loss.dtype)])
         self.health.look_at_gradient(norm, self.state.step)
         self.state.step += 1
+
+    def _rates(self, step: int) -> list[float | None]:
+        """Of the optimiser's groups, which are as many of each part."""
+        rates = [part.rate(step) for part in self.parts]
+        return [it for it in rates for _ in range(len(self.optimiser.param_groups) // len(rates))]
 
     def validate(self) -> None:
         """Validate, keep the model if it is the best so far, and note it for the events."""
@@ -175,7 +206,7 @@ class Loop:
         values = {
             "train/loss": train_loss,
             "validation/loss": validation_loss,
-            "lr": learning_rate(self.training, state.step - 1),
+            "lr": max(rate or 0.0 for rate in self._rates(state.step - 1)),
             "clipped_share": clipped,
         }
         if self.devices.is_first:
@@ -269,16 +300,23 @@ class Loop:
             self.unwritten.clear()
 
 
-def make_optimiser(training: Training, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of what learns; each is fused, so that a step costs one pass."""
+def make_optimiser(
+    training: Training, model: nn.Module, parts: Sequence[Part] = ()
+) -> torch.optim.Optimizer:
+    """The optimiser of what learns, with one or two groups for each part in turn; each is fused, so
+    that a step costs one pass."""
     lr, decay = training.lr, training.weight_decay
-    learning = [it for it in model.parameters() if it.requires_grad]
-    parameters: Any = learning
-    if not training.decay_norms:  # gains, shifts and biases have one axis
-        filters, others = (
-            [it for it in learning if (it.ndim > 1) == many] for many in (True, False)
-        )
-        parameters = [{"params": filters}, {"params": others, "weight_decay": 0.0}]
+    parameters: Any = []
+    for part in parts or everything(training):
+        named = [it for it in model.named_parameters() if it[0].startswith(part.begin)]
+        learning = [it for _, it in named if it.requires_grad]
+        if training.decay_norms:
+            parameters.append({"params": learning})
+        else:  # gains, shifts and biases have one axis
+            filters, others = (
+                [it for it in learning if (it.ndim > 1) == many] for many in (True, False)
+            )
+            parameters += [{"params": filters}, {"params": others, "weight_decay": 0.0}]
     if training.optimiser == "sgd":
         return torch.optim.SGD(
             parameters, lr, SGD_MOMENTUM, weight_decay=decay, nesterov=True, fused=True

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fewscan.experiments.settings import Transfer
+from fewscan.experiments.settings import FROM_SCRATCH, Schedule, Transfer
 from fewscan.experiments.spec import Target
 
 ArmKind = Literal["pre-training", "fine-tuning", "unsupervised", "tuning"]
@@ -24,22 +24,39 @@ class Arm:
     anomaly score of the images alone its name, such as "channel flair"."""
     transfer: Transfer = "all"
     """Which weights it takes over."""
-    schedule: Literal["plain", "long", "probe"] = "plain"
-    """long: more iterations than the grid has. probe: a new head alone learns."""
+    schedule: Schedule | Literal["long"] = "plain"
+    """How it is fine-tuned, where the arms of a study differ in that. long: more iterations than
+    the grid has."""
     level: int = 0
     """Of a probe, whose features its head sees: see `Finetune.probe_level`."""
+    lr_scale: float = 1.0
+    """The rate of what is transferred, in parts of the others', where arms differ in that."""
+    oversample_foreground: float = 0.0
+    """See `Finetune.oversample_foreground`; where arms differ in that."""
     study: str = ""
     """Set where two studies are compared."""
 
     @property
     def is_scratch(self) -> bool:
-        """Whether it is a fine-tuning of the grid from random weights."""
-        return self.kind == "fine-tuning" and self.init is None and self.schedule == "plain"
+        """Whether it is a fine-tuning of the grid from random weights, all of which learn."""
+        return self.kind == "fine-tuning" and self.init is None and self.schedule in FROM_SCRATCH
 
     @property
     def is_compared(self) -> bool:
         """Whether it is tested against scratch; a baseline is a line to look at."""
-        return self.kind == "fine-tuning" and self.init is not None and self.schedule == "plain"
+        return self.init is not None and self.is_ranked
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it is an arm of the grid, and no baseline and no probe."""
+        return self.kind == "fine-tuning" and self.schedule not in ("long", "probe")
+
+    @property
+    def scratch(self) -> "Arm":
+        """Random weights fine-tuned in the same way, as far as there is such a way: the fair form
+        of a comparison. A frozen encoder, and a rate of what is transferred, they have not."""
+        schedule = self.schedule if self.schedule in FROM_SCRATCH else "plain"
+        return Arm(self.kind, schedule=schedule, oversample_foreground=self.oversample_foreground)
 
     @property
     def key(self) -> str:
@@ -48,6 +65,10 @@ class Arm:
         how: list[str] = [] if self.transfer == "all" else [self.transfer]
         if self.schedule != "plain":
             how.append(f"probe {self.level}" if self.level else self.schedule)
+        if self.lr_scale != 1:
+            how.append(f"lr × {self.lr_scale:g}")
+        if self.oversample_foreground:
+            how.append(f"oversampled {self.oversample_foreground:.2g}")
         taken = f"{init} ({', '.join(how)})" if how else init
         name = {
             "unsupervised": f"unsupervised: {taken}",
@@ -70,8 +91,10 @@ class Arm:
         if self.schedule == "probe":
             features = "random" if self.init is None else f"{self.init}'s"
             return f"{features} features{where}, frozen"
+        if self.schedule == "long":
+            return "from scratch, long schedule"
         if self.init is None:
-            return "from scratch" + (", long schedule" if self.schedule == "long" else "")
+            return f"from {key}"
         return f"pre-trained: {key}"
 
     def of_study(self, study: str) -> "Arm":

@@ -95,6 +95,7 @@ def normalisation_of(store: SliceStore) -> str:
 
 def concerns(plan: "Plan") -> Iterator[str]:
     """Sentences on what a person may not expect of the study, without a full stop."""
+    yield from plan.left_out
     yield from _who_chooses(plan)
     yield from _masks_of_pretrainings(plan)
     yield from _labels_without_lesion(plan)

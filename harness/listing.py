@@ -42,11 +42,7 @@ def _iterations(plan: Plan) -> str:
     """How long the cells of the grid are trained, in iterations and epochs of their slices."""
     found: dict[int, Training] = {}
     for run in plan.runs:
-        if (
-            isinstance(run.spec, Finetune)
-            and run.place.is_cell
-            and run.place.arm.schedule == "plain"
-        ):
+        if isinstance(run.spec, Finetune) and run.place.is_cell and run.place.arm.is_ranked:
             found[run.spec.label_count] = run.spec.training
     each = slices_a_scan(plan.store)
     texts = [

@@ -4,18 +4,19 @@ The plan is a function of the study file and the store; it runs nothing. Runs ar
 parents come before children.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fewscan.experiments.catalogue import computed
 from fewscan.experiments.cost import run_flops
 from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes.scheme import Scheme
-from fewscan.experiments.settings import Transfer
+from fewscan.experiments.settings import FROM_SCRATCH, Transfer
 from fewscan.experiments.spec import (
     Finetune,
     Imported,
@@ -89,6 +90,8 @@ class Plan:
     runs: tuple[PlannedRun, ...]
     stores: Mapping[str, SliceStore] = field(default_factory=dict)
     """Pre-training's name → the store that it learns from; by default the study's."""
+    left_out: tuple[str, ...] = ()
+    """What of `finetune.inits` there is no arm for, and why: sentences without a full stop."""
 
     @property
     def folder(self) -> StudyFolder:
@@ -162,7 +165,18 @@ def make_plan(study: Study) -> Plan:
                 expected="names for different things",
                 remedy="give one another seed or setting, or leave it out",
             )
-    return Plan(study, store, tuple(unique.values()), planner.stores)
+    runs, left_out = tuple(unique.values()), tuple(dict.fromkeys(planner.left_out))
+    return Plan(study, store, runs, planner.stores, left_out)
+
+
+def meaningful(arm: Arm) -> Arm:
+    """The same fine-tuning without what has nothing to act on: random weights are not transferred,
+    and what is transferred and does not learn has no rate."""
+    if arm.init is None:
+        arm = replace(arm, transfer="all", lr_scale=1.0)
+    if arm.schedule == "probe" or (arm.schedule, arm.transfer) == ("frozen", "encoder"):
+        arm = replace(arm, lr_scale=1.0)
+    return arm
 
 
 class _Planner:
@@ -176,6 +190,9 @@ class _Planner:
         """What runs start from: name and seed of a pre-training, or the name of imported weights,
         → run id. Pre-trainings are added as they are planned."""
         self.stores = {name: self._store_of(name) for name in study.pretrain}
+        self.left_out: list[str] = []
+        self.whole: dict[Arm, Arm] = {}
+        """Arm → the same with what all arms of the study share, which its name does not say."""
 
     def _store_of(self, name: str) -> SliceStore:
         path = self.study.pretrain[name].store
@@ -195,7 +212,7 @@ class _Planner:
                 if pretrain[name].scheme.has_anomaly_score:
                     yield from (self._unsupervised(name, seed) for seed in pretrain[name].seeds)
             for name in self.imports:
-                if name in finetune.inits and self._has_score(name):
+                if name in finetune.init_names and self._has_score(name):
                     yield self._unsupervised(name, None)
         yield from map(self._image_score, self.study.image_scores)
         yield from self._grid()
@@ -363,10 +380,11 @@ class _Planner:
 
     def _grid(self) -> Iterator[PlannedRun]:
         finetune = self.study.finetune
-        for init in finetune.inits:
+        for init in finetune.init_names:
             self._check_known(init, where="finetune.inits")
+        arms = self._arms()
         for target in finetune.targets:
-            for arm, counts in self._arms().items():
+            for arm, counts in arms.items():
                 trials = self._trials(arm, target)
                 yield from trials
                 for count in counts:
@@ -379,14 +397,15 @@ class _Planner:
         finetune, baselines = self.study.finetune, self.study.baselines
         counts = self._label_counts(finetune.label_counts, "finetune.label_counts")
         everything = len(self.store.split.train)
-        found = {self._arm(init): counts for init in finetune.inits}
+        self.whole = self._named(self._combinations())
+        found = dict.fromkeys(self.whole, counts)
+        scratch = next(filter(lambda arm: arm.is_scratch, found), self._arm(SCRATCH))
         if "supervised" in baselines:
-            scratch = self._arm(SCRATCH)
             found[scratch] = sorted({*found.get(scratch, ()), everything})
         if "supervised long" in baselines:
-            found[replace(self._arm(SCRATCH), schedule="long")] = [everything]
+            found[replace(scratch, schedule="long")] = [everything]
         if "random features" in baselines:
-            found[replace(self._arm(SCRATCH), schedule="probe")] = counts
+            found[self._probe(SCRATCH, 0)] = counts
         if (probes := finetune.probes) is not None:
             if max(probes.levels) > self.study.network.depth:
                 raise StudyError(
@@ -398,14 +417,101 @@ class _Planner:
             wanted = probes.label_counts or finetune.label_counts
             counts = self._label_counts(wanted, "finetune.probes.label_counts")
             for level in probes.levels:
-                for init in dict.fromkeys((SCRATCH, *finetune.inits)):
-                    arm = replace(self._arm(init), schedule="probe", level=level)
-                    found[arm] = sorted({*found.get(arm, ()), *counts})
+                for init in dict.fromkeys((SCRATCH, *finetune.init_names)):
+                    arm = self._probe(init, level)
+                    if reason := self._impossible(arm):
+                        self.left_out.append(f"finetune.probes: no {arm.key}: {reason}")
+                    else:
+                        found[arm] = sorted({*found.get(arm, ()), *counts})
         return found
 
     def _arm(self, init: str) -> Arm:
         """Plain fine-tuning from this init."""
         return Arm("fine-tuning", None if init == SCRATCH else init, self._transfer(init))
+
+    def _probe(self, init: str, level: int) -> Arm:
+        """A new head on features of this init."""
+        return replace(self._arm(init), schedule="probe", level=level)
+
+    def _combinations(self) -> list[Arm]:
+        """The arms that `finetune.inits` asks for, each once, with all that is said of them.
+
+        A single one that cannot be is refused; in a grid it is left out, and that is said. What
+        means nothing to an arm is as by default: scratch comes once, whatever is transferred.
+        """
+        finetune, found = self.study.finetune, dict[Arm, None]()
+        for grid in finetune.grids:
+            ways = product(
+                grid.init,
+                grid.transfer or (None,),
+                grid.schedule or (finetune.schedule,),
+                grid.lr_scale or (finetune.lr_scale,),
+                grid.oversample_foreground or (finetune.oversample_foreground,),
+            )
+            for init, transfer, schedule, lr_scale, share in ways:
+                asked = replace(
+                    Arm("fine-tuning", None if init == SCRATCH else init),
+                    transfer=transfer or self._transfer(init),
+                    schedule=schedule,
+                    lr_scale=lr_scale,
+                    oversample_foreground=share,
+                )
+                arm = meaningful(asked)
+                reason = self._impossible(arm)
+                if reason and grid.is_one:
+                    raise StudyError(
+                        f"{arm.key} cannot be: {reason}",
+                        where="finetune.inits",
+                        expected="an init, and a way to fine-tune it that its weights allow",
+                        remedy="change transfer or schedule there, or leave it out",
+                    )
+                if reason:
+                    self.left_out.append(f"finetune.inits: no {arm.key}: {reason}")
+                    continue
+                if arm != asked and grid.is_one and (grid.lr_scale or grid.transfer):
+                    self.left_out.append(
+                        f"finetune.inits: {asked.key} is {arm.key}: what it names besides has "
+                        "nothing to act on"
+                    )
+                found[arm] = None
+        return list(found)
+
+    def _impossible(self, arm: Arm) -> str:
+        """Why an arm cannot be, without a full stop; empty if it can."""
+        scheme = None if arm.init is None else self._scheme_of(arm.init)
+        if arm.transfer == "all" and scheme is not None and not scheme.skips:
+            return (
+                f"{arm.init} was pre-trained without skip connections, so its decoder has not "
+                "learnt to use them; transfer the encoder"
+            )
+        if arm.schedule == "probe" and arm.level == 0 and arm.transfer == "encoder":
+            return (
+                "a probe of the last map sees it through the decoder, which is random; "
+                "finetune.probes.levels has the encoder's"
+            )
+        return ""
+
+    def _named(self, arms: Sequence[Arm]) -> dict[Arm, Arm]:
+        """Each arm by what it does not share with all others; what is not learnt is always said."""
+        shared: dict[str, Any] = {}
+        for name in ("schedule", "lr_scale", "oversample_foreground"):
+            values = {getattr(arm, name) for arm in arms}
+            if len(values) == 1 and not values & {"frozen", "probe"}:
+                shared[name] = getattr(Arm("fine-tuning"), name)
+        if len({arm.lr_scale for arm in arms if arm.init is not None}) == 1:
+            shared["lr_scale"] = 1.0  # scratch has none
+        return {replace(arm, **shared): arm for arm in arms}
+
+    def _whole(self, arm: Arm) -> Arm:
+        """The arm with what all arms of the study share."""
+        if arm in self.whole:
+            return self.whole[arm]
+        finetune = self.study.finetune
+        own = finetune.schedule if arm.schedule == "long" else arm.schedule
+        if own == "plain" or (arm.schedule == "long" and own not in FROM_SCRATCH):
+            own = finetune.schedule if finetune.schedule in FROM_SCRATCH else "plain"
+        share = arm.oversample_foreground or finetune.oversample_foreground
+        return replace(arm, schedule=own, oversample_foreground=share)
 
     def _label_counts(self, wanted: Collection[int | Literal["all"]], where: str) -> list[int]:
         everything = len(self.store.split.train)
@@ -425,7 +531,7 @@ class _Planner:
         if tune is None or arm.schedule == "probe":
             return []
         self._label_counts([tune.on.labels], "finetune.tune.on.labels")
-        plain = replace(arm, schedule="plain")
+        plain = replace(arm, schedule="plain") if arm.schedule == "long" else arm
         place = Place(plain, target, tune.on.labels, tune.on.seed)
         found = []
         for lr in tune.lr:
@@ -452,7 +558,7 @@ class _Planner:
         return replace(place, pretraining=pretraining)
 
     def _finetuning(self, place: Place) -> Finetune:
-        finetune, arm = self.study.finetune, place.arm
+        finetune, arm = self.study.finetune, self._whole(place.arm)
         assert place.target is not None
         assert place.labels is not None
         parent, _ = self._start(arm.init or SCRATCH, place.seed)
@@ -461,14 +567,16 @@ class _Planner:
             network=self.study.network,
             target=place.target,
             label_count=place.labels,
-            training=self._training(arm, place.labels),
+            training=self._training(place.arm, place.labels),
             augmentation=finetune.augmentation,
             seed=place.seed,
             init=parent,
             transfer=arm.transfer,
             selection=finetune.selection,
-            schedule="probe" if arm.schedule == "probe" else "plain",
+            schedule="plain" if arm.schedule == "long" else arm.schedule,
             probe_level=arm.level,
+            lr_scale=arm.lr_scale,
+            oversample_foreground=arm.oversample_foreground,
         )
 
     def _training(self, arm: Arm, labels: int) -> Training:

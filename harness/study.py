@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -32,7 +33,7 @@ from fewscan.experiments.catalogue import leading, panels
 from fewscan.experiments.image_scores import ImageScore
 from fewscan.experiments.schemes import SCHEMES, Denoise
 from fewscan.experiments.schemes.scheme import Scheme
-from fewscan.experiments.settings import Selection, Transfer
+from fewscan.experiments.settings import OWN_RATES, Schedule, Selection, Transfer
 from fewscan.experiments.spec import (
     Augmentation,
     Evaluation,
@@ -58,6 +59,13 @@ def _baseline(name: str) -> str:
 Baseline = Annotated[str, AfterValidator(_baseline)]
 
 
+def _validated(cls: Any, value: Any) -> Any:
+    """A value of a dataclass. Raises ValidationError, also for a key that it does not have."""
+    # A dataclass alone would have to forbid unknown keys itself; so would those within it.
+    found: Any = TypeAdapter(cls | None, config=ConfigDict(extra="forbid")).validate_python(value)
+    return found
+
+
 def _scheme(value: Any) -> Scheme:
     """The scheme of the kind that the mapping names. Raises ValueError, ValidationError."""
     if isinstance(value, Scheme):
@@ -65,7 +73,8 @@ def _scheme(value: Any) -> Scheme:
     if not isinstance(value, dict) or str(value.get("kind")) not in SCHEMES:
         raise ValueError(f"a scheme says its kind, one of: {', '.join(SCHEMES)}")
     settings = {name: inner for name, inner in value.items() if name != "kind"}
-    return TypeAdapter(SCHEMES[value["kind"]]).validate_python(settings)
+    scheme: Scheme = _validated(SCHEMES[value["kind"]], settings)
+    return scheme
 
 
 def _plain_scheme(scheme: Scheme) -> dict[str, Any]:
@@ -134,7 +143,8 @@ def _iterations(value: Any) -> dict[int, int] | Epochs | None:
     if value is None or isinstance(value, Epochs):
         return value
     if isinstance(value, dict) and "epochs" in value:
-        return TypeAdapter(Epochs).validate_python(value)
+        law: Epochs = _validated(Epochs, value)
+        return law
     table = TypeAdapter(dict[PositiveInt, PositiveInt]).validate_python(value)
     if not table:
         raise ValueError("at least one label count, or {epochs: …}")
@@ -202,6 +212,48 @@ class Pretraining:
         return seed if seed in self.seeds else self.seeds[seed % len(self.seeds)]
 
 
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, str | int | float) else value
+
+
+LrScale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Portion = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Arms as a grid: each init with each way to fine-tune it. What is not named is as `finetune`
+    says. Each is a value or a list of them."""
+
+    init: Annotated[tuple[str, ...], BeforeValidator(_several)]
+    transfer: Annotated[tuple[Transfer, ...], BeforeValidator(_several)] = ()
+    schedule: Annotated[tuple[Schedule, ...], BeforeValidator(_several)] = ()
+    lr_scale: Annotated[tuple[LrScale, ...], BeforeValidator(_several)] = ()
+    oversample_foreground: Annotated[tuple[Portion, ...], BeforeValidator(_several)] = ()
+
+    def __post_init__(self) -> None:
+        _require_each_once("init", self.init)
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it names a single arm, which is refused rather than left out if it cannot be."""
+        return all(len(getattr(self, it.name)) < 2 for it in fields(self))
+
+
+def _arms(value: Any) -> str | Arms:
+    """A name, or a mapping. Raises ValueError, also as ValidationError."""
+    if isinstance(value, str | Arms):
+        return value
+    arms: Arms = _validated(Arms, value)
+    return arms
+
+
+def _plain_arms(value: str | Arms) -> Any:
+    if isinstance(value, str):
+        return value
+    return {name: list(found) for name, found in vars(value).items() if found}
+
+
 @dataclass(frozen=True)
 class Finetuning:
     """The grid: label counts × seeds × inits × targets."""
@@ -211,13 +263,22 @@ class Finetuning:
     training: Training
     """The same for every cell: arms share their update budget."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    inits: tuple[str, ...] = (SCRATCH,)
-    """The arms: scratch, names of pre-trainings, names of imported checkpoints."""
+    inits: tuple[Annotated[Any, PlainValidator(_arms), PlainSerializer(_plain_arms)], ...] = (
+        SCRATCH,
+    )
+    """The arms: scratch, names of pre-trainings, names of imported checkpoints; and grids of them
+    and ways to fine-tune: {init: [scratch, denoise], schedule: [plain, sawtooth], …}."""
     targets: tuple[Target, ...] = ("binary", "multiclass")
     augmentation: Augmentation = Augmentation()
     transfer: Transfer | None = None
     """What fine-tunings take over from a pre-training: all of it but the head, or the encoder.
     None: what its scheme hands on."""
+    schedule: Schedule = "plain"
+    """What of the network learns, and when: `experiments.schedules`."""
+    lr_scale: LrScale = 1.0
+    """The rate of what is transferred is so many times that of what is new."""
+    oversample_foreground: Portion = 0.0
+    """The share of each batch that is drawn from slices with a lesion; nnU-Net's is a third."""
     selection: Selection = "validation"
     """Which labels choose the model that is kept and the threshold of its mask. validation: those
     of the validation split (published). within: a fifth of the labelled scans, held out; of fewer
@@ -240,6 +301,24 @@ class Finetuning:
             raise ValueError("a label count is a whole number from 1, or all")
         if self.tune is not None and self.tune.on.seed in self.seeds:
             raise ValueError(f"tune.on.seed {self.tune.on.seed} is one of seeds, which are scored")
+        grids = [it for it in self.inits if isinstance(it, Arms)]
+        schedules = {self.schedule, *(name for grid in grids for name in grid.schedule)}
+        own = [name for name in OWN_RATES if name in schedules]
+        if own and self.training.lr_half_period is not None:
+            raise ValueError(
+                f"training.lr_half_period is {self.training.lr_half_period}, and schedule "
+                f"{' and '.join(own)} follows a curve of its own; leave lr_half_period out"
+            )
+
+    @property
+    def grids(self) -> tuple[Arms, ...]:
+        """The arms, each name as a grid of one."""
+        return tuple(Arms((it,)) if isinstance(it, str) else it for it in self.inits)
+
+    @property
+    def init_names(self) -> tuple[str, ...]:
+        """What arms start from, each once."""
+        return tuple(dict.fromkeys(name for grid in self.grids for name in grid.init))
 
     def training_for(self, labels: int, slices: float) -> Training:
         """How cells of so many labelled scans, and about so many labelled slices, are trained."""
@@ -453,7 +532,11 @@ def parse_study(document: dict[str, Any], where: str) -> Study:
 
 
 def _written_out(document: dict[str, Any]) -> dict[str, Any]:
-    """`pretrain: {NAME: …}` without short forms: `noise`, of the published scheme; one `seed`."""
+    """Without short forms: `pretrain: {NAME: …}` with `noise`, of the published scheme, or one
+    `seed`; `finetune.inits` with one grid and no list."""
+    finetune = document.get("finetune")
+    if isinstance(finetune, dict) and isinstance(finetune.get("inits"), dict):
+        document = {**document, "finetune": {**finetune, "inits": [finetune["inits"]]}}
     wishes = document.get("pretrain")
     if not isinstance(wishes, dict):
         return document
@@ -579,6 +662,8 @@ def _known_keys(location: Sequence[int | str], document: Any) -> list[str]:
             here = SCHEMES[document["kind"]]
         if part == "iterations" and isinstance(document, dict):
             here = Epochs
+        if part == "inits":
+            here = tuple[Arms, ...]
     return [f.name for f in fields(_inner_class(here) or here)]
 
 

@@ -230,7 +230,11 @@ class Subject:
 
     def lesion_slices(self, meaning: LabelMeaning) -> int:
         """The number of kept slices with a lesion pixel."""
-        return int(self._lesion_pixels_NL(meaning).any(axis=1).sum())
+        return int(self.shows_lesion_N(meaning).sum())
+
+    def shows_lesion_N(self, meaning: LabelMeaning) -> np.ndarray:
+        """Whether there is a lesion pixel, for each kept slice."""
+        return np.asarray(self._lesion_pixels_NL(meaning).any(axis=1))
 
     def _lesion_pixels_NL(self, meaning: LabelMeaning) -> np.ndarray:
         return self.lesion_pixels_NK[:, [k - 1 for k in meaning.lesion_values]]

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 from toy_schemes import Contrast, Masked
 
-from fewscan.experiments.cost import flops_by_part, forward_flops, run_flops
+from fewscan.experiments.cost import (
+    flops_by_part,
+    forward_flops,
+    forward_flops_by_part,
+    run_flops,
+)
 from fewscan.experiments.spec import (
     Evaluation,
     Finetune,
@@ -55,8 +60,40 @@ def test_two_views_of_a_slice_are_two_passes(store: SliceStore) -> None:
         flops_by_part(Pretrain("data", NETWORK, TRAINING, scheme), NETWORK, store)
         for scheme in (Masked(), Contrast())
     )
-    assert two.training == one.training
-    assert two.validation == 2 * one.validation
+    encoder = share_of_the_encoder(NETWORK, 16)
+    assert two.training == pytest.approx(encoder * one.training)
+    assert two.validation == pytest.approx(encoder * 2 * one.validation)
+
+
+def share_of_the_encoder(network: Network, size: int) -> float:
+    parts = forward_flops_by_part(network, 4, 4, size)
+    return sum(parts.encoder) / forward_flops(network, 4, 4, size)
+
+
+def test_the_encoder_is_a_third_of_the_published_network() -> None:
+    """18.4 GFLOP, of which 36.5 % are in the encoder: counted by hand from its layers."""
+    assert share_of_the_encoder(Network(), 128) == pytest.approx(0.365, abs=0.002)
+
+
+def test_what_does_not_learn_costs_no_backward_pass(store: SliceStore) -> None:
+    encoder = share_of_the_encoder(NETWORK, 16)
+    plain = Finetune("data", NETWORK, "binary", 4, TRAINING, 0)
+    whole = flops_by_part(plain, NETWORK, store)
+    frozen, head, deep = (
+        flops_by_part(replace(plain, **changes), NETWORK, store)  # type: ignore[arg-type]
+        for changes in (
+            {"schedule": "frozen"},
+            {"schedule": "probe"},
+            {"schedule": "probe", "probe_level": 2},
+        )
+    )
+    assert frozen.training == pytest.approx(whole.training * (1 - 2 / 3 * encoder))
+    assert head.training == pytest.approx(whole.training / 3)
+    assert deep.training == pytest.approx(whole.training / 3 * encoder)
+    assert frozen.validation == head.validation == whole.validation
+    assert deep.validation == pytest.approx(whole.validation * encoder)
+    for schedule in ("warmup", "sawtooth"):
+        assert flops_by_part(replace(plain, schedule=schedule), NETWORK, store) == whole
 
 
 def test_a_score_passes_both_splits_through_each_network(store: SliceStore) -> None:

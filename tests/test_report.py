@@ -41,6 +41,9 @@ FILES = {
     "quartiles.csv",
     "trainings.csv",
     "trials.csv",
+    "ranking.csv",
+    "pairs.csv",
+    "arithmetic.csv",
     "tables.tex",
 }
 

@@ -29,6 +29,7 @@ from fewscan.experiments.finetune import SegmentTask
 from fewscan.experiments.initial_weights import initial_network
 from fewscan.experiments.pretrain import PretextTask
 from fewscan.experiments.residency import InMemory
+from fewscan.experiments.schedules import parts_of
 from fewscan.experiments.schemes import Denoise
 from fewscan.experiments.schemes.denoise import Noise
 from fewscan.experiments.schemes.scheme import SliceTable
@@ -70,7 +71,8 @@ def train_once(spec: Pretrain | Finetune, folder: RunFolder, devices: Devices) -
         task = SegmentTask(spec, LabelMeaning(("a", "b")), *data, devices)
     outputs = 2 if isinstance(spec, Pretrain) else 3
     model, facts = initial_network(spec, 2, outputs, folder, devices)
-    return train(model, task, spec.training, folder, devices, facts)
+    parts = parts_of(spec, spec.training) if isinstance(spec, Finetune) else ()
+    return train(model, task, spec.training, folder, devices, facts, parts)
 
 
 @pytest.fixture

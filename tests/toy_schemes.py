@@ -58,6 +58,7 @@ class Contrast(Scheme):
     kind: ClassVar[str] = "toy contrast"
     views: ClassVar[int] = 2
     transfer: ClassVar[Transfer] = "encoder"
+    trains: ClassVar[Transfer] = "encoder"
 
     temperature: float = 0.5
 

@@ -94,6 +94,8 @@ class Scheme:
     """Forward passes that a slice of the batch is worth; a step draws batch_size / views slices."""
     transfer: ClassVar[Transfer] = "all"
     """What a fine-tuning takes over, unless the study says otherwise."""
+    trains: ClassVar[Transfer] = "all"
+    """What of the network its images pass through; "encoder" costs less, and is planned so."""
     keeps: ClassVar[Literal["best", "last"]] = "best"
     """Whether its validation loss may choose the model."""
     has_anomaly_score: ClassVar[bool] = False

@@ -109,7 +109,7 @@ def compare(
 def _comparison(
     cells: Mapping[int, Cell], resampling: Resampling, arms: Sequence[Collapses]
 ) -> Comparison:
-    found, draws_B = _weighted(cells, resampling, arms)
+    found, draws_B = weighted(cells, resampling, arms)
     (scores_SP,) = [cell.defined().scores_SP for cell in cells.values()]
     p = None if found.interval is None else p_value(draws_B)
     seeds, patients = scores_SP.shape
@@ -154,7 +154,7 @@ def area(
     paired = {n: paired[n] for n in known or paired}
     arms = [first] if second is None else [first, second]
     fallen = [collapses(arm) for arm in arms] if may_collapse else []
-    found, draws_B = _weighted(paired, resampling, fallen)
+    found, draws_B = weighted(paired, resampling, fallen)
     cells = [cell.defined() for cell in paired.values()]
     seeds = {seed for cell in cells for seed in cell.seeds}
     whole = Area(
@@ -171,23 +171,27 @@ def area(
     for number, arm in enumerate(arms):
         there = {n: arm[n] for n in paired}
         own = draw_resamples([*there.values()], resamples, random_seed)
-        each.append(_weighted(there, own, fallen[number : number + 1])[0])
+        each.append(weighted(there, own, fallen[number : number + 1])[0])
     p = None if found.interval is None else p_value(draws_B)
     return replace(whole, mean=each[0], reference=each[1], difference=found, p=p)
 
 
-def _weighted(
-    cells: Mapping[int, Cell], resampling: Resampling, arms: Sequence[Collapses]
+def weighted(
+    cells: Mapping[int, Cell],
+    resampling: Resampling,
+    arms: Sequence[Collapses],
+    first_stream: int = 3,
 ) -> tuple[Estimate, np.ndarray]:
     """The area under the means of some cells, and its draws; a single cell's is its mean.
 
-    `arms`: whose runs the cells are of, where they may collapse.
+    `arms`: whose runs the cells are of, where they may collapse; each has random numbers of its
+    own, from those of `first_stream` on.
     """
     weights_K, draws = log_weights([*cells]), len(resampling.unit_counts_BU)
     value = float(weights_K @ np.array([mean(cell) for cell in cells.values()], dtype=float))
     draws_B = resampling.sums_B([*cells.values()], weights_K)
     weights = dict(zip(cells, weights_K.tolist(), strict=True))
-    for stream, arm in enumerate(arms, start=3):
+    for stream, arm in enumerate(arms, start=first_stream):
         draws_B = draws_B + arm.unseen_B(cells, weights, draws, (resampling.random_seed, stream))
     return with_interval(value, draws_B), draws_B
 
@@ -207,7 +211,7 @@ def estimates(
             found[count] = Estimate(None, None)
         else:
             resampling = draw_resamples([cell], resamples, random_seed)
-            found[count], _ = _weighted({count: cell}, resampling, fallen)
+            found[count], _ = weighted({count: cell}, resampling, fallen)
     return found
 
 
@@ -246,12 +250,14 @@ class Branch:
 def corrected(branches: Mapping[Key, Branch]) -> dict[Key, Branch]:
     """Correct the p-values of a whole report, so that "below 0.05" is the one rule.
 
-    Each of the m comparisons has a share 1/m of the error probability. It is spent on the area, and
-    if that is rejected handed on to the label counts, which share it by Holm's procedure (Scand. J.
-    Stat. 6(2), 1979). Once all of a comparison is rejected, its share goes to the comparisons that
-    are left. That is a graphical procedure of Bretz et al. (Stat. Med. 28(4), 2009), the error of
-    the family is kept whatever the dependence; without label counts it is Holm's over areas. What
-    is returned is the smallest error probability of the family at which each is rejected.
+    A comparison is of an arm with its reference or, where arms are ranked, of any two of them,
+    whose area alone is tested (`ranking`). Each of the m comparisons has a share 1/m of the error
+    probability. It is spent on the area, and if that is rejected handed on to the label counts,
+    which share it by Holm's procedure (Scand. J. Stat. 6(2), 1979). Once all of a comparison is
+    rejected, its share goes to the comparisons that are left. That is a graphical procedure of
+    Bretz et al. (Stat. Med. 28(4), 2009), the error of the family is kept whatever the dependence;
+    without label counts it is Holm's over areas. What is returned is the smallest error
+    probability of the family at which each is rejected.
     """
     local = {
         key: Branch(it.area, {n: max(it.area, p) for n, p in holm(it.counts).items()})

@@ -25,6 +25,7 @@ from fewscan.harness.report.comparison import (
 )
 from fewscan.harness.report.labels_needed import LabelsNeeded, labels_needed
 from fewscan.harness.report.labels_saved import LabelsSaved, labels_saved
+from fewscan.harness.report.ranking import Pair, Ranking, other_pairs, rank
 from fewscan.harness.report.results import Quantity, RunResults, collect_cells, quantities
 from fewscan.harness.report.studies import Labelled, Studies
 from fewscan.storage.errors import StudyError
@@ -117,6 +118,8 @@ class Evidence:
     """Comparisons of arms in the whole report that p-values are corrected for."""
     needed: Mapping[Arm, LabelsNeeded] = field(default_factory=dict)
     """Arm → the labelled scans that it needs, of a leading quantity."""
+    ranking: Ranking | None = None
+    """Of three arms or more of one study, by a leading quantity."""
     is_named: bool = False
     """Whether a study file names the score that they are needed for."""
 
@@ -128,6 +131,15 @@ class Evidence:
     def of_arm(self, arm: Arm) -> dict[int, Outcome]:
         """Labelled scans → outcome of a fine-tuned arm."""
         return {it.labels: it for it in self.outcomes if it.arm == arm and it.labels is not None}
+
+    @property
+    def pairs_tested(self) -> list[Pair]:
+        """The pairs of ranked arms that are tested beside arms and their references."""
+        if self.ranking is None:
+            return []
+        wanted = other_pairs([it.arm for it in self.ranking.ranked], self.references)
+        pairs = [it for it in self.ranking.pairs if it.p is not None]
+        return [it for it in pairs if frozenset((it.first, it.second)) in wanted]
 
     @property
     def references(self) -> dict[Arm, Arm]:
@@ -161,17 +173,22 @@ def gather(
 
 
 def correct(found: Sequence[Evidence]) -> list[Evidence]:
-    """With p-values corrected for all that is tested: arms and targets, of what leads.
+    """With p-values corrected for all that is tested: arms and pairs of arms, times targets, of
+    what leads.
 
     Other quantities describe: their p-values stay uncorrected, and nothing is claimed by them.
     """
-    branches = {
+    branches: dict[tuple[Quantity, Arm | frozenset[Arm]], Branch] = {
         (evidence.quantity, arm): Branch(area.p, _p_values(evidence.of_arm(arm)))
         for evidence in found
         if evidence.quantity.leads
         for arm, area in evidence.areas.items()
         if area.p is not None
     }
+    for evidence in found:
+        for pair in evidence.pairs_tested:
+            assert pair.p is not None
+            branches[evidence.quantity, frozenset((pair.first, pair.second))] = Branch(pair.p, {})
     p_values = corrected(branches)
 
     def area_of(evidence: Evidence, arm: Arm) -> Area:
@@ -185,9 +202,22 @@ def correct(found: Sequence[Evidence]) -> list[Evidence]:
         p = branch.counts.get(it.labels)
         return replace(it, comparison=replace(it.comparison, p_corrected=p))
 
+    def ranking_of(evidence: Evidence) -> Ranking | None:
+        """Of a pair that is an arm and its reference the p is that of their area."""
+        if evidence.ranking is None:
+            return None
+        pairs = []
+        for pair in evidence.ranking.pairs:
+            both = frozenset((pair.first, pair.second))
+            owners = [arm for arm, it in evidence.references.items() if {arm, it} == both]
+            branch = p_values.get((evidence.quantity, owners[0] if owners else both))
+            pairs.append(replace(pair, p_corrected=None if branch is None else branch.area))
+        return replace(evidence.ranking, pairs=tuple(pairs))
+
     return [
         replace(
             evidence,
+            ranking=ranking_of(evidence),
             areas={arm: area_of(evidence, arm) for arm in evidence.areas},
             outcomes=tuple(map(outcome_of, evidence.outcomes)),
             tested=len(branches),
@@ -260,6 +290,13 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
                 outcomes[arm, n] = replace(outcomes[arm, n], saved=needs)
         except StudyError as error:
             objections[arm] = str(error)
+    ranking = None
+    if quantity.leads and by_means:
+        each = {arm: _labelled(cells, arm) for arm in studies.ranked(quantity.target)}
+        with suppress(StudyError):  # what cannot be compared is among the objections
+            ranking = rank(
+                each, higher_is_better=metric.higher_is_better, may_collapse=may_collapse
+            )
     return Evidence(
         quantity,
         studies.reference,
@@ -267,6 +304,7 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
         objections,
         areas,
         needed=_needed(studies, quantity, cells, may_collapse) if quantity.leads else {},
+        ranking=ranking,
         is_named=quantity.target in studies.reach,
     )
 

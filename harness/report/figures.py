@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from string import ascii_lowercase
@@ -24,11 +24,13 @@ from fewscan.harness.report.evidence import Evidence, Outcome
 from fewscan.harness.report.labels_saved import LabelsSaved
 from fewscan.harness.report.results import PanelPoint, cell_name
 from fewscan.harness.report.run_log import RunLog
+from fewscan.harness.report.tables import ABREAST
 from fewscan.harness.study import Published
 from fewscan.storage.atomic import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, which colour-blind people can tell apart."""
+MORE_COLOURS = ("#332288", "#882255", "#117733", "#999933", "#AA4499", "#44AA99")
+"""Okabe and Ito's, then Tol's, which colour-blind people can tell apart."""
 
 SUPERVISED = "supervised"
 """The baseline: scratch on all labels."""
@@ -53,9 +55,23 @@ Colours = Mapping[Arm, str]
 """Arm → colour, the same in every figure."""
 
 
+OTHERS, SCRATCH = "0.82", "0.45"
+"""Greys of arms that are not the panel's own: a scratch arm stands out, for it is the reference."""
+
+
 def colours_of(arms: Sequence[Arm]) -> Colours:
     """A colour for each arm, in this order."""
-    return dict(zip(arms, COLOURS * len(arms), strict=False))
+    return dict(zip(arms, cycle((*COLOURS, *MORE_COLOURS)), strict=False))
+
+
+Lit = Collection[Arm]
+"""The arms of a panel that have their colours; the others are grey behind them."""
+
+
+def rows_of(arms: Sequence[Arm]) -> list[Lit]:
+    """One row of panels for a few arms; of more than `ABREAST` each has a row of its own, in which
+    the others are grey."""
+    return [arms] if len(arms) <= ABREAST else [(arm,) for arm in arms]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -81,17 +97,38 @@ def draw_published(
 ) -> Figure:
     """The panels of Holzschuh et al.'s Figure 1, with the figures that others published."""
     shown = panels()
-    figure = new_figure(13 / 3 * len(shown), 4.2)
-    all_axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    for letter, (target, metric), axes in zip(ascii_lowercase, shown, all_axes, strict=False):
-        key = metric.overall_key(target)
-        here = [it for it in points if it.quantity.key == key]
-        _draw_panel(axes, here, colours, axis)
-        _draw_references(axes, [it for it in published if it.metric == key])
-        _limit(axes, metric)
-        axes.set_title(f"({letter}) {metric.panel_title}", fontsize=10)
+    rows = rows_of([arm for arm in colours if arm.schedule != "long"])
+    figure, grid = _grid(rows, len(shown), 13 / 3, 4.2)
+    for lit, all_axes in zip(rows, grid, strict=True):
+        for (target, metric), axes in zip(shown, all_axes, strict=True):
+            key = metric.overall_key(target)
+            here = [it for it in points if it.quantity.key == key]
+            _draw_panel(axes, here, colours, axis, lit)
+            _draw_references(axes, [it for it in published if it.metric == key])
+            _limit(axes, metric)
+    titles = [metric.panel_title for _, metric in shown]
+    _say_what_is_where(rows, grid, [f"({k}) {it}" for k, it in zip(ascii_lowercase, titles)])  # noqa: B905
     _legend(figure, figure.axes)
     return figure
+
+
+def _grid(rows: Sequence[Lit], columns: int, width: float, height: float) -> tuple[Figure, Any]:
+    """A figure with a row of panels of this size in inches, or several lower ones."""
+    if len(rows) > 1:
+        height = 2.2 * len(rows) + 1
+    figure = new_figure(width * columns, height)
+    return figure, figure.subplots(len(rows), columns, squeeze=False)
+
+
+def _say_what_is_where(rows: Sequence[Lit], grid: Any, titles: Sequence[str]) -> None:
+    """What the columns show; of several rows whose they are, and the axis below the last alone."""
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(_plain(title), fontsize=10)
+    if len(rows) > 1:
+        for (arm,), all_axes in zip(rows, grid, strict=True):
+            all_axes[0].set_ylabel(_plain(arm.title).replace(" (", "\n("), fontsize=9)
+        for axes in grid[:-1].ravel():
+            axes.set_xlabel("")
 
 
 def _limit(axes: Axes, metric: Metric) -> None:
@@ -109,7 +146,7 @@ def _labels_of(it: PanelPoint | Outcome, axis: LabelAxis) -> int:
 
 
 def _draw_panel(
-    axes: Axes, points: Sequence[PanelPoint], colours: Colours, axis: LabelAxis
+    axes: Axes, points: Sequence[PanelPoint], colours: Colours, axis: LabelAxis, lit: Lit
 ) -> None:
     labelled = [it for it in points if it.labels is not None]
     counts = sorted({_labels_of(it, axis) for it in labelled})
@@ -120,6 +157,9 @@ def _draw_panel(
             continue
         line = {_labels_of(it, axis): it for it in mine}
         x, mean = [*line], np.array([it.mean for it in line.values()], dtype=float)
+        if arm not in lit:
+            _draw_grey(axes, x, mean, arm)
+            continue
         _draw_line(axes, x, mean, arm, colour)
         known = [(n, it.interval) for n, it in line.items() if it.interval is not None]
         if known:
@@ -127,7 +167,7 @@ def _draw_panel(
             axes.fill_between([n for n, _ in known], low, high, color=colour, **SHADE)
             axes.fill_between([], [], color="0.35", label=BAND, **SHADE)
     most_labels = max((it.labels or 0 for it in labelled), default=0)
-    most = [it for it in labelled if it.arm.is_scratch and it.labels == most_labels]
+    most = [it for it in labelled if it.arm.is_scratch and it.labels == most_labels][:1]
     supervised = [(f"{SUPERVISED}: {cell_name(it.arm, it.labels)}", it.mean) for it in most]
     _draw_levels(axes, supervised, ["--"])
     unlabelled = [(it.arm.title, it.mean) for it in points if it.labels is None]
@@ -137,6 +177,12 @@ def _draw_panel(
 
 def _draw_line(axes: Axes, x: Sequence[Any], y: Any, arm: Arm, colour: str) -> None:
     axes.plot(x, y, "o-", color=colour, label=_plain(arm.title), markersize=4)
+
+
+def _draw_grey(axes: Axes, x: Sequence[Any], y: Any, arm: Arm) -> None:
+    """Behind what the panel is about."""
+    grey, label = (SCRATCH, arm.title) if arm.is_scratch else (OTHERS, "other arms")
+    axes.plot(x, y, "-", color=grey, label=_plain(label), linewidth=1.1, zorder=1.5)
 
 
 def _draw_levels(
@@ -161,19 +207,42 @@ def _draw_references(axes: Axes, published: Sequence[Published]) -> None:
 
 def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     """Means, differences and labels saved of one metric, each with 95 % intervals."""
-    figure = new_figure(13, 4.0)
-    means, differences, saved = figure.subplots(1, 3)
-    counts = sorted({it.labels for it in evidence.outcomes if it.labels is not None})
     arms = [arm for arm in colours if evidence.of_arm(arm) and arm.schedule != "long"]
+    rows = rows_of(arms)
+    figure, grid = _grid(rows, 3, 13 / 3, 4.0)
+    for lit, all_axes in zip(rows, grid, strict=True):
+        _draw_evidence(all_axes, evidence, colours, arms, lit)
+    reference = evidence.reference
+    titles = [
+        evidence.quantity.title,
+        f"difference from {reference}",
+        f"labelled scans that {reference} needs",
+    ]
+    _say_what_is_where(rows, grid, titles)
+    _legend(figure, [all_axes[0] for all_axes in grid])
+    return figure
+
+
+def _draw_evidence(
+    all_axes: Sequence[Axes], evidence: Evidence, colours: Colours, arms: Sequence[Arm], lit: Lit
+) -> None:
+    """A row of three panels."""
+    means, differences, saved = all_axes
+    counts = sorted({it.labels for it in evidence.outcomes if it.labels is not None})
     long = [it for it in evidence.outcomes if it.arm.schedule == "long" and it.mean is not None]
     _draw_levels(means, [(it.arm.title, it.mean and it.mean.value) for it in long], [LONG_STYLE])
     for place, arm in enumerate(arms):
-        shift = 1.04 ** (place - (len(arms) - 1) / 2)  # side by side, so that none hides another
+        # Side by side, so that none hides another.
+        shift = 1.04 ** (place - (len(arms) - 1) / 2) if len(lit) > 1 else 1.0
         outcomes = [(n * shift, it) for n, it in evidence.of_arm(arm).items()]
         drawn = [(x, it.mean) for x, it in outcomes if it.mean is not None]
         compared = [
             (x, it.comparison.difference) for x, it in outcomes if it.comparison is not None
         ]
+        if arm not in lit:
+            for axes, known in ((means, drawn), (differences, compared)):
+                _draw_grey(axes, [x for x, _ in known], [it.value for _, it in known], arm)
+            continue
         _draw_estimates(means, drawn, arm, colours[arm])
         _draw_estimates(differences, compared, arm, colours[arm])
         for x, it in outcomes:
@@ -184,21 +253,14 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     _draw_levels(means, levels, UNSUPERVISED_STYLES)
     differences.axhline(0, color="0.35", linewidth=1)
     saved.plot(counts, counts, color="0.35", linewidth=1)
-    for axes, title in (
-        (means, evidence.quantity.title),
-        (differences, f"difference from {evidence.reference}"),
-        (saved, f"labelled scans that {evidence.reference} needs"),
-    ):
-        axes.set_title(_plain(title), fontsize=10)
+    for axes in all_axes:
         _label_counts_on(axes, counts)
     _limit(means, evidence.quantity.metric)
-    _draw_beyond(means, evidence, colours)
+    _draw_beyond(means, evidence, {arm: colours[arm] for arm in arms if arm in lit})
     saved.set_yscale("log")
     _tick_counts(saved.yaxis, counts)
     saved.minorticks_off()
     saved.set_ylim(counts[0] / 1.3, counts[-1] * 1.6)
-    _legend(figure, [means])
-    return figure
 
 
 def _draw_beyond(axes: Axes, evidence: Evidence, colours: Colours) -> None:

@@ -30,6 +30,7 @@ from fewscan.harness.arms import Arm
 from fewscan.harness.plan import Plan
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import differences, log_weights
+from fewscan.harness.report.ranking import other_pairs
 from fewscan.harness.report.results import collect_cells, quantities, read_results
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.study import Power
@@ -258,7 +259,8 @@ def power_lines(plan: Plan, other: Plan | None = None) -> list[str]:
         if any(getattr(stated, name) is not None for name in NAMES):
             source = f"stated, and {source}"
     lines: dict[str, list[str]] = {}
-    error = SIGNIFICANT / len(every)
+    tests = len(every) + _other_pairs(plan, every)
+    error = SIGNIFICANT / tests
     for grid in every:
         it = _deviations(stated, known.get(grid.target))
         what = f"{grid.target} · {grid.arm.key}"
@@ -270,11 +272,19 @@ def power_lines(plan: Plan, other: Plan | None = None) -> list[str]:
     ]
     if [*lines] == [HOW]:
         return [HOW]
-    tested = f"; α = {SIGNIFICANT:g} / {len(every)} comparisons" if len(every) > 1 else ""
+    tested = f"; α = {SIGNIFICANT:g} / {tests} comparisons" if tests > 1 else ""
     return [
         *texts,
         f"of the area under the curve, paired, from scratch; deviations {source}{tested}",
     ]
+
+
+def _other_pairs(plan: Plan, every: Sequence[PlannedComparison]) -> int:
+    """Pairs of arms that the report tests beside arms and their references."""
+    studies = one_study(plan)
+    targets = dict.fromkeys(it.target for it in every)
+    pairs = [other_pairs(studies.ranked(it), studies.references()) for it in targets]
+    return sum(map(len, pairs))
 
 
 def _deviations(stated: Power, estimated: Deviations | None) -> Deviations | None:

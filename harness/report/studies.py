@@ -128,12 +128,40 @@ class Studies:
         return f"Scans whose labels count, at so many labelled scans: {'; '.join(parts)}."
 
     def references(self) -> dict[Arm, Arm]:
-        """Fine-tuned arm → what it is compared with: scratch, or the first study's same arm."""
+        """Fine-tuned arm → what it is compared with: scratch, or the first study's same arm.
+
+        Scratch in the same schedule and with as much oversampling where the study has it, so that
+        what is compared is pre-training and not the schedule (`Arm.scratch`); else plain scratch,
+        and without that the first that there is.
+        """
         first, *second = [dict.fromkeys(run.place.arm for run in it.grid) for it in self.plans]
         if not second:
-            return {arm: Arm("fine-tuning") for arm in first if arm.is_compared}
-        there = {arm: arm.of_study(self.names[0]) for arm in second[0]}
-        return {arm: same for arm, same in there.items() if same in first}
+            plain = Arm("fine-tuning")
+            there = [
+                arm for arm in (plain, *filter(lambda it: it.is_scratch, first)) if arm in first
+            ]
+            return {
+                arm: arm.scratch if arm.scratch in first else next(iter(there), plain)
+                for arm in first
+                if arm.is_compared
+            }
+        twins = {arm: arm.of_study(self.names[0]) for arm in second[0]}
+        return {arm: same for arm, same in twins.items() if same in first}
+
+    def ranked(self, target: Target) -> list[Arm]:
+        """The arms that are ranked: those with all label counts of the grid; none of two studies.
+
+        A baseline such as scratch on all labels alone is no arm of the grid.
+        """
+        if self.are_compared:
+            return []
+        counts: dict[Arm, set[int | None]] = {}
+        for arm, labels in self.planned(target):
+            if arm.is_ranked:
+                counts.setdefault(arm, set()).add(labels)
+        grids = [it for arm, it in counts.items() if arm.is_compared] or list(counts.values())
+        grid = set.intersection(*grids) if grids else set()
+        return [arm for arm, it in counts.items() if grid and grid <= it]
 
     def differences(self) -> list[tuple[str, ...]]:
         """What the study files say differently: the key, and each one's value."""

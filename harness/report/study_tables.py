@@ -1,19 +1,23 @@
 """The tables of what was measured: those of the CSV files, and the same numbers for people."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from fewscan.experiments.cost import BACKWARD, flops_by_part, forward_flops
+from fewscan.experiments.spec import Finetune, Pretrain, Target
 from fewscan.harness.arms import Arm
 from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.comparison import Area
 from fewscan.harness.report.evidence import Evidence, Outcome
 from fewscan.harness.report.labels_needed import LabelsNeeded
+from fewscan.harness.report.ranking import Pair, Ranked
 from fewscan.harness.report.results import PanelPoint, Quantity, RunResults
 from fewscan.harness.report.studies import Studies
 from fewscan.harness.report.tables import (
+    ABREAST,
     MISSING,
     Column,
     Table,
@@ -27,6 +31,8 @@ from fewscan.harness.report.tables import (
     number,
     one_decimal,
     p_text,
+    percent,
+    scans,
     signed,
 )
 
@@ -258,13 +264,16 @@ def needed_table(evidence: Sequence[Evidence]) -> Table:
 def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
     """A row for each label count, a column for each arm; a title stands in its first row alone.
 
-    An unsupervised score stands in the column of its pre-training, where there is one.
+    Of more than `ABREAST` arms a row for each arm, and a column for each label count. An
+    unsupervised score stands in the column, or row, of its pre-training, where there is one.
     """
     arms = dict.fromkeys(it.arm for it in items)
     finetuned = {arm: replace(arm, kind="fine-tuning") for arm in arms}
     place = {arm: finetuned[arm] if finetuned[arm] in arms else arm for arm in arms}
     texts = {(it.quantity.title, it.labels, place[it.arm]): text(it) for it in items}
     shown = list(dict.fromkeys(place.values()))
+    if len(shown) > ABREAST:
+        return _arm_by_arm(texts, shown)
     rows: list[tuple[str | int | None, ...]] = []
     for name in dict.fromkeys(name for name, _, _ in texts):
         counts = sorted({n for other, n, _ in texts if other == name}, key=lambda n: n or 0)
@@ -277,6 +286,141 @@ def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
         *(_right("", arm.title, itemgetter(k)) for k, arm in enumerate(shown, start=2)),
     ]
     return Table(columns, rows)
+
+
+def _arm_by_arm(texts: Mapping[tuple[str, int | None, Arm], str], arms: Sequence[Arm]) -> Table:
+    """The same turned round: a column for each label count, the unlabelled one first."""
+    counts = sorted({n for _, n, _ in texts}, key=lambda n: n or 0)
+    rows: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(name for name, _, _ in texts):
+        here = [arm for arm in arms if any((name, n, arm) in texts for n in counts)]
+        for arm in here:
+            cells = [texts.get((name, n, arm), "") for n in counts]
+            rows.append((name if arm == here[0] else "", arm.title, *cells))
+    columns = [
+        Column("", "metric", itemgetter(0)),
+        Column("", "arm", itemgetter(1)),
+        *(
+            _right("", "unsupervised" if n is None else scans(n), itemgetter(k))
+            for k, n in enumerate(counts, start=2)
+        ),
+    ]
+    return Table(columns, rows)
+
+
+class InRanking(NamedTuple):
+    """A row of a ranking, or a pair of it, with its place."""
+
+    quantity: Quantity
+    counts: tuple[int, ...]
+    it: Ranked | Pair
+
+
+def _of_rankings(evidence: Sequence[Evidence], name: str) -> list[InRanking]:
+    return [
+        InRanking(found.quantity, found.ranking.counts, it)
+        for found in evidence
+        if found.ranking is not None
+        for it in getattr(found.ranking, name)
+    ]
+
+
+def ranking_table(evidence: Sequence[Evidence]) -> Table:
+    """Arms from best to worst, and how stable their places are."""
+    columns = (
+        *QUANTITY,
+        _right("rank", "rank", at("it.rank")),
+        Column("arm", "arm", at("it.arm"), lambda arm: arm.title),
+        Column("label_counts", "", lambda row: _span(row.counts)),
+        _right("area", "area", at("it.area.value"), number),
+        *_csv(low="it.area.low", high="it.area.high"),
+        _right("", "95 % interval", at("it.area"), interval),
+        _right("best", "best in", at("it.best"), percent),
+        Column("rank_low", "", lambda row: row.it.ranks and row.it.ranks[0]),
+        Column("rank_high", "", lambda row: row.it.ranks and row.it.ranks[1]),
+        _right("", "ranks, 95 %", at("it.ranks"), _ranks),
+    )
+    return Table(columns, _of_rankings(evidence, "ranked"))
+
+
+def _ranks(ranks: tuple[int, int] | None) -> str:
+    if ranks is None:
+        return "–"
+    low, high = ranks
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def pairs_table(evidence: Sequence[Evidence]) -> Table:
+    """Each ranked arm against each that is below it."""
+    columns = (
+        *QUANTITY,
+        Column("arm", "arm", at("it.first"), lambda arm: arm.title),
+        Column("against", "against", at("it.second"), lambda arm: arm.title),
+        _right("improvement", "does better with", at("it.improvement.value"), percent),
+        *_csv(improvement_low="it.improvement.low", improvement_high="it.improvement.high"),
+        _right("", "95 % interval", at("it.improvement"), _percents),
+        _right("difference", "difference", at("it.difference.value"), signed),
+        *_csv(low="it.difference.low", high="it.difference.high"),
+        _right("", "95 % interval", at("it.difference"), partial(interval, sign="+")),
+        *_csv(p_uncorrected="it.p"),
+        _right("p", "p", at("it.p_corrected"), p_text),
+    )
+    return Table(columns, _of_rankings(evidence, "pairs"))
+
+
+def _percents(estimate: Estimate) -> str:
+    return " to ".join(map(percent, estimate.interval or ())) or "–"
+
+
+class Arithmetic(NamedTuple):
+    """What the trainings of an arm, or of a pre-training, cost."""
+
+    what: str
+    target: Target | None
+    runs: int
+    tflop_a_step: float
+    """Of the first of them."""
+    pflop: float
+    """Of all, with validation."""
+    share_of_plain: float
+    """What a step costs in parts of one through the whole network and back."""
+
+
+def arithmetic(studies: Studies) -> list[Arithmetic]:
+    """Trainings that differ in seed and label count alone together, trials with what they try."""
+    groups: dict[tuple[str, Target | None], list[Arithmetic]] = {}
+    for plan in studies.plans:
+        for run in plan.runs:
+            if not isinstance(run.spec, Pretrain | Finetune):
+                continue
+            store, training = run.store or plan.store, run.spec.training
+            flops = flops_by_part(run.spec, plan.study.network, store)
+            step = flops.training / training.iterations
+            channels = len(store.channels)
+            slice_ = forward_flops(plan.study.network, channels, channels, store.size)
+            plain = (1 + BACKWARD) * slice_ * training.batch_size
+            what = run.name.partition(" · ")[0] if run.place.target is None else run.place.arm.title
+            own = Arithmetic(
+                what, run.place.target, 1, step / 1e12, sum(flops) / 1e15, step / plain
+            )
+            groups.setdefault((what, run.place.target), []).append(own)
+    return [
+        found[0]._replace(runs=len(found), pflop=sum(it.pflop for it in found))
+        for found in groups.values()
+    ]
+
+
+def arithmetic_table(studies: Studies) -> Table:
+    """How much arithmetic each arm and each pre-training is (`experiments.cost`)."""
+    columns = (
+        Column("what", "what", at("what")),
+        Column("target", "target", at("target"), lambda target: target or ""),
+        _right("runs", "runs", at("runs")),
+        _right("tflop_a_step", "TFLOP a step", at("tflop_a_step"), "{:.3g}".format),
+        _right("of_plain", "of a plain one", at("share_of_plain"), percent),
+        _right("pflop", "PFLOP in all", at("pflop"), "{:.3g}".format),
+    )
+    return Table(columns, arithmetic(studies))
 
 
 def points_by_arm(points: Sequence[PanelPoint]) -> Table:

@@ -16,6 +16,10 @@ from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.labels_needed import LabelsNeeded
 from fewscan.harness.report.labels_saved import LabelsSaved
 
+ABREAST = 4
+"""Arms that stand side by side, in one panel or as columns; more have a panel or a row each. Of
+five lines with bands in one panel none can be followed, and five columns do not fit a page."""
+
 MISSING = "missing"
 NOT_REACHED = "not reached"
 
@@ -149,6 +153,11 @@ def interval(estimate: Estimate | None, sign: str = "") -> str:
     """ "0.010 to 0.090", or a dash where there is none."""
     ends = estimate and estimate.interval
     return " to ".join(number(end, sign) for end in ends) if ends else "–"
+
+
+def percent(share: float | None) -> str:
+    """ "62 %"; a dash where there is none."""
+    return "–" if share is None else f"{share:.0%}".replace("%", " %")
 
 
 def one_decimal(value: float | None) -> str:

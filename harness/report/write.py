@@ -208,6 +208,9 @@ def render_csv(report: Report) -> dict[str, str]:
         "labels_saved": study_tables.saved_table(saved, ""),
         "trainings": trainings_table(report.trainings),
         "trials": trials_table(report.trials),
+        "ranking": study_tables.ranking_table(report.leading),
+        "pairs": study_tables.pairs_table(report.leading),
+        "arithmetic": study_tables.arithmetic_table(report.studies),
         "labels_needed": study_tables.needed_table(report.leading),
         "quartiles": study_tables.quartiles_table(described),
     }
@@ -226,6 +229,9 @@ def render_latex(report: Report) -> str:
         what = f"{report.studies.name}, {it.quantity.target}: {it.quantity.title}"
         areas = study_tables.areas_table(study_tables.areas(it))
         texts.append(to_latex(areas, caption=f"{what}, mean over the logarithmic axis."))
+        if it.ranking is not None:
+            ranking = study_tables.ranking_table([it])
+            texts.append(to_latex(ranking, caption=f"{what}, ranked by that area."))
         table = study_tables.differences_table(it.paired).without("patients", "standardised")
         texts.append(to_latex(table, caption=f"{what}, difference from {it.reference}."))
     return LATEX_HEAD + "\n".join(texts)
