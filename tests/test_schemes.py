@@ -41,7 +41,7 @@ from fewscan.storage.slices import SliceStore
 
 NETWORK = Network(width=4, depth=2)
 TRAINING = Training(iterations=6, validate_every=2, batch_size=4, lr=1e-2, precision="fp64")
-EACH = pytest.mark.parametrize("kind", [*TOYS, "denoise"])
+EACH = pytest.mark.parametrize("kind", [*TOYS, *SCHEMES])
 
 
 @pytest.fixture(autouse=True)

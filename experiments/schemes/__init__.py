@@ -3,6 +3,7 @@
 A scheme's settings are read where no torch is loaded, so its file imports torch inside functions.
 """
 
+from fewscan.experiments.schemes.ddep import NoisePrediction
 from fewscan.experiments.schemes.denoise import Denoise
 from fewscan.experiments.schemes.scheme import Scheme
 
@@ -10,5 +11,6 @@ __all__ = ["SCHEMES", "Denoise", "Scheme"]
 
 SCHEMES: dict[str, type[Scheme]] = {
     "denoise": Denoise,
+    "ddep": NoisePrediction,
 }
 """By the name that stands in a study file as `scheme: {kind: …}`."""
