@@ -79,6 +79,7 @@ class PretextTask:
         self.slices = _slices_of_a_step(spec)
         order_seed = seed_for(*self.cell, "order")
         self.order = spec.scheme.order(training.table, self.slices, order_seed)
+        self.validation_order = spec.scheme.validation_order(validation.table)
 
     @property
     def keeps(self) -> Literal["best", "last"]:
@@ -105,7 +106,9 @@ class PretextTask:
     def validation_loss(self, model: nn.Module) -> float:
         """The same on the validation slices, under draws that are the same every time."""
         total = torch.zeros((), dtype=torch.float64, device=self.devices.device)
-        for number, indices, batch in self.validation.validation_batches(self.devices):
+        for number, indices, batch in self.validation.validation_batches(
+            self.devices, self.validation_order
+        ):
             draw = self._draw(self.validation, indices, "validation draw", number)
             inputs, targets = self.scheme.pretext(batch.images_NCHW, draw)
             total += self.loss_of(model, inputs, targets) * len(indices)

@@ -22,6 +22,7 @@ from fewscan.experiments.residency import InMemory
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.schemes import SCHEMES
 from fewscan.experiments.schemes.scheme import Scheme, SliceTable
+from fewscan.experiments.schemes.synthetic import Synthetic
 from fewscan.experiments.spec import (
     Evaluation,
     Finetune,
@@ -41,7 +42,12 @@ from fewscan.storage.slices import SliceStore
 
 NETWORK = Network(width=4, depth=2)
 TRAINING = Training(iterations=6, validate_every=2, batch_size=4, lr=1e-2, precision="fp64")
-EACH = pytest.mark.parametrize("kind", [*TOYS, *SCHEMES])
+VARIANTS: dict[str, Scheme] = {
+    "synthetic multitask": Synthetic("multitask"),
+    "synthetic restore": Synthetic("restore"),
+}
+"""Settings that make another scheme of one."""
+EACH = pytest.mark.parametrize("kind", [*TOYS, *SCHEMES, *VARIANTS])
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +61,12 @@ def store(store_path: Path) -> SliceStore:
     return SliceStore.open(store_path)
 
 
+def scheme_of(kind: str) -> Scheme:
+    return VARIANTS[kind] if kind in VARIANTS else SCHEMES[kind]()
+
+
 def pretraining(kind: str, store: SliceStore, training: Training = TRAINING) -> Pretrain:
-    return Pretrain(store.fingerprint, NETWORK, training, SCHEMES[kind]())
+    return Pretrain(store.fingerprint, NETWORK, training, scheme_of(kind))
 
 
 def folder_of(spec: RunSpec, store: SliceStore, root: Path) -> RunFolder:
@@ -92,7 +102,7 @@ def test_the_generic_stage_teaches_it(kind: str, store: SliceStore, tmp_path: Pa
     found = losses(folder)
     assert len(found) == 6
     assert found[4] < found[0]
-    result, scheme = Result.read(folder), SCHEMES[kind]
+    result, scheme = Result.read(folder), scheme_of(kind)
     best = 60 if scheme.keeps == "last" else 20 * (1 + int(np.argmin(found[1::2])))
     assert result.best_step == best
     assert result.validation_loss == found[2 * (best // 20) - 1]

@@ -6,11 +6,13 @@ A scheme's settings are read where no torch is loaded, so its file imports torch
 from fewscan.experiments.schemes.ddep import NoisePrediction
 from fewscan.experiments.schemes.denoise import Denoise
 from fewscan.experiments.schemes.scheme import Scheme
+from fewscan.experiments.schemes.synthetic import Synthetic
 
 __all__ = ["SCHEMES", "Denoise", "Scheme"]
 
 SCHEMES: dict[str, type[Scheme]] = {
     "denoise": Denoise,
     "ddep": NoisePrediction,
+    "synthetic": Synthetic,
 }
 """By the name that stands in a study file as `scheme: {kind: …}`."""

@@ -123,6 +123,12 @@ class Scheme:
 
         return BatchOrder(len(slices), batch_size, seed)
 
+    def validation_order(self, slices: SliceTable) -> Tensor:
+        """Every validation slice once, int64, in the order that batches are made in."""
+        import torch
+
+        return torch.arange(len(slices))
+
     def draw(self, slices: SliceTable, generator: Generator) -> Draw:
         """The random numbers for these slices, the global batch of a step."""
         raise NotImplementedError
