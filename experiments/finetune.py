@@ -94,6 +94,7 @@ class SegmentTask:
         keeps: Literal["best", "last"] = "best",
     ) -> None:
         self.keeps = keeps
+        self.watched: dict[str, float] = {}
         self.meaning = meaning
         self.is_binary = spec.target == "binary"
         self.augmented = spec.augmentation.policy == "nnunet"

@@ -7,6 +7,7 @@ is; the loop does the rest: optimiser, learning rate, validation, checkpoints, e
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
@@ -36,6 +37,10 @@ class Task(Protocol):
 
     def validation_loss(self, model: nn.Module) -> float:
         """The loss that chooses the model, the same number on every rank."""
+
+    @property
+    def watched(self) -> Mapping[str, float]:
+        """Further numbers of the last validation, for the events."""
 
     @property
     def keeps(self) -> Literal["best", "last"]:
@@ -179,7 +184,7 @@ class Loop:
             "clipped_share": clipped,
         }
         if self.devices.is_first:
-            values |= self.health.values()
+            values |= self.health.values() | self.task.watched
             self.unwritten.append({"step": state.step, "values": values})
             self.write_events(wait=False)
 

@@ -7,6 +7,7 @@ import pytest
 from toy_schemes import Contrast, Masked
 
 from fewscan.experiments.cost import flops_by_part, forward_flops, run_flops
+from fewscan.experiments.schemes.contrast import Contrast as PositionalContrast
 from fewscan.experiments.spec import (
     Evaluation,
     Finetune,
@@ -57,6 +58,20 @@ def test_two_views_of_a_slice_are_two_passes(store: SliceStore) -> None:
     )
     assert two.training == one.training
     assert two.validation == 2 * one.validation
+
+
+def test_an_encoder_alone_is_a_third_of_the_network(store: SliceStore) -> None:
+    """Of the published one 36.5 %, and that is what a scheme without a decoder costs."""
+    whole, encoder = (forward_flops(Network(), 4, 4, 128, only) for only in (False, True))
+    assert encoder / whole == pytest.approx(0.365, abs=0.0005)
+    parts = {
+        views: flops_by_part(Pretrain("data", NETWORK, TRAINING, scheme), NETWORK, store)
+        for views, scheme in (("toy", Contrast()), ("encoder", PositionalContrast()))
+    }
+    share = forward_flops(NETWORK, 4, 4, 16, True) / SLICE
+    assert share < 0.6
+    assert parts["encoder"].training == pytest.approx(share * parts["toy"].training)
+    assert parts["encoder"].validation == pytest.approx(share * parts["toy"].validation)
 
 
 def test_a_score_passes_both_splits_through_each_network(store: SliceStore) -> None:

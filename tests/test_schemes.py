@@ -21,6 +21,7 @@ from fewscan.experiments.pretrain import PretextTask
 from fewscan.experiments.residency import InMemory
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.schemes import SCHEMES
+from fewscan.experiments.schemes.contrast import Contrast as PositionalContrast
 from fewscan.experiments.schemes.scheme import Scheme, SliceTable
 from fewscan.experiments.schemes.synthetic import Synthetic
 from fewscan.experiments.spec import (
@@ -43,6 +44,7 @@ from fewscan.storage.slices import SliceStore
 NETWORK = Network(width=4, depth=2)
 TRAINING = Training(iterations=6, validate_every=2, batch_size=4, lr=1e-2, precision="fp64")
 VARIANTS: dict[str, Scheme] = {
+    "contrast vicreg": PositionalContrast(reach=0, objective="vicreg"),
     "synthetic multitask": Synthetic("multitask"),
     "synthetic restore": Synthetic("restore"),
 }

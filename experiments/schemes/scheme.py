@@ -96,6 +96,10 @@ class Scheme:
     """What a fine-tuning takes over, unless the study says otherwise."""
     keeps: ClassVar[Literal["best", "last"]] = "best"
     """Whether its validation loss may choose the model."""
+    encoder_only: ClassVar[bool] = False
+    """Whether no slice goes through the decoder, which costs two thirds of a pass."""
+    watches: ClassVar[tuple[str, ...]] = ()
+    """Names of the numbers that `watched` gives, for the events."""
     has_anomaly_score: ClassVar[bool] = False
     """Whether `anomaly_score` is there, so that the unsupervised baseline can be scored."""
 
@@ -144,6 +148,10 @@ class Scheme:
         (`torch.is_grad_enabled()` says no) each has batches of its own and may not wait for others.
         """
         raise NotImplementedError
+
+    def watched(self, outputs: Tensor) -> Tensor:
+        """Of a validation batch's outputs, what says whether it learns: a number for each name."""
+        return outputs.new_zeros(0)
 
     def anomaly_score(
         self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
