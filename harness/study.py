@@ -30,7 +30,8 @@ from pydantic_core import ErrorDetails
 
 from fewscan.experiments.catalogue import leading, panels
 from fewscan.experiments.image_scores import ImageScore
-from fewscan.experiments.schemes import SCHEMES, Denoise
+from fewscan.experiments.schemes import Denoise
+from fewscan.experiments.schemes.registry import in_words, kinds, scheme_class
 from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import Selection, Transfer
 from fewscan.experiments.spec import (
@@ -58,14 +59,22 @@ def _baseline(name: str) -> str:
 Baseline = Annotated[str, AfterValidator(_baseline)]
 
 
+_STRICT = ConfigDict(extra="forbid")
+
+
 def _scheme(value: Any) -> Scheme:
-    """The scheme of the kind that the mapping names. Raises ValueError, ValidationError."""
+    """The scheme of the kind that the mapping names.
+
+    Raises ValueError, ValidationError, and `RunError` for a package's scheme that is none.
+    """
     if isinstance(value, Scheme):
         return value
-    if not isinstance(value, dict) or str(value.get("kind")) not in SCHEMES:
-        raise ValueError(f"a scheme says its kind, one of: {', '.join(SCHEMES)}")
+    if not isinstance(value, dict) or str(value.get("kind")) not in kinds():
+        raise ValueError(f"a scheme says its kind, one of: {in_words()}")
     settings = {name: inner for name, inner in value.items() if name != "kind"}
-    return TypeAdapter(SCHEMES[value["kind"]]).validate_python(settings)
+    either: Any = scheme_class(value["kind"]) | None  # of a class alone pydantic takes no config
+    scheme: Scheme = TypeAdapter(either, config=_STRICT).validate_python(settings)
+    return scheme
 
 
 def _plain_scheme(scheme: Scheme) -> dict[str, Any]:
@@ -380,7 +389,7 @@ class Power:
 class Study:
     """One study: a store of slices, a grid of runs, a folder that holds all that comes of it."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     name: str
     store: Path
     """The slice store that `fewscan prepare` made; relative to where the command is given."""
@@ -576,7 +585,7 @@ def _known_keys(location: Sequence[int | str], document: Any) -> list[str]:
         in_a_collection = _inner_class(here)
         here = in_a_collection or get_type_hints(here)[str(part)]
         if part == "scheme":
-            here = SCHEMES[document["kind"]]
+            here = scheme_class(document["kind"])
         if part == "iterations" and isinstance(document, dict):
             here = Epochs
     return [f.name for f in fields(_inner_class(here) or here)]

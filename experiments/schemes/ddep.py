@@ -34,7 +34,7 @@ class PixelNoise:
         return PixelNoise(self.seeds_N[images])
 
 
-class Noise(NamedTuple):
+class NoiseTarget(NamedTuple):
     """What is asked for: the noise, inside the foreground."""
 
     noise_NCHW: Tensor
@@ -61,7 +61,7 @@ class NoisePrediction(Scheme):
 
         return PixelNoise(torch.randint(2**63 - 1, (len(slices),), generator=generator))
 
-    def pretext(self, images_NCHW: Tensor, draw: PixelNoise) -> tuple[Tensor, Noise]:  # type: ignore[override]
+    def pretext(self, images_NCHW: Tensor, draw: PixelNoise) -> tuple[Tensor, NoiseTarget]:  # type: ignore[override]
         """Noisy slices, and their noise."""
         import torch
 
@@ -71,14 +71,14 @@ class NoisePrediction(Scheme):
         fields = [_field(shape, seed, device) for seed in draw.seeds_N.tolist()]
         foreground_NHW = foreground(images_NCHW)
         noise_NCHW = torch.stack(fields).to(images_NCHW) * foreground_NHW.unsqueeze(1)
-        return self.noisy(images_NCHW, noise_NCHW), Noise(noise_NCHW, foreground_NHW)
+        return self.noisy(images_NCHW, noise_NCHW), NoiseTarget(noise_NCHW, foreground_NHW)
 
     def noisy(self, images_NCHW: Tensor, noise_NCHW: Tensor) -> Tensor:
         """Slices with the noise, scaled so that a variance of 1 stays 1."""
         scaled: Tensor = (images_NCHW + self.std * noise_NCHW) / (1 + self.std**2) ** 0.5
         return scaled
 
-    def loss(self, outputs: Tensor, targets: Noise) -> Tensor:
+    def loss(self, outputs: Tensor, targets: NoiseTarget) -> Tensor:
         """Squared error in the foreground; the mean is over all pixels."""
         from fewscan.experiments.losses import reconstruction_loss
 

@@ -111,7 +111,7 @@ class Anomalies(PairedDraw):
     """Of sinks and sources."""
 
 
-class Clean(NamedTuple):
+class CleanTarget(NamedTuple):
     """What `restore` asks for: the clean slices, inside their foreground."""
 
     images_NCHW: Tensor
@@ -211,7 +211,7 @@ class Synthetic(Scheme):
             exponent_NK=2 ** _uniform(EXPONENT, shape, generator),
         )
 
-    def pretext(self, images_NCHW: Tensor, draw: PairedDraw) -> tuple[Tensor, Tensor | Clean]:  # type: ignore[override]
+    def pretext(self, images_NCHW: Tensor, draw: PairedDraw) -> tuple[Tensor, Tensor | CleanTarget]:  # type: ignore[override]
         """Spoilt slices, and what is asked: labels_NHW from 0 to 1, or the clean slices."""
         from fewscan.experiments.anomaly import foreground
         from fewscan.experiments.to_device import sent
@@ -228,10 +228,10 @@ class Synthetic(Scheme):
         assert isinstance(draw, Boxes)
         mixed_NCHW, label_NHW = _mixed(images_NCHW, others_NCHW, inside_NHW, draw)
         if self.task == "restore":
-            return mixed_NCHW, Clean(images_NCHW, inside_NHW)
+            return mixed_NCHW, CleanTarget(images_NCHW, inside_NHW)
         return mixed_NCHW, label_NHW
 
-    def loss(self, outputs: Tensor, targets: Tensor | Clean) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor | CleanTarget) -> Tensor:
         """Of `fpi` cross-entropy with α [FPI], of the others the squared error.
 
         The mean is over all pixels; of `restore` errors outside the foreground are none.
@@ -240,7 +240,7 @@ class Synthetic(Scheme):
 
         from fewscan.experiments.losses import reconstruction_loss
 
-        if isinstance(targets, Clean):
+        if isinstance(targets, CleanTarget):
             return reconstruction_loss(outputs, *targets)
         output_NHW = outputs[:, 0].to(targets.dtype)
         if self.task == "fpi":
