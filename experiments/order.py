@@ -79,7 +79,8 @@ class PairedOrder(BatchOrder):
 
     @cached_property
     def _sorted_heights(self) -> np.ndarray:
-        return self.heights_N[self._by_height]
+        heights: np.ndarray = self.heights_N[self._by_height]
+        return heights
 
     def _partner(self, first: int, generator: Generator) -> int:
         height, scan = self.heights_N[first], self.scans_N[first]

@@ -184,7 +184,7 @@ class Loop:
             "clipped_share": clipped,
         }
         if self.devices.is_first:
-            values |= self.health.values() | self.task.watched
+            values |= {**self.health.values(), **self.task.watched}
             self.unwritten.append({"step": state.step, "values": values})
             self.write_events(wait=False)
 

@@ -122,7 +122,7 @@ def _problem(kind: str, found: Any) -> str | None:
         return "is no Scheme"
     if not is_dataclass(found) or "__dataclass_fields__" not in vars(found):
         return "is no dataclass"
-    if found.__hash__ is None or not found.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if found.__hash__ is None:  # as that of a dataclass which is not frozen
         return "is not frozen"
     if getattr(found, "kind", None) != kind:
         return f"calls its kind {getattr(found, 'kind', None)!r}"
