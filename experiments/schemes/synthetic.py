@@ -289,7 +289,8 @@ def _to_disc(half_axes_mm_NK2: Tensor, turn_NK: Tensor, spacing_mm_HW: Bounds) -
 
     sine, cosine = turn_NK.sin(), turn_NK.cos()
     along_NK22 = torch.stack([cosine, sine, -sine, cosine], dim=-1).unflatten(-1, (2, 2))
-    return along_NK22 * torch.tensor(spacing_mm_HW) / half_axes_mm_NK2[..., None]
+    in_mm_NK22: Tensor = along_NK22 * torch.tensor(spacing_mm_HW)
+    return in_mm_NK22 / half_axes_mm_NK2[..., None]
 
 
 def _partners(count: int) -> Tensor:
