@@ -59,9 +59,6 @@ def _baseline(name: str) -> str:
 Baseline = Annotated[str, AfterValidator(_baseline)]
 
 
-_STRICT = ConfigDict(extra="forbid")
-
-
 def _scheme(value: Any) -> Scheme:
     """The scheme of the kind that the mapping names.
 
@@ -72,9 +69,7 @@ def _scheme(value: Any) -> Scheme:
     if not isinstance(value, dict) or str(value.get("kind")) not in kinds():
         raise ValueError(f"a scheme says its kind, one of: {in_words()}")
     settings = {name: inner for name, inner in value.items() if name != "kind"}
-    either: Any = scheme_class(value["kind"]) | None  # of a class alone pydantic takes no config
-    scheme: Scheme = TypeAdapter(either, config=_STRICT).validate_python(settings)
-    return scheme
+    return TypeAdapter(scheme_class(value["kind"])).validate_python(settings)
 
 
 def _plain_scheme(scheme: Scheme) -> dict[str, Any]:
@@ -389,7 +384,7 @@ class Power:
 class Study:
     """One study: a store of slices, a grid of runs, a folder that holds all that comes of it."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     name: str
     store: Path
     """The slice store that `fewscan prepare` made; relative to where the command is given."""
