@@ -105,9 +105,15 @@ class SliceData:
     def _on_device(self, tensor: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
         return sent(tensor, self._device, dtype)
 
-    def validation_batches(self, devices: Devices) -> Iterator[tuple[int, Tensor, Batch]]:
-        """This rank's share of all slices in order, each batch with its number and indices."""
-        indices = torch.arange(len(self)).split(VALIDATION_BATCH)
+    def validation_batches(
+        self, devices: Devices, order: Tensor | None = None
+    ) -> Iterator[tuple[int, Tensor, Batch]]:
+        """This rank's share of all slices in `order`, each batch with its number and indices.
+
+        None: in their own order.
+        """
+        order = torch.arange(len(self)) if order is None else order
+        indices = order.split(VALIDATION_BATCH)
         mine = range(devices.rank, len(indices), devices.world_size)
         for number in mine:
             after = number + devices.world_size

@@ -104,6 +104,7 @@ class SegmentTask:
         """`shows_lesion_N` says it of each training slice, for `oversample_foreground`; where none
         does, or it is None, all are drawn equally often."""
         self.keeps = keeps
+        self.watched: dict[str, float] = {}
         self.meaning = meaning
         self.is_binary = spec.target == "binary"
         self.augmented = spec.augmentation.policy == "nnunet"

@@ -1,11 +1,14 @@
 """Which items make the batch of a step."""
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fewscan.experiments.seeds import generator_for, seed_for
+from fewscan.storage.errors import DeviceError, RunError
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,106 @@ class OversampledOrder:
     def indices(self, step: int) -> Tensor:
         """(batch_size,) int64 indices of the global batch of `step`."""
         return torch.cat([self.others.indices(step), self.items_N[self.chosen.indices(step)]])
+
+
+@dataclass(frozen=True)
+class PairedOrder(BatchOrder):
+    """Slices in pairs (0 and 1, 2 and 3, …) that lie at the same height of two scans.
+
+    Every slice is first in a pair equally often. Its partner is a random one of those of other
+    scans whose height differs by at most `reach`, or of the nearest if there is none.
+    """
+
+    scans_N: np.ndarray = field(kw_only=True)
+    heights_N: np.ndarray = field(kw_only=True)
+    """From 0, the first slice of a scan, to 1, the last."""
+    reach: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Raises `DeviceError` for an odd batch, `RunError` if there is one scan alone."""
+        if self.batch_size % 2:
+            raise DeviceError(
+                f"a batch of {self.batch_size} slices cannot be made of pairs",
+                where="pretrain.training.batch_size",
+                expected="an even number",
+                remedy="change batch_size",
+            )
+        if len(np.unique(self.scans_N)) < 2:
+            raise RunError(
+                "slices of one scan alone, where each needs a partner from another one",
+                expected="two scans or more to pre-train on",
+                remedy="prepare more scans, or take another scheme",
+            )
+
+    def indices(self, step: int) -> Tensor:
+        """(batch_size,) int64 indices, those of a pair behind each other."""
+        firsts = BatchOrder(self.items, self.batch_size // 2, self.seed, self._orders).indices(step)
+        generator = generator_for(self.seed, "partners", step)
+        partners = [self._partner(int(first), generator) for first in firsts]
+        return torch.stack([firsts, torch.tensor(partners)], dim=1).flatten()
+
+    @cached_property
+    def _by_height(self) -> np.ndarray:
+        return np.argsort(self.heights_N, kind="stable")
+
+    @cached_property
+    def _sorted_heights(self) -> np.ndarray:
+        heights: np.ndarray = self.heights_N[self._by_height]
+        return heights
+
+    def _partner(self, first: int, generator: Generator) -> int:
+        height, scan = self.heights_N[first], self.scans_N[first]
+        low = np.searchsorted(self._sorted_heights, height - self.reach, "left")
+        high = np.searchsorted(self._sorted_heights, height + self.reach, "right")
+        near = self._by_height[low:high]
+        near = near[self.scans_N[near] != scan]
+        if not len(near):
+            others = np.flatnonzero(self.scans_N != scan)
+            distances = np.abs(self.heights_N[others] - height)
+            near = others[distances == distances.min()]
+        return int(near[int(torch.randint(len(near), (), generator=generator))])
+
+
+def paired(scans_N: np.ndarray, heights_N: np.ndarray) -> Tensor:
+    """Every slice once, in pairs of similar height from two scans while there are two scans.
+
+    For slices whose number is given, as in validation. int64 indices.
+    """
+    waiting = np.argsort(heights_N, kind="stable").tolist()
+    order: list[int] = []
+    while waiting:
+        first = waiting.pop(0)
+        others = (place for place, n in enumerate(waiting) if scans_N[n] != scans_N[first])
+        place = next(others, None)
+        if place is None:  # one scan is left
+            return torch.tensor([*order, first, *waiting])
+        order += [first, waiting.pop(place)]
+    return torch.tensor(order, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class ManyScansOrder(BatchOrder):
+    """Slices of as many different scans as there are, or as fit into the batch.
+
+    For each step scans are drawn, and of each a slice: scans are seen equally often on average.
+    """
+
+    scans_N: np.ndarray = field(kw_only=True)
+
+    def indices(self, step: int) -> Tensor:
+        """(batch_size,) int64 indices."""
+        generator = generator_for(self.seed, "scans", step)
+        scans = torch.randperm(len(self._slices_of), generator=generator).tolist()
+        shares = torch.rand(self.batch_size, generator=generator, dtype=torch.float64).tolist()
+        found = []
+        for place, share in enumerate(shares):
+            slices = self._slices_of[scans[place % len(scans)]]
+            found.append(int(slices[int(share * len(slices))]))
+        return torch.tensor(found)
+
+    @cached_property
+    def _slices_of(self) -> list[np.ndarray]:
+        """Of each scan."""
+        by_scan = np.argsort(self.scans_N, kind="stable")
+        _, firsts = np.unique(self.scans_N[by_scan], return_index=True)
+        return np.split(by_scan, firsts[1:])

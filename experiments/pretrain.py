@@ -78,7 +78,9 @@ class PretextTask:
         self.cell = (spec.kind, spec.seed)
         self.slices = _slices_of_a_step(spec)
         order_seed = seed_for(*self.cell, "order")
+        self.watched: dict[str, float] = {}
         self.order = spec.scheme.order(training.table, self.slices, order_seed)
+        self.validation_order = spec.scheme.validation_order(validation.table)
 
     @property
     def keeps(self) -> Literal["best", "last"]:
@@ -104,12 +106,18 @@ class PretextTask:
 
     def validation_loss(self, model: nn.Module) -> float:
         """The same on the validation slices, under draws that are the same every time."""
-        total = torch.zeros((), dtype=torch.float64, device=self.devices.device)
-        for number, indices, batch in self.validation.validation_batches(self.devices):
+        names, device = self.scheme.watches, self.devices.device
+        total = torch.zeros(1 + len(names), dtype=torch.float64, device=device)
+        batches = self.validation.validation_batches(self.devices, self.validation_order)
+        for number, indices, batch in batches:
             draw = self._draw(self.validation, indices, "validation draw", number)
             inputs, targets = self.scheme.pretext(batch.images_NCHW, draw)
-            total += self.loss_of(model, inputs, targets) * len(indices)
-        return self.devices.sum_over_ranks(total).item() / len(self.validation)
+            outputs = model(inputs)
+            loss = self.scheme.loss(outputs, targets).reshape(1)
+            total += torch.cat([loss, self.scheme.watched(outputs).to(loss)]) * len(indices)
+        loss_, *watched = (self.devices.sum_over_ranks(total) / len(self.validation)).tolist()
+        self.watched = dict(zip(names, watched, strict=True))
+        return float(loss_)
 
     def _draw(self, data: SliceData, indices: Tensor, purpose: str, number: int) -> Draw:
         generator = generator_for(*self.cell, purpose, number)

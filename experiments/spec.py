@@ -16,7 +16,8 @@ from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass,
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from fewscan.experiments.image_scores import ImageScore
-from fewscan.experiments.schemes import SCHEMES, Denoise, Scheme
+from fewscan.experiments.schemes import Denoise, Scheme
+from fewscan.experiments.schemes.registry import RESERVED, Package, package_of, scheme_class
 from fewscan.experiments.settings import (
     OWN_RATES,
     Schedule,
@@ -313,16 +314,22 @@ def scheme_from_json(value: dict[str, Any]) -> Scheme:
 
 
 def scheme_to_json(scheme: Scheme) -> dict[str, Any]:
-    """The scheme's kind and its settings, as plain values."""
+    """The scheme's kind, the package it comes from if it is not ours, and its settings, as plain
+    values."""
     settings: Any = scheme
-    return {"kind": scheme.kind, **asdict(settings)}
+    return {**_identity(scheme), **asdict(settings)}
+
+
+def _identity(scheme: Scheme) -> dict[str, Any]:
+    package = package_of(scheme)
+    return {"kind": scheme.kind, **({} if package is None else {"package": asdict(package)})}
 
 
 def _build(cls: Any, value: Any) -> Any:
     if cls in (Scheme, Scheme | None) and value is not None:
-        kind = value["kind"]
-        _require_known({kind}, SCHEMES, "scheme")
-        cls, value = SCHEMES[kind], {k: v for k, v in value.items() if k != "kind"}
+        kind, package = value["kind"], value.get("package")
+        cls = scheme_class(kind, None if package is None else Package(**package))
+        value = {k: v for k, v in value.items() if k not in RESERVED}
     if not is_dataclass(cls):
         return tuple(_build(None, it) for it in value) if isinstance(value, list) else value
     make: Any = cls
@@ -349,9 +356,9 @@ def run_id(spec: RunSpec) -> str:
 
 
 def _without_defaults(value: Any) -> dict[str, Any]:
-    """The fields that differ from their default, the kind of a scheme before them."""
+    """The fields that differ from their default; of a scheme, what it is before them."""
     found = dict(_different(value))
-    return {"kind": value.kind, **found} if isinstance(value, Scheme) else found
+    return {**_identity(value), **found} if isinstance(value, Scheme) else found
 
 
 def _different(value: Any) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ is; the loop does the rest: optimiser, learning rate, validation, checkpoints, e
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -38,6 +38,10 @@ class Task(Protocol):
 
     def validation_loss(self, model: nn.Module) -> float:
         """The loss that chooses the model, the same number on every rank."""
+
+    @property
+    def watched(self) -> Mapping[str, float]:
+        """Further numbers of the last validation, for the events."""
 
     @property
     def keeps(self) -> Literal["best", "last"]:
@@ -210,7 +214,7 @@ class Loop:
             "clipped_share": clipped,
         }
         if self.devices.is_first:
-            values |= self.health.values()
+            values |= {**self.health.values(), **self.task.watched}
             self.unwritten.append({"step": state.step, "values": values})
             self.write_events(wait=False)
 

@@ -31,7 +31,8 @@ from pydantic_core import ErrorDetails
 
 from fewscan.experiments.catalogue import leading, panels
 from fewscan.experiments.image_scores import ImageScore
-from fewscan.experiments.schemes import SCHEMES, Denoise
+from fewscan.experiments.schemes import Denoise
+from fewscan.experiments.schemes.registry import in_words, kinds, scheme_class
 from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import OWN_RATES, Schedule, Selection, Transfer
 from fewscan.experiments.spec import (
@@ -67,13 +68,16 @@ def _validated(cls: Any, value: Any) -> Any:
 
 
 def _scheme(value: Any) -> Scheme:
-    """The scheme of the kind that the mapping names. Raises ValueError, ValidationError."""
+    """The scheme of the kind that the mapping names.
+
+    Raises ValueError, ValidationError, and `RunError` for a package's scheme that is none.
+    """
     if isinstance(value, Scheme):
         return value
-    if not isinstance(value, dict) or str(value.get("kind")) not in SCHEMES:
-        raise ValueError(f"a scheme says its kind, one of: {', '.join(SCHEMES)}")
+    if not isinstance(value, dict) or str(value.get("kind")) not in kinds():
+        raise ValueError(f"a scheme says its kind, one of: {in_words()}")
     settings = {name: inner for name, inner in value.items() if name != "kind"}
-    scheme: Scheme = _validated(SCHEMES[value["kind"]], settings)
+    scheme: Scheme = _validated(scheme_class(value["kind"]), settings)
     return scheme
 
 
@@ -659,7 +663,7 @@ def _known_keys(location: Sequence[int | str], document: Any) -> list[str]:
         in_a_collection = _inner_class(here)
         here = in_a_collection or get_type_hints(here)[str(part)]
         if part == "scheme":
-            here = SCHEMES[document["kind"]]
+            here = scheme_class(document["kind"])
         if part == "iterations" and isinstance(document, dict):
             here = Epochs
         if part == "inits":

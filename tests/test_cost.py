@@ -12,6 +12,7 @@ from fewscan.experiments.cost import (
     forward_flops_by_part,
     run_flops,
 )
+from fewscan.experiments.schemes.contrast import Contrast as PositionalContrast
 from fewscan.experiments.spec import (
     Evaluation,
     Finetune,
@@ -94,6 +95,14 @@ def test_what_does_not_learn_costs_no_backward_pass(store: SliceStore) -> None:
     assert deep.validation == pytest.approx(whole.validation * encoder)
     for schedule in ("warmup", "sawtooth"):
         assert flops_by_part(replace(plain, schedule=schedule), NETWORK, store) == whole
+
+
+def test_contrast_by_position_costs_the_encoder_alone(store: SliceStore) -> None:
+    toy, positional = (
+        flops_by_part(Pretrain("data", NETWORK, TRAINING, scheme), NETWORK, store)
+        for scheme in (Contrast(), PositionalContrast())
+    )
+    assert positional == toy
 
 
 def test_a_score_passes_both_splits_through_each_network(store: SliceStore) -> None:

@@ -65,6 +65,18 @@ def test_words_that_were_once_true_are_words(tmp_path: Path) -> None:
     assert (found.on.labels, found.on.seed) == (2, 7)
 
 
+def test_a_mistyped_setting_of_a_scheme_is_named_with_its_place() -> None:
+    wrong = document()
+    scheme = {"kind": "denoise", "noise": {"resoluton": 4}, "nois": 3}
+    wrong["pretrain"]["denoise"]["scheme"] = scheme
+    with pytest.raises(StudyError) as caught:
+        parse_study(wrong, "my.yaml")
+    text = str(caught.value)
+    assert "pretrain.denoise.scheme.nois: unknown key; did you mean 'noise'?" in text
+    place = "pretrain.denoise.scheme.noise.resoluton"
+    assert f"{place}: unknown key; did you mean 'resolution'?" in text
+
+
 def test_a_key_of_an_earlier_version_is_told_its_new_name_and_unit() -> None:
     wrong = document() | {"evaluation": {"min_component_voxels": 20}}
     with pytest.raises(StudyError, match=r"it is min_component_mm3 now, a volume: 20 .* 70\.3125"):

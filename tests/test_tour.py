@@ -20,6 +20,7 @@ NOTES = {
     "docs/data.md": "which data is read: layout by layout, with the command; tables; labels",
     "docs/performance.md": "where the time goes, and how to read the numbers",
     "docs/reliability.md": "what a study on a cluster survives, tried at random",
+    "docs/schemes.md": "the ways of pre-training, and how to bring one of your own",
     "docs/security.md": "what listens where, who gets in, what lies where",
     "docs/statistics.md": "what intervals and p-values are worth, in studies with a known truth",
     "docs/tour.md": "this page",

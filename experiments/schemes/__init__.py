@@ -3,12 +3,18 @@
 A scheme's settings are read where no torch is loaded, so its file imports torch inside functions.
 """
 
+from fewscan.experiments.schemes.contrast import Contrast
+from fewscan.experiments.schemes.ddep import NoisePrediction
 from fewscan.experiments.schemes.denoise import Denoise
 from fewscan.experiments.schemes.scheme import Scheme
+from fewscan.experiments.schemes.synthetic import Synthetic
 
 __all__ = ["SCHEMES", "Denoise", "Scheme"]
 
 SCHEMES: dict[str, type[Scheme]] = {
     "denoise": Denoise,
+    "ddep": NoisePrediction,
+    "synthetic": Synthetic,
+    "contrast": Contrast,
 }
 """By the name that stands in a study file as `scheme: {kind: …}`."""

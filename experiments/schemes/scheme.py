@@ -90,6 +90,8 @@ class Scheme:
 
     kind: ClassVar[str]
     """Its name in study files."""
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    """A key of a study file that is no setting of the scheme is a mistake."""
     views: ClassVar[int] = 1
     """Forward passes that a slice of the batch is worth; a step draws batch_size / views slices."""
     transfer: ClassVar[Transfer] = "all"
@@ -98,6 +100,8 @@ class Scheme:
     """What of the network its images pass through; "encoder" costs less, and is planned so."""
     keeps: ClassVar[Literal["best", "last"]] = "best"
     """Whether its validation loss may choose the model."""
+    watches: ClassVar[tuple[str, ...]] = ()
+    """Names of the numbers that `watched` gives, for the events."""
     has_anomaly_score: ClassVar[bool] = False
     """Whether `anomaly_score` is there, so that the unsupervised baseline can be scored."""
 
@@ -125,6 +129,12 @@ class Scheme:
 
         return BatchOrder(len(slices), batch_size, seed)
 
+    def validation_order(self, slices: SliceTable) -> Tensor:
+        """Every validation slice once, int64, in the order that batches are made in."""
+        import torch
+
+        return torch.arange(len(slices))
+
     def draw(self, slices: SliceTable, generator: Generator) -> Draw:
         """The random numbers for these slices, the global batch of a step."""
         raise NotImplementedError
@@ -140,6 +150,10 @@ class Scheme:
         (`torch.is_grad_enabled()` says no) each has batches of its own and may not wait for others.
         """
         raise NotImplementedError
+
+    def watched(self, outputs: Tensor) -> Tensor:
+        """Of a validation batch's outputs, what says whether it learns: a number for each name."""
+        return outputs.new_zeros(0)
 
     def anomaly_score(
         self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
