@@ -48,10 +48,23 @@ def reconstruction_anomaly(
     median filter with reflected borders. The input is the clean image. NaN in an output stays NaN.
     `spacing_mm_HW` is the distance between rows and between columns, which gives the windows.
     """
+    return anomaly_of(reconstruction_error(images_NCHW, outputs_NCHW), images_NCHW, spacing_mm_HW)
+
+
+@torch.no_grad()
+def reconstruction_error(images_NCHW: torch.Tensor, outputs_NCHW: torch.Tensor) -> torch.Tensor:
+    """The mean over channels of |input − output|: float32 NHW."""
+    return (images_NCHW.float() - outputs_NCHW.float()).abs_().mean(dim=1)
+
+
+@torch.no_grad()
+def anomaly_of(
+    error_NHW: torch.Tensor, images_NCHW: torch.Tensor, spacing_mm_HW: tuple[float, float]
+) -> torch.Tensor:
+    """What `reconstruction_anomaly` makes of an error, however it was found."""
     height, width = images_NCHW.shape[2:]
     window_HW = window_of(spacing_mm_HW, (height, width))
     kept_NHW = eroded(foreground(images_NCHW), window_HW)
-    error_NHW = (images_NCHW.float() - outputs_NCHW.float()).abs_().mean(dim=1)
     return median_filter(error_NHW * kept_NHW, window_HW)
 
 
