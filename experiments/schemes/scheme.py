@@ -90,6 +90,8 @@ class Scheme:
 
     kind: ClassVar[str]
     """Its name in study files."""
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    """A key of a study file that is no setting of the scheme is a mistake."""
     views: ClassVar[int] = 1
     """Forward passes that a slice of the batch is worth; a step draws batch_size / views slices."""
     transfer: ClassVar[Transfer] = "all"
