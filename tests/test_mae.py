@@ -169,9 +169,12 @@ def test_a_learnt_vector_stands_in_for_cells_without_a_visible_pixel():
     network = Sparse(made)
     images_NCHW, visible_NHW = heads(1), torch.ones(1, 64, 64)
     visible_NHW[:, 1:63, 1:63] = 0  # a rim is seen: of the coarsest cells all but the border
+    with torch.no_grad():
+        network.tokens[0].fill_(1e6)
     maps = []
     made.decoded = lambda found: maps.extend(found)
     network(with_mask(images_NCHW, visible_NHW))
+    assert (maps[2][0, :, 0] < 1e3).all()  # the border, of which a quarter or so is seen
     inner_CHW = maps[2][0, :, 1:-1, 1:-1]
     assert torch.equal(inner_CHW, network.tokens[0].view(-1, 1, 1).expand_as(inner_CHW))
     assert (maps[0][0, :, 1:63, 1:63] == 0).all()  # the decoder does not see it
