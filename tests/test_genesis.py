@@ -112,7 +112,7 @@ def test_each_channel_is_bent_by_its_own_curve_in_the_foreground():
             x, y = plain_curve(draw.points_NC22[n, c].tolist(), falls)
             values = images_NCHW[n, c][seen_NHW[n]].numpy()
             inside = values.clip(0, 1)
-            nearest = (inside * 4095).round() / 4095
+            nearest = (inside * 2048).round() / 2048
             expected = np.interp(nearest, x, y) + (values - inside) * (-1 if falls else 1)
             found = found_NCHW[n, c][seen_NHW[n]].numpy()
             np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -145,6 +145,15 @@ def test_of_a_network_that_copies_all_that_was_hidden_is_anomalous():
     assert hidden_4NHW[0, :, 16:24, 16:24].all()
 
 
+@FILLS
+def test_what_is_missed_of_shown_pixels_does_not_count(fill):
+    """A network that answers with zeros misses each pixel in all four passes; one counts."""
+    images_NCHW = heads()
+    scores_NHW = Inpaint(fill).anomaly_score(torch.zeros_like, images_NCHW, MM)
+    zeros_NCHW = torch.zeros_like(images_NCHW)
+    assert torch.equal(scores_NHW, reconstruction_anomaly(images_NCHW, zeros_NCHW, MM))
+
+
 def test_of_a_network_that_copies_noise_is_anomalous():
     images_NCHW = heads()
     scores_NHW = Inpaint("noise").anomaly_score(Copying(), images_NCHW, MM)

@@ -40,9 +40,9 @@ OUTER = (3 / 7, 4 / 7)
 """Rows, or columns, that a window of outer painting is short of the slice, as a share of it."""
 POINTS = 1000
 """Of a curve, evenly spaced in its parameter, as published for slices."""
-TABLE = 4096
+TABLE = 2049
 """Values of a curve, evenly spaced in x; an intensity has the nearest one. Slices are kept in half
-precision, whose steps below 1 are 1 / 2048."""
+precision, whose steps just below 1 are 1 / 2048."""
 _KEYS = 2**24
 """So many random numbers a float32 in [0, 1) can tell apart."""
 
