@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.loops import Work, loop
 from fewscan.experiments.devices import Devices
-from fewscan.experiments.schemes.denoise import Clean
+from fewscan.experiments.schemes.restoration import Clean
 from fewscan.experiments.train import Loop
 
 

@@ -5,6 +5,7 @@ far, step, and how far the events reached. Both files are loaded with `weights_o
 """
 
 import io
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewscan.experiments.unet import UNet
 from fewscan.storage.atomic import write_bytes
@@ -122,10 +123,28 @@ def load_state(path: Path) -> TrainingState | None:
     return TrainingState(**_load(path)) if path.exists() else None
 
 
-def save_model(path: Path, model: UNet, weights: Weights) -> None:
-    """Write the weights together with the shape of the network they belong to."""
-    on_cpu = {name: tensor.cpu() for name, tensor in weights.items()}
-    _save(path, {"network": asdict(model.shape), "weights": on_cpu})
+def save_model(
+    path: Path, model: UNet, weights: Weights, around: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write the weights together with the shape of the network they belong to.
+
+    `around` are those of a module around it, which its anomaly score needs: see `weights_around`.
+    """
+    content = {"network": asdict(model.shape), "weights": _on_cpu(weights)}
+    if around:
+        content["around"] = _on_cpu(around)
+    _save(path, content)
+
+
+def _on_cpu(weights: Mapping[str, Tensor]) -> Weights:
+    return {name: tensor.cpu() for name, tensor in weights.items()}
+
+
+def weights_around(network: nn.Module, body: UNet) -> Weights:
+    """The weights of a network that are not those of the body in it; none if it is the body."""
+    own = {id(tensor) for tensor in body.state_dict(keep_vars=True).values()}
+    named = network.state_dict(keep_vars=True).items()
+    return {name: tensor.detach() for name, tensor in named if id(tensor) not in own}
 
 
 def load_model(path: Path) -> UNet:
@@ -145,6 +164,15 @@ def load_model(path: Path) -> UNet:
     model = UNet(**content["network"]).to(next(iter(weights.values())).dtype)
     model.load_state_dict(weights)
     return model.eval()
+
+
+def load_around(path: Path) -> Weights:
+    """What `save_model` was given as `around`; none if it was given none.
+
+    Raises `RunError` if the file is damaged.
+    """
+    around: Weights = _load(path).get("around", {})
+    return around
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:

@@ -33,6 +33,23 @@ def reconstruction_loss(output_NCHW: Tensor, target_NCHW: Tensor, foreground_NHW
     return (error_NCHW.square() * foreground_NHW.unsqueeze(1)).mean()
 
 
+def masked_reconstruction_loss(
+    output_NCHW: Tensor, target_NCHW: Tensor, mask_NHW: Tensor
+) -> Tensor:
+    """Mean squared error over the values of the mask; 0 if it is empty.
+
+    In a step the ranks add up how many values they have: the mean of their gradients is then that
+    of the mean over the global batch, and the mean of their losses is that mean.
+    """
+    error_NCHW = _precise(output_NCHW) - target_NCHW
+    total = (error_NCHW.square() * mask_NHW.unsqueeze(1)).sum()
+    values = mask_NHW.sum().to(total) * output_NCHW.shape[1]
+    if torch.is_grad_enabled() and distributed.is_initialized():
+        distributed.all_reduce(values)
+        values = values / distributed.get_world_size()
+    return total / values.clamp(min=1)
+
+
 @dataclass(frozen=True)
 class SegmentationSums:
     """What the segmentation loss needs to know of any number of pixels; `+` pools.

@@ -8,14 +8,16 @@ Letters in names: N slices, C channels, K maps, H and W rows and columns.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fewscan.experiments.checkpoint import load_model
+from fewscan.experiments.checkpoint import load_around, load_model, weights_around
 from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes.scheme import HasAnomalyScore, Scheme
 from fewscan.experiments.spec import Finetune, Imported, Pretrain, Score, Target
+from fewscan.experiments.unet import require_same_tensors
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder
 
@@ -134,8 +136,21 @@ def load_predictor(folders: Sequence[RunFolder]) -> Predictor:
             expected="fine-tunings of one target, or pre-trainings of one scheme",
             remedy="score them one by one",
         )
-    networks = tuple(load_model(folder.model) for folder in folders)
-    return Predictor(networks, *taught.pop()).to("cpu")
+    target, scheme = taught.pop()
+    networks = tuple(_trained_network(folder.model, scheme) for folder in folders)
+    return Predictor(networks, target, scheme).to("cpu")
+
+
+def _trained_network(path: Path, scheme: Scheme | None) -> nn.Module:
+    """The kept model; of a pre-training within what its scheme had put around it."""
+    body = load_model(path)
+    if scheme is None:
+        return body
+    network, around = scheme.network(body), load_around(path)
+    remedy = "use the version of fewscan that made the run"
+    require_same_tensors(weights_around(network, body), around, remedy=remedy, where=path)
+    network.load_state_dict(around, strict=False)
+    return network
 
 
 def _taught(record: RunRecord, folder: RunFolder) -> tuple[Target | None, Scheme | None]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fewscan.experiments.checkpoint import save_model
+from fewscan.experiments.checkpoint import save_model, weights_around
 from fewscan.experiments.data import SliceData, open_store
 from fewscan.experiments.devices import Devices
 from fewscan.experiments.health import gains
@@ -48,7 +48,8 @@ def pretrain(spec: Pretrain, folder: RunFolder, devices: Devices) -> Result:
         return Result(spec.kind)
     if devices.is_first:
         model.load_state_dict(state.best)
-        save_model(folder.model, body, body.state_dict())
+        around = weights_around(model, body) if spec.scheme.has_anomaly_score else None
+        save_model(folder.model, body, body.state_dict(), around)
     return Result(
         spec.kind,
         best_step=state.best_step,

@@ -80,14 +80,22 @@ class UNet(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """The head's output at every pixel. Raises ValueError for a size that cannot be halved."""
-        self._require_divisible(images_NCHW)
         if self.shape.head_level:
             return self._from_the_encoder(images_NCHW)
+        return self.decoded(self.encoded(images_NCHW))
+
+    def encoded(self, images_NCHW: Tensor) -> list[Tensor]:
+        """The encoder's maps, the finest first. Raises as `forward`."""
+        self._require_divisible(images_NCHW)
         finest, *coarser = self.down_path
-        x, skips = finest(images_NCHW), []
+        maps = [finest(images_NCHW)]
         for block in coarser:
-            skips.append(x)
-            x = block(F.avg_pool2d(x, 2))
+            maps.append(block(F.avg_pool2d(maps[-1], 2)))
+        return maps
+
+    def decoded(self, maps: list[Tensor]) -> Tensor:
+        """The head's output from the encoder's maps, the finest first."""
+        *skips, x = maps
         for block in self.up_path:
             skip = skips.pop()
             x = block(x, skip if self.shape.skips else torch.zeros_like(skip))
@@ -96,6 +104,7 @@ class UNet(nn.Module):
 
     def _from_the_encoder(self, images_NCHW: Tensor) -> Tensor:
         """The head on one of the encoder's maps. Interpolation comes last: it is the same, 1×1."""
+        self._require_divisible(images_NCHW)
         x = self.down_path[0](images_NCHW)
         for block in list(self.down_path)[1 : self.shape.head_level]:
             x = block(F.avg_pool2d(x, 2))

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from fewscan.experiments.checkpoint import Weights, load_model, save_model
+from fewscan.experiments.checkpoint import Weights, load_around, load_model, save_model
 from fewscan.experiments.published_checkpoint import read_checkpoint
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.schemes.scheme import Scheme
@@ -58,9 +58,10 @@ def import_run(path: Path, study: Study, name: str) -> str:
                 remedy=f"its network is that of run {' or '.join(record.spec.parents)} beside it",
             )
     model = load_model(other.model)
-    weights = model.state_dict()
-    spec = Imported(sha256_of(weights), taught)
-    return _add(study, name, spec, model, weights, record.slices, f"{record.study}: {record.name}")
+    weights, around = model.state_dict(), load_around(other.model)
+    spec = Imported(sha256_of(weights | around), taught)
+    source = f"{record.study}: {record.name}"
+    return _add(study, name, spec, model, weights, record.slices, source, around)
 
 
 def _add(
@@ -71,11 +72,12 @@ def _add(
     weights: Weights,
     slices: SliceFormat,
     source: str,
+    around: Weights | None = None,
 ) -> str:
     studies = StudyFolder(study.folder)
     folder = studies.run(run_id(spec))
     RunRecord(spec, study.name, f"imported {name}", slices).write(folder)
-    save_model(folder.model, model, weights)
+    save_model(folder.model, model, weights, around)
     Result(spec.kind, source=source).write(folder)
     write_json(studies.imports, studies.read_imports() | {name: folder.run_id})
     return folder.run_id

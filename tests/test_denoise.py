@@ -1,5 +1,8 @@
-"""Coarse noise: as published, and the same however the batch is shared."""
+"""Noise: as published, as fine as asked for, and the same however the batch is shared."""
 
+import hashlib
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,7 @@ from fewscan.experiments.anomaly import foreground, reconstruction_anomaly
 from fewscan.experiments.schemes import Denoise
 from fewscan.experiments.schemes.denoise import Noise
 from fewscan.experiments.schemes.scheme import SliceTable
+from fewscan.experiments.spec import PROTOCOL, Network, Pretrain, Training, run_id
 from fewscan.experiments.unet import UNet
 
 MM_HW = (1.0, 3.0)
@@ -125,3 +129,68 @@ def test_the_anomaly_score_is_that_of_the_reconstruction_of_the_clean_slice():
         outputs_NCHW = network(images_NCHW)
     assert torch.equal(scores_NHW, reconstruction_anomaly(images_NCHW, outputs_NCHW, MM_HW))
     assert scores_NHW.any()
+
+
+def energy_of(noise, size, mm):
+    """Root mean square of what is added to slices of size² pixels, so many millimetres apart."""
+    table = SliceTable(2, (size, size), np.arange(60), np.zeros(60), (mm, mm))
+    images_NCHW = torch.ones(60, 2, size, size)
+    return (
+        noise_of(images_NCHW, Denoise(noise).draw(table, seeded(4))).square().mean().sqrt().item()
+    )
+
+
+def test_fine_noise_of_the_published_energy():
+    """Interpolated, coarse noise has 0.668 of its deviation on the grid, fine noise all of it."""
+    coarse = energy_of(Noise(), 128, 1.875)
+    assert coarse == pytest.approx(0.668 * 0.2, rel=0.015)
+    assert energy_of(Noise(resolution=128, std=0.134), 128, 1.875) == pytest.approx(
+        coarse, rel=0.015
+    )
+    fine = Noise(pitch_mm=1.875, std=0.134)
+    assert energy_of(fine, 128, 1.875) == pytest.approx(coarse, rel=0.015)
+    assert energy_of(Noise(resolution=128), 128, 1.875) == pytest.approx(0.2, rel=0.015)
+    assert energy_of(Noise(pitch_mm=16), 64, 3.75) == pytest.approx(coarse, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("pitch_mm", "size", "spacing_mm", "nodes"),
+    [
+        (16.0, (128, 128), (1.875, 1.875), (16, 16)),  # the published grid
+        (16.0, (64, 64), (3.75, 3.75), (16, 16)),
+        (1.875, (128, 128), (1.875, 1.875), (128, 128)),
+        (16.0, (64, 48), (1.0, 2.0), (5, 7)),
+        (0.5, (32, 16), (1.0, 1.0), (32, 16)),  # no finer than pixels
+        (500.0, (32, 16), (1.0, 1.0), (1, 1)),
+    ],
+)
+def test_the_grid_of_a_pitch(pitch_mm, size, spacing_mm, nodes):
+    table = SliceTable(1, size, np.arange(3), np.zeros(3), spacing_mm)
+    draw = Denoise(Noise(pitch_mm=pitch_mm)).draw(table, seeded())
+    assert draw.coarse_NCRR.shape == (3, 1, *nodes)
+    assert noise_of(torch.ones(3, 1, *size), draw).shape == (3, 1, *size)
+
+
+def test_the_published_pitch_is_the_published_noise():
+    table = SliceTable(4, (128, 128), np.arange(2), np.zeros(2), (1.875, 1.875))
+    by_number = Denoise().draw(table, seeded())
+    by_pitch = Denoise(Noise(pitch_mm=16)).draw(table, seeded())
+    assert torch.equal(by_number.coarse_NCRR, by_pitch.coarse_NCRR)
+    assert by_number.shift == by_pitch.shift
+
+
+def test_ids_of_runs_without_a_pitch_are_as_they_were():
+    spec = Pretrain("data", Network(), Training(10, 5), Denoise(Noise(resolution=8)))
+    settings = '{"kind":"denoise","noise":{"resolution":8}}'
+    training = '{"iterations":10,"validate_every":5}'
+    canonical = (
+        f'{{"data":"data","kind":"pretrain","network":{{}},"protocol":{PROTOCOL},'
+        f'"scheme":{settings},"training":{training}}}'
+    )
+    assert run_id(spec) == hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def test_a_pitch_is_a_distance():
+    for pitch_mm in (0, -1.0):
+        with pytest.raises(ValueError, match="pitch_mm is"):
+            Noise(pitch_mm=pitch_mm)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fewscan.experiments.devices import Devices, launch
 from fewscan.experiments.losses import (
+    masked_reconstruction_loss,
     reconstruction_loss,
     segmentation_loss,
     segmentation_sums,
@@ -53,6 +54,30 @@ def test_reconstruction_teaches_nothing_outside_the_foreground():
     foreground_NHW = torch.arange(16).view(1, 4, 4) % 3 == 0
     reconstruction_loss(output, torch.zeros(1, 2, 4, 4), foreground_NHW).backward()
     assert torch.equal(output.grad != 0, foreground_NHW.unsqueeze(1).expand_as(output))
+
+
+def test_masked_reconstruction_is_averaged_over_the_values_of_the_mask():
+    output, target = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    mask_NHW = torch.zeros(2, 4, 4, dtype=torch.bool)
+    assert masked_reconstruction_loss(output, target, mask_NHW) == 0
+    mask_NHW[0, :2] = True
+    mask_NHW[1, 3, 3] = True
+    where = mask_NHW[:, None].expand_as(output)
+    expected = (output[where] - target[where]).square().mean()
+    torch.testing.assert_close(masked_reconstruction_loss(output, target, mask_NHW), expected)
+
+
+def masked_gradient(folder, devices):
+    """The gradient of the masked loss of a batch whose images hide unlike numbers of pixels."""
+    images_NCHW = torch.rand(4, 2, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    mask_NHW = torch.arange(4 * 64).view(4, 8, 8) < 140
+    share, scale = devices.share_of(4), torch.ones((), dtype=torch.float64, requires_grad=True)
+    loss = masked_reconstruction_loss(
+        images_NCHW[share] * scale, torch.full_like(images_NCHW[share], 0.3), mask_NHW[share]
+    )
+    loss.backward()
+    mean = [devices.sum_over_ranks(it) / devices.world_size for it in (loss.detach(), scale.grad)]
+    torch.save(mean, folder / f"masked {devices.rank}.pt")
 
 
 def test_reconstruction_of_a_bf16_output_is_computed_in_float32():
@@ -137,12 +162,14 @@ def global_gradient(folder: Path, devices: Devices) -> None:
     loss.backward()
     gradient = devices.sum_over_ranks(scale.grad) / devices.world_size
     torch.save((loss.detach(), gradient), folder / f"{devices.rank}.pt")
+    masked_gradient(folder, devices)
 
 
 def test_two_ranks_have_the_loss_and_gradient_of_one(tmp_path):
     global_gradient(tmp_path, Devices())
-    alone = torch.load(tmp_path / "0.pt")
+    alone, masked_alone = (torch.load(tmp_path / name) for name in ("0.pt", "masked 0.pt"))
     launch(partial(global_gradient, tmp_path), Devices(world_size=2))
     for rank in range(2):
         shared = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(shared, alone)
+        torch.testing.assert_close(torch.load(tmp_path / f"masked {rank}.pt"), masked_alone)

@@ -12,6 +12,7 @@ import toy_schemes
 from torch import Tensor, nn
 from toy_schemes import TOYS, Contrast, Foreign, Masked, Neighbours
 
+from fewscan.experiments import pretrain as pretrain_module
 from fewscan.experiments.checkpoint import load_model
 from fewscan.experiments.data import SliceData
 from fewscan.experiments.devices import Devices, launch
@@ -20,7 +21,7 @@ from fewscan.experiments.predictor import load_predictor
 from fewscan.experiments.pretrain import PretextTask
 from fewscan.experiments.residency import InMemory
 from fewscan.experiments.results import Result, RunRecord
-from fewscan.experiments.schemes import SCHEMES, Denoise
+from fewscan.experiments.schemes import SCHEMES, Autoencode, Denoise, Genesis, Inpaint, Mae
 from fewscan.experiments.schemes.contrast import Contrast as PositionalContrast
 from fewscan.experiments.schemes.ddep import NoisePrediction
 from fewscan.experiments.schemes.scheme import Scheme, SliceTable
@@ -53,8 +54,17 @@ TINY: dict[str, Scheme] = {
     "synthetic restore": Synthetic("restore"),
     "contrast": PositionalContrast(),
     "contrast vicreg": PositionalContrast(reach=0, objective="vicreg"),
+    "autoencode": Autoencode(latent_channels=2),
+    "autoencode, the control": Autoencode(latent_channels=None, skips=True),
+    "inpaint zero": Inpaint("zero"),
+    "inpaint noise": Inpaint("noise"),
+    "inpaint swap": Inpaint("swap", patch_mm=2.5, share=0.5),
+    "mae": Mae(block_mm=2.5),
+    "mae, sparse": Mae(block_mm=2.5, sparse=True),
+    "mae, sparse with skips": Mae(block_mm=2.5, sparse=True, skips=True),
+    "genesis": Genesis(box_mm=6.0),
 }
-"""The toys, and each scheme at least once."""
+"""The toys, and each scheme at least once: settings for slices of 16×16 pixels of 1.25 mm."""
 EACH = pytest.mark.parametrize("kind", TINY)
 
 
@@ -117,21 +127,32 @@ def test_the_generic_stage_teaches_it(kind: str, store: SliceStore, tmp_path: Pa
     assert result.validation_loss == found[2 * (best // 20) - 1]
 
 
-def in_this_rank(folder: RunFolder, devices: Devices) -> None:
+def in_this_rank(folders: list[RunFolder], devices: Devices) -> None:
     toy_schemes.register()
-    run_stage(folder, devices)
+    for folder in folders:
+        run_stage(folder, devices)
+
+
+@pytest.fixture(scope="module")
+def by_two_ranks(
+    store_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, RunFolder]:
+    """All of them, by two processes that are started once."""
+    store, root = SliceStore.open(store_path), tmp_path_factory.mktemp("two")
+    found = {kind: folder_of(pretraining(kind, store), store, root) for kind in TINY}
+    launch(partial(in_this_rank, list(found.values())), Devices(world_size=2))
+    return found
 
 
 @EACH
-def test_two_ranks_equal_one(kind: str, store: SliceStore, tmp_path: Path) -> None:
+def test_two_ranks_equal_one(
+    kind: str, by_two_ranks: dict[str, RunFolder], store: SliceStore, tmp_path: Path
+) -> None:
     """The same global batches and draws, and a loss whose gradient is that of the global batch.
 
     One validation batch for two ranks: the other has none, and nobody waits for it.
     """
-    spec = pretraining(kind, store)
-    one, two = (folder_of(spec, store, tmp_path / name) for name in ("one", "two"))
-    run_stage(one, Devices())
-    launch(partial(in_this_rank, two), Devices(world_size=2))
+    two, one = by_two_ranks[kind], done(pretraining(kind, store), store, tmp_path)
     assert losses(two) == pytest.approx(losses(one), rel=1e-9)
     assert len(losses(two)) == 6
     for name, tensor in weights(one).items():
@@ -289,6 +310,38 @@ def test_an_anomaly_score_of_its_own_is_scored(store: SliceStore, tmp_path: Path
     with torch.no_grad():
         expected_NHW = Foreign().anomaly_score(network, images_NCHW, (1.0, 1.0))
     assert torch.equal(predictor.maps(images_NCHW, (1.0, 1.0)), expected_NHW[:, None])
+
+
+@pytest.mark.parametrize("kind", [kind for kind, it in TINY.items() if it.has_anomaly_score])
+def test_what_is_scored_is_the_network_that_was_trained(
+    kind: str, store: SliceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what the scheme put around the body, and whatever else lies in the batch."""
+    trained: list[nn.Module] = []
+
+    def remembered(spec: Pretrain, body: UNet) -> nn.Module:
+        trained.append(spec.scheme.network(body))
+        return trained[-1]
+
+    monkeypatch.setattr(pretrain_module, "_trained_network", remembered)
+    folder = done(pretraining(kind, store), store, tmp_path)
+    images_NCHW = torch.rand(3, len(store.channels), 16, 16)
+    images_NCHW[:, :, :2] = 0
+    scores_NHW = load_predictor([folder]).maps(images_NCHW, (1.25, 1.25))[:, 0]
+    alone_NHW = load_predictor([folder]).maps(images_NCHW[1:2], (1.25, 1.25))[:, 0]
+    torch.testing.assert_close(alone_NHW, scores_NHW[1:2], rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        network = trained[0].float()
+        expected_NHW = TINY[kind].anomaly_score(network, images_NCHW, (1.25, 1.25))
+    assert torch.equal(scores_NHW, expected_NHW)
+    assert scores_NHW.shape == (3, 16, 16)
+    assert scores_NHW.dtype == torch.float32
+    assert (scores_NHW >= 0).all()
+    assert scores_NHW.any()
+
+
+def test_every_scheme_is_tested_here() -> None:
+    assert {scheme.kind for scheme in TINY.values()} == set(SCHEMES)
 
 
 def test_a_network_without_an_anomaly_score_is_not_scored(

@@ -26,6 +26,7 @@ from fewscan.experiments.spec import (
     from_json,
     run_id,
     scheme_from_json,
+    scheme_to_json,
     to_json,
 )
 from fewscan.storage.errors import RunError
@@ -162,6 +163,7 @@ def changed_once(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         "lr_half_period": 7,
         "validation_slices": 7,
         "smoothing_mm": 7.0,
+        "pitch_mm": 7.0,
     }
     for field in fields(value):
         inner = getattr(value, field.name)
@@ -197,6 +199,13 @@ class Other(Scheme):
 def test_schemes_of_equal_settings_have_ids_of_their_own(noise: Noise) -> None:
     one, two = (replace(PRETRAIN, scheme=scheme) for scheme in (Denoise(noise), Other(noise)))
     assert run_id(one) != run_id(two)
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+def test_each_scheme_survives_json(kind: str) -> None:
+    spec = replace(PRETRAIN, scheme=SCHEMES[kind]())
+    assert from_json(json.loads(json.dumps(to_json(spec)))) == spec
+    assert (run_id(spec) == run_id(PRETRAIN)) == (kind == "denoise")
 
 
 def test_another_scheme_survives_json(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +278,15 @@ def test_scores_that_counted_components_in_voxels_are_read() -> None:
         assert from_json(old) == Score("data", expected, ("abc",))
 
 
+SCHEME_DEFAULTS: dict[str, dict[str, Any]] = {
+    "denoise": {"noise": {"resolution": 16, "std": 0.2, "pitch_mm": None}},
+    "autoencode": {"latent_channels": 4, "skips": False},
+    "inpaint": {"fill": "swap", "boxes": 5, "box_mm": 80.0, "patch_mm": 15.0, "share": 0.25},
+    "mae": {"ratio": 0.6, "block_mm": 15.0, "sparse": False, "skips": False},
+    "genesis": {"window_mm": 24.0, "box_mm": 80.0},
+}
+
+
 def test_a_default_is_part_of_the_protocol() -> None:
     """Stored: a default is not hashed, so changing one changes what finished runs' ids mean."""
     assert asdict(Training(1, 1)) == {
@@ -288,7 +306,9 @@ def test_a_default_is_part_of_the_protocol() -> None:
     assert asdict(Network()) == {"width": 64, "depth": 4}
     assert asdict(Evaluation()) == {"min_component_mm3": 0, "nsd_tolerance_mm": 2.0}
     assert asdict(Augmentation()) == {"policy": "nnunet"}
-    assert asdict(Denoise()) == {"noise": {"resolution": 16, "std": 0.2}}
+    assert {kind: scheme_to_json(scheme()) for kind, scheme in SCHEMES.items()} == {
+        kind: {"kind": kind, **settings} for kind, settings in SCHEME_DEFAULTS.items()
+    }
     assert (PRETRAIN.scheme, PRETRAIN.seed, PRETRAIN.init) == (Denoise(), 0, None)
     assert (FINETUNE.augmentation, FINETUNE.transfer) == (Augmentation(), "all")
     assert (FINETUNE.selection, FINETUNE.schedule, FINETUNE.probe_level) == (

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewscan.experiments.anomaly import voxels_in
+from fewscan.experiments.schemes import SCHEMES
 from fewscan.harness.study import dump_study, load_study, parse_study
 from fewscan.storage.errors import StudyError
 
@@ -223,6 +224,34 @@ def test_published_metrics_are_those_of_the_panels() -> None:
     expected = "expected one of: pooled_ap, pooled_best_dice, class_dice_mean"
     with pytest.raises(StudyError, match=expected):
         parse_study(document() | {"published": [entry]}, "x")
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+def test_any_scheme_is_named_by_its_kind(kind: str, tiny_document: dict[str, Any]) -> None:
+    training = tiny_document["pretrain"]["denoise"]["training"]
+    wish = {"other": {"scheme": {"kind": kind}, "training": training}}
+    document = tiny_document | {"pretrain": wish}
+    document["finetune"] = {**document["finetune"], "inits": ["scratch", "other"]}
+    study = parse_study(document, "given")
+    assert study.pretrain["other"].scheme == SCHEMES[kind]()
+    assert parse_study(yaml.safe_load(dump_study(study)), "dump") == study
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        ({"kind": "mae", "ratios": 0.5}, "did you mean 'ratio'"),
+        ({"kind": "mae", "ratio": 2}, "ratio is 2"),
+        ({"kind": "inpaint", "fill": "black"}, "'zero', 'noise' or 'swap'"),
+        ({"kind": "denoise", "noise": {"pitch_mm": 0}}, "pitch_mm is 0"),
+    ],
+)
+def test_mistakes_in_a_scheme_are_named(
+    scheme: dict[str, Any], expected: str, tiny_document: dict[str, Any]
+) -> None:
+    wish = tiny_document["pretrain"]["denoise"] | {"scheme": scheme}
+    with pytest.raises(StudyError, match=expected):
+        parse_study(tiny_document | {"pretrain": {"denoise": wish}}, "wrong")
 
 
 def test_noise_alone_is_the_published_scheme(tiny_document: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Unlabelled scans: in a store, in no split, in pre-training where it is asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,10 +215,14 @@ def test_a_store_of_another_kind_or_with_tested_scans_is_refused(
         make_plan(study)
 
 
+@pytest.mark.parametrize("scheme", [{}, {"kind": "autoencode", "latent_channels": 2}])
 def test_weights_of_another_study_are_imported(
-    store_path: Path, tmp_path: Path, tiny_study: Callable[..., Any]
+    scheme: dict[str, Any], store_path: Path, tmp_path: Path
 ) -> None:
-    plan = make_plan(tiny_study())
+    """With what their anomaly score needs of what the scheme had put around the network."""
+    ours = tiny_values(store_path, tmp_path / "study")
+    ours["pretrain"]["denoise"] |= {"scheme": scheme} if scheme else {}
+    plan = make_plan(parse_study(ours, "tiny"))
     pretraining, score = plan.runs[0], plan.runs[1]
     run_in_process(plan, [pretraining, score])
     other = parse_study(tiny_values(store_path, tmp_path / "other"), "tiny")

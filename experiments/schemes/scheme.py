@@ -117,9 +117,9 @@ class Scheme:
     def network(self, body: UNet) -> nn.Module:
         """What is trained: the body, or a module around it with another head.
 
-        The body alone is kept and handed on. Weights around it are drawn from the cell's seed. What
-        no gradient reaches is frozen here (`requires_grad_(False)`), as several ranks wait for the
-        gradients of all that is not.
+        The body alone is handed on; what is around it is kept for an anomaly score alone. Weights
+        around it are drawn from the cell's seed. What no gradient reaches is frozen here
+        (`requires_grad_(False)`), as several ranks wait for the gradients of all that is not.
         """
         return body
 
@@ -158,7 +158,7 @@ class Scheme:
     def anomaly_score(
         self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
     ) -> Tensor:
-        """How anomalous each pixel is, as the body sees it: float32 NHW, not negative.
+        """How anomalous each pixel is, as the trained network sees it: float32 NHW, not negative.
 
         `spacing_mm_HW` is the distance between rows and between columns, for what has a size.
         """
