@@ -1,6 +1,7 @@
 """Contrastive learning by position: losses against plain loops, views, batches, collapse."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +223,7 @@ def test_wrong_settings_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Contrast(**settings)
+
+
+def test_a_default_is_part_of_the_protocol():
+    assert asdict(Contrast()) == {"reach": 0.1, "temperature": 0.1, "objective": "infonce"}

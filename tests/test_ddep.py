@@ -1,5 +1,7 @@
 """Predicting the noise of every pixel: the published input and target, and the score of ours."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -106,3 +108,7 @@ def test_the_score_of_a_slice_does_not_depend_on_its_batch():
 def test_without_noise_there_is_nothing_to_predict():
     with pytest.raises(ValueError, match="std is 0, expected more than 0"):
         NoisePrediction(0)
+
+
+def test_a_default_is_part_of_the_protocol():
+    assert asdict(NoisePrediction()) == {"std": 0.22}

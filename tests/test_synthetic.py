@@ -1,6 +1,7 @@
 """Synthetic anomalies: boxes, ellipses and labels against plain loops, pairs of one height."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -390,3 +391,12 @@ def test_the_score_is_what_the_network_says(task):
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Synthetic(**settings)
+
+
+def test_a_default_is_part_of_the_protocol():
+    assert asdict(Synthetic()) == {
+        "task": "fpi",
+        "half_width": (0.05, 0.2),
+        "alpha": (0.05, 0.95),
+        "tissue_std": 0.2,
+    }
