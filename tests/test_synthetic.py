@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fewscan.experiments.anomaly import anomaly_of, foreground, reconstruction_anomaly
 from fewscan.experiments.order import PairedOrder, paired
 from fewscan.experiments.schemes.scheme import SliceTable
-from fewscan.experiments.schemes.synthetic import KINDS, Anomalies, Boxes, Synthetic
+from fewscan.experiments.schemes.synthetic import KINDS, Anomalies, ForeignBoxes, Synthetic
 from fewscan.experiments.unet import UNet
 from fewscan.storage.errors import DeviceError, RunError
 
@@ -305,7 +305,7 @@ def test_a_pair_cannot_be_shared_by_two_devices():
     for part in (slice(0, 3), slice(3, 6)):
         with pytest.raises(DeviceError, match=r"(?s)part a pair.*even number of slices for each"):
             draw[part]
-    assert isinstance(Synthetic().draw(table(5), seeded())[4:5], Boxes)
+    assert isinstance(Synthetic().draw(table(5), seeded())[4:5], ForeignBoxes)
 
 
 def order_of(slices, batch_size=8):

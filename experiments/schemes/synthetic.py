@@ -78,7 +78,7 @@ class PairedDraw:
 
 
 @dataclass(frozen=True)
-class Boxes(PairedDraw):
+class ForeignBoxes(PairedDraw):
     """Where two slices are mixed, and how: the same for both of a pair."""
 
     edges_N4: Tensor
@@ -163,12 +163,12 @@ class Synthetic(Scheme):
         return paired(slices.scans_N, slices.heights_N)
 
     def draw(self, slices: SliceTable, generator: Generator) -> PairedDraw:
-        """Boxes for pairs, or anomalies for slices."""
+        """ForeignBoxes for pairs, or anomalies for slices."""
         if self.task == "multitask":
             return self._anomalies(slices, generator)
         return self._boxes(slices, generator)
 
-    def _boxes(self, slices: SliceTable, generator: Generator) -> Boxes:
+    def _boxes(self, slices: SliceTable, generator: Generator) -> ForeignBoxes:
         import torch
 
         pairs = (len(slices) + 1) // 2
@@ -182,7 +182,7 @@ class Synthetic(Scheme):
             edges += [centre_P - half_P, centre_P + half_P]
         alpha_P = _uniform(self.alpha, (pairs,), generator)
         both_N = torch.arange(len(slices)) // 2
-        return Boxes(torch.stack(edges, dim=1)[both_N], alpha_P[both_N])
+        return ForeignBoxes(torch.stack(edges, dim=1)[both_N], alpha_P[both_N])
 
     def _anomalies(self, slices: SliceTable, generator: Generator) -> Anomalies:
         import torch
@@ -225,7 +225,7 @@ class Synthetic(Scheme):
             change_NHW = (spoilt_NCHW - images_NCHW).abs().mean(dim=1)
             width = CHANGE * self.tissue_std
             return spoilt_NCHW, 1 - (change_NHW.square() / (-2 * width**2)).exp()
-        assert isinstance(draw, Boxes)
+        assert isinstance(draw, ForeignBoxes)
         mixed_NCHW, label_NHW = _mixed(images_NCHW, others_NCHW, inside_NHW, draw)
         if self.task == "restore":
             return mixed_NCHW, CleanTarget(images_NCHW, inside_NHW)
@@ -304,7 +304,7 @@ def _partners(count: int) -> Tensor:
 
 
 def _mixed(
-    images_NCHW: Tensor, others_NCHW: Tensor, inside_NHW: Tensor, draw: Boxes
+    images_NCHW: Tensor, others_NCHW: Tensor, inside_NHW: Tensor, draw: ForeignBoxes
 ) -> tuple[Tensor, Tensor]:
     """Slices mixed with others in a box, and α where the two differ."""
     import torch
