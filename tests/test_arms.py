@@ -1,17 +1,20 @@
 """Which arms a study has: names, grids of init, transfer and schedule, what cannot be, what it is
 compared with."""
 
+import csv
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import yaml
+from tiny import run_in_process
 
 from fewscan.experiments.spec import Finetune
 from fewscan.harness.arms import Arm
 from fewscan.harness.concerns import concerns
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.studies import one_study, two_studies
+from fewscan.harness.report.write import write_report
 from fewscan.harness.study import Arms, Study, dump_study, parse_study
 from fewscan.storage.errors import StudyError
 
@@ -263,3 +266,24 @@ def test_nor_one_of_a_scheme(tiny_study: Callable[..., Study]) -> None:
         wish = {"training": training, "scheme": {"kind": "denoise", **scheme}}
         with pytest.raises(StudyError, match=message):
             tiny_study(pretrain={"denoise": wish})
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_grid_runs_from_pretraining_to_report(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    inits = [
+        "scratch",
+        {"init": "denoise", "transfer": ["all", "encoder"], "schedule": ["sawtooth", "frozen"]},
+        {"init": "denoise", "lr_scale": 0.1, "oversample_foreground": 0.5},
+    ]
+    finetune = tiny_document["finetune"] | {"targets": ["binary"], "label_counts": [1]}
+    evaluation = {"nsd_tolerance_mm": None}
+    study = tiny_study(finetune=finetune | {"inits": inits}, baselines=[], evaluation=evaluation)
+    plan = make_plan(study)
+    assert len(arms_of(plan)) == 6
+    run_in_process(plan, plan.runs)
+    write_report(one_study(plan))
+    with (plan.folder.report / "ranking.csv").open(newline="") as file:
+        ranked = [row["arm"] for row in csv.DictReader(file)]
+    assert sorted(ranked) == sorted(keys_of(plan))
