@@ -229,14 +229,9 @@ def _draw_evidence(
     """A row of three panels."""
     means, differences, saved = all_axes
     counts = sorted({it.labels for it in evidence.outcomes if it.labels is not None})
-<<<<<<< HEAD
-    long = [it for it in evidence.outcomes if it.arm.schedule == "long" and it.mean is not None]
-    _draw_levels(means, [(it.arm.title, it.mean.value) for it in long if it.mean], [LONG_STYLE])
-=======
     long = [it for it in evidence.outcomes if it.arm.schedule == "long"]
     levels_of_long = [(it.arm.title, it.mean.value) for it in long if it.mean is not None]
     _draw_levels(means, levels_of_long, [LONG_STYLE])
->>>>>>> tune
     for place, arm in enumerate(arms):
         # Side by side, so that none hides another.
         shift = 1.04 ** (place - (len(arms) - 1) / 2) if len(lit) > 1 else 1.0
