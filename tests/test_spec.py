@@ -279,6 +279,14 @@ def test_scores_that_counted_components_in_voxels_are_read() -> None:
 
 
 SCHEME_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ddep": {"std": 0.22},
+    "synthetic": {
+        "task": "fpi",
+        "alpha": (0.05, 0.95),
+        "half_width": (0.05, 0.2),
+        "tissue_std": 0.2,
+    },
+    "contrast": {"objective": "infonce", "reach": 0.1, "temperature": 0.1},
     "denoise": {"noise": {"resolution": 16, "std": 0.2, "pitch_mm": None}},
     "autoencode": {"latent_channels": 4, "skips": False},
     "inpaint": {"fill": "swap", "boxes": 5, "box_mm": 80.0, "patch_mm": 15.0, "share": 0.25},
