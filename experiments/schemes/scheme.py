@@ -3,12 +3,11 @@
 The stage (`experiments.pretrain`) owns data, order, seeds, ranks, loop, checkpoints and the model's
 file. A scheme owns what is done to a batch and what is asked of the network.
 
-How the schemes that are planned fit: `dae`, `dae_fine`, `ddep` and `ae` are a `draw` of noise, or
-none, with `skips` off for the last; `inpaint`, `mae` and `genesis` draw boxes, block keys or curves
-and place them in `pretext`, where the foreground is known; `fpi` pairs neighbours of the batch,
-which an `order` of its own puts there, and predicts one channel, a label made from the draw;
-contrastive schemes take two `views` of a slice, a second head in `network`, `heights_N` for
-positives by position, a loss over the ranks, and keep the last model.
+How different ones use it: `denoise` and `ddep` have a `draw` of noise; `inpaint`, `mae` and
+`genesis` draw boxes, blocks or curves and place them in `pretext`, where the foreground is known;
+`synthetic` pairs neighbours of the batch, which an `order` of its own puts there, and asks for a
+label made from the draw; `contrast` takes two `views` of a slice, a second head in `network`,
+`heights_N` for positives by position, a loss over the ranks, and keeps the last model.
 
 Letters in names: N images, C channels, H and W rows and columns.
 """
