@@ -26,7 +26,7 @@ def document(**finetune: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", ["paper.yaml", "demo.yaml"])
+@pytest.mark.parametrize("name", sorted(file.name for file in EXPERIMENTS.glob("*.yaml")))
 def test_the_shipped_studies_are_valid(name: str) -> None:
     study = load_study(EXPERIMENTS / name)
     assert parse_study(yaml.safe_load(dump_study(study)), "dump") == study
