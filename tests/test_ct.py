@@ -65,7 +65,7 @@ def test_a_window_gives_soft_tissue_its_contrast(raw: Path, tmp_path: Path) -> N
     made = ("prepare", raw, tmp_path / "s", "--size", 32, "--window", -20, 100)
     done = fewscan(*made)
     assert done.exit_code == 0, done.output
-    assert "windows: CT -20 to 100" in done.stderr
+    assert "windows: CT -20 to 100" in done.output
     assert apart(tmp_path / "s") == pytest.approx(10 / 120, abs=0.01)
     images = SliceStore.open(tmp_path / "s").read_subject("c1").images_NCHW[:, 0]
     assert not images[:, RADIUS[..., 0] > 0.7].any(), "air is background"
@@ -73,7 +73,7 @@ def test_a_window_gives_soft_tissue_its_contrast(raw: Path, tmp_path: Path) -> N
     again = fewscan("prepare", raw, tmp_path / "s", "--size", 32)
     assert again.exit_code == 0, again.output
     other = fewscan("prepare", raw, tmp_path / "s", "--size", 32, "--window", -20, 90)
-    assert "a store with windows ((-20.0, 100.0),)" in other.stderr
+    assert "a store with windows ((-20.0, 100.0),)" in other.output
 
 
 def test_slices_of_air_are_not_kept(raw: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_the_window_of_the_labelled_voxels(raw: Path, tmp_path: Path) -> None:
     expected = np.quantile(np.concatenate(values).astype(float), (0.005, 0.995))
     assert parameters.windows == ((expected[0], expected[1]),)
     assert parameters.window_masks == 2
-    assert "learnt from the masks of 2 scans" in done.stderr
+    assert "learnt from the masks of 2 scans" in done.output
     assert "learnt from the masks of 2 scans" in fewscan("check", tmp_path / "s").output
     before = SliceStore.open(tmp_path / "s").fingerprint
     assert prepare(raw, tmp_path / "s", 32, 1, split=split).fingerprint == before
@@ -160,9 +160,9 @@ def test_a_channel_called_ct_that_is_scaled_by_percentiles_is_warned_of(
 ) -> None:
     done = fewscan("prepare", raw, tmp_path / "s", "--size", 32)
     assert done.exit_code == 0
-    assert "CT: each scan is scaled from its air to its bone" in done.stderr
-    assert "--window LOW HIGH" in done.stderr
+    assert "CT: each scan is scaled from its air to its bone" in done.output
+    assert "--window LOW HIGH" in done.output
     description = json.loads((raw / "dataset.json").read_text())
     description["channel_names"] = {"0": "T2"}
     (raw / "dataset.json").write_text(json.dumps(description))
-    assert "CT" not in fewscan("prepare", raw, tmp_path / "t", "--size", 32).stderr
+    assert "CT" not in fewscan("prepare", raw, tmp_path / "t", "--size", 32).output

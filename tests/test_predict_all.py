@@ -100,7 +100,7 @@ def test_a_scan_without_orientation_codes_is_not_turned_and_that_is_said(
     assert np.array_equal(found.maps_XYZK, predict(run, image).maps_XYZK)
     done = fewscan("predict", run, copy, tmp_path / "out.nii.gz")
     assert done.exit_code == 0
-    assert "note: scan: its files do not say how the patient lies" in done.stderr
+    assert "note: scan: its files do not say how the patient lies" in done.output
     written = read_nifti(tmp_path / "out.nii.gz")
     assert not written.grid.has_orientation
     assert np.array_equal(written.affine, read_nifti(copy).affine)
@@ -154,8 +154,8 @@ def test_a_folder_of_scans_goes_on_and_names_what_is_bad(
     done = fewscan("predict", run, scans, out, "--probabilities", tmp_path / "maps")
     assert done.exit_code == 1, done.output
     assert "2 segmentations" in done.output
-    assert "skipped case_002: the file cannot be read" in done.stderr
-    assert str(bad) in done.stderr
+    assert "skipped case_002: the file cannot be read" in done.output
+    assert str(bad) in done.output
     written = {path.name: path.read_bytes() for path in out.iterdir()}
     assert set(written) == {"case_001.nii.gz", "case_003.nii.gz"}
     assert {path.name for path in (tmp_path / "maps").iterdir()} == set(written)

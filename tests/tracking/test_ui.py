@@ -179,7 +179,8 @@ def test_it_ends_with_its_terminal(served: _Served) -> None:
     """One process, so there is none that could outlive it, whatever the signal."""
     process = psutil.Process(served.server.pid)
     assert not process.children()
-    listening = [it for it in process.net_connections("inet") if it.status == psutil.CONN_LISTEN]
+    own = [it for it in psutil.net_connections("inet") if it.pid == served.server.pid]
+    listening = [it for it in own if it.status == psutil.CONN_LISTEN]
     assert [it.laddr.ip for it in listening] == ["127.0.0.1"]
     served.server.send_signal(signal.SIGHUP)
     served.server.wait(30)
