@@ -150,7 +150,7 @@ def _masks_of_pretrainings(plan: "Plan") -> Iterator[str]:
         if wish.slices == "healthy":
             store = plan.store_of(name)
             learnt, validated = (
-                sum(_mask_told(store, i) for i in ids) for ids in store.pretraining("healthy")
+                sum(mask_told(store, i) for i in ids) for ids in store.pretraining("healthy")
             )
             if learnt or validated:
                 yield (
@@ -159,7 +159,8 @@ def _masks_of_pretrainings(plan: "Plan") -> Iterator[str]:
                 )
 
 
-def _mask_told(store: SliceStore, subject: str) -> bool:
+def mask_told(store: SliceStore, subject: str) -> bool:
+    """Whether the mask of a scan tells which of its slices are healthy."""
     found = store.subjects[subject]
     return found.labelled and not found.healthy
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 
 from fewscan.experiments.spec import Finetune, Pretrain, RunSpec, Score
+from fewscan.harness.concerns import mask_told
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.storage.slices import SliceStore
 
@@ -114,8 +115,7 @@ def _masks(store: SliceStore, spec: Pretrain) -> Scans:
     if spec.slices != "healthy":
         return frozenset()
     learnt, validated = store.pretraining("healthy")
-    found = [store.subjects[i] for i in (*learnt, *validated)]
-    return _of(store, [it.id for it in found if it.labelled and not it.healthy])
+    return _of(store, [i for i in (*learnt, *validated) if mask_told(store, i)])
 
 
 def _of(store: SliceStore, ids: Collection[str]) -> Scans:

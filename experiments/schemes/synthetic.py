@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
+from fewscan.experiments.schemes.restoration import Clean
 from fewscan.experiments.schemes.scheme import Scheme, SliceTable
 from fewscan.experiments.settings import require_at_least
 from fewscan.storage.errors import DeviceError
@@ -109,13 +110,6 @@ class Anomalies(PairedDraw):
     """Of sinks and sources: what all is drawn to or pushed from, in the unit disc."""
     exponent_NK: Tensor
     """Of sinks and sources."""
-
-
-class CleanTarget(NamedTuple):
-    """What `restore` asks for: the clean slices, inside their foreground."""
-
-    images_NCHW: Tensor
-    foreground_NHW: Tensor
 
 
 @dataclass(frozen=True)
@@ -211,7 +205,7 @@ class Synthetic(Scheme):
             exponent_NK=2 ** _uniform(EXPONENT, shape, generator),
         )
 
-    def pretext(self, images_NCHW: Tensor, draw: PairedDraw) -> tuple[Tensor, Tensor | CleanTarget]:  # type: ignore[override]
+    def pretext(self, images_NCHW: Tensor, draw: PairedDraw) -> tuple[Tensor, Tensor | Clean]:  # type: ignore[override]
         """Spoilt slices, and what is asked: labels_NHW from 0 to 1, or the clean slices."""
         from fewscan.experiments.anomaly import foreground
         from fewscan.experiments.to_device import sent
@@ -228,10 +222,10 @@ class Synthetic(Scheme):
         assert isinstance(draw, ForeignBoxes)
         mixed_NCHW, label_NHW = _mixed(images_NCHW, others_NCHW, inside_NHW, draw)
         if self.task == "restore":
-            return mixed_NCHW, CleanTarget(images_NCHW, inside_NHW)
+            return mixed_NCHW, Clean(images_NCHW, inside_NHW)
         return mixed_NCHW, label_NHW
 
-    def loss(self, outputs: Tensor, targets: Tensor | CleanTarget) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor | Clean) -> Tensor:
         """Of `fpi` cross-entropy with α [FPI], of the others the squared error.
 
         The mean is over all pixels; of `restore` errors outside the foreground are none.
@@ -240,7 +234,7 @@ class Synthetic(Scheme):
 
         from fewscan.experiments.losses import reconstruction_loss
 
-        if isinstance(targets, CleanTarget):
+        if isinstance(targets, Clean):
             return reconstruction_loss(outputs, *targets)
         output_NHW = outputs[:, 0].to(targets.dtype)
         if self.task == "fpi":

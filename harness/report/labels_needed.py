@@ -11,10 +11,10 @@ seeds and patients, from which the intervals come.
 No power law is used where the data do not carry it: with fewer than `FEWEST_COUNTS` counts, where
 the score is not shown to rise, where no power law fits, and where the answer or an end of its
 interval lies beyond `FURTHEST` times the last count. Then the answer is "more than were run". In
-simulated studies (5 seeds, 251 patients, counts 1 to 64, 400 each) whose curves are power laws or
+simulated studies (5 seeds, 251 patients, counts 1 to 64, 200 each) whose curves are power laws or
 rise with the logarithm, the 95 % intervals, "more than" among them, held the true 20, 50, 90 or 150
 labels in 95 to 100 %. A sigmoid that has levelled off at 64 is no power law: it is noticed in half
-of the studies, and at 90 and 150 labels the interval holds in 88 and 81 %.
+of the studies, and at 90 and 150 labels the interval holds in 86 and 79 %.
 
 Letters in names: K label counts, B resamples, N points of a drawn curve.
 """
