@@ -7,8 +7,9 @@ was expected and, for an unknown key, the nearest known one.
 import difflib
 import json
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
@@ -466,9 +467,9 @@ class Study:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     name: str
     store: Path
-    """The slice store that `fewscan prepare` made; relative to where the command is given."""
+    """The slice store that `fewscan prepare` made; relative to the study file."""
     folder: Path
-    """Where runs, MLflow's data and reports go; relative to where the command is given."""
+    """Where runs, MLflow's data and reports go; relative to the study file."""
     finetune: Finetuning
     network: Network = Network()
     pretrain: dict[str, Pretraining] = field(default_factory=dict)
@@ -504,10 +505,12 @@ _RENAMED = {
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study file and apply `--set` overrides such as "finetune.seeds=[0,1]".
 
-    Raises `StudyError` that lists every mistake. Whether store, counts and parents exist is for
+    Paths in the file are relative to it, those of overrides to where the command is given. Raises
+    `StudyError` that lists every mistake. Whether store, counts and parents exist is for
     `harness.plan` to say, which has them at hand.
     """
     document = _read_yaml(path)
+    _from_the_file(document, path)
     for override in overrides:
         _override(document, override)
     _require_plain(document, path)
@@ -594,6 +597,35 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             "of experiments/demo.yaml",
         ) from error
     return document
+
+
+def _paths(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where a document holds paths: mappings and keys. What is no path is left for the checks."""
+    wishes = document.get("pretrain")
+    inner = wishes.values() if isinstance(wishes, dict) else ()
+    for mapping in filter(lambda it: isinstance(it, dict), (document, *inner)):
+        for key in ("store", "folder"):
+            if isinstance(mapping.get(key), str):
+                yield mapping, key
+
+
+def _from_the_file(document: dict[str, Any], path: Path) -> None:
+    """Let relative paths of a study file begin at its folder.
+
+    Raises `StudyError` if what is named is not there, but where the command is given: earlier
+    versions looked there, and a finished study would be computed again.
+    """
+    base = path.absolute().parent
+    for mapping, key in _paths(document):
+        written, place = mapping[key], Path(os.path.normpath(base / mapping[key]))
+        if not place.exists() and Path(written).exists():
+            raise StudyError(
+                f"{key}: {written} is not there beside the study file, but in {Path.cwd()}",
+                where=path,
+                expected="a path relative to the study file",
+                remedy=f"write {key}: {os.path.relpath(written, base)}; or an absolute path",
+            )
+        mapping[key] = str(place)
 
 
 def _override(document: dict[str, Any], override: str) -> None:

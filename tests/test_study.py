@@ -167,6 +167,37 @@ def test_ddp_needs_whole_devices() -> None:
         parse_study(wrong, "my.yaml")
 
 
+def test_paths_are_relative_to_the_file_and_those_of_overrides_to_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = document()
+    values["pretrain"]["denoise"]["store"] = "../unlabelled.zarr"
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    file = tmp_path / "studies" / "study.yaml"
+    file.write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in (file, Path("../studies/study.yaml")):
+        study = load_study(name, ["folder=mine"])
+        assert study.store == tmp_path / "studies" / "slices.zarr"
+        assert study.pretrain["denoise"].store == tmp_path / "unlabelled.zarr"
+        assert study.folder == tmp_path / "elsewhere" / "mine"
+
+
+def test_a_study_of_when_paths_began_elsewhere_is_not_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "study").mkdir()
+    file = tmp_path / "experiments" / "study.yaml"
+    file.write_text(yaml.safe_dump(document()))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudyError, match=r"write folder: \.\./study"):
+        load_study(file)
+    file.write_text(yaml.safe_dump({**document(), "folder": "../study"}))
+    assert load_study(file).folder == tmp_path / "study"
+
+
 def test_overrides_change_and_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(document()))
