@@ -60,9 +60,9 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Forty scans, slices of 48², 50 runs. Each step goes on if it was interrupted.
+# 48 scans, slices of 48², 53 runs. Each step goes on if it was interrupted.
 demo: $(VENV)/installed
-	$(BIN)/fewscan phantom demo/scans --subjects 40
+	$(BIN)/fewscan phantom demo/scans --subjects 48
 	$(BIN)/fewscan prepare demo/scans demo/slices.zarr --size 48
 	$(BIN)/fewscan check demo/slices.zarr
 	$(BIN)/fewscan sweep experiments/demo.yaml

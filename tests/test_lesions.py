@@ -7,8 +7,8 @@ from fewscan.storage.phantom.lesions import Focus, draw_foci, grow, spots
 def test_foci_vary_in_size_and_number() -> None:
     drawn = [draw_foci(np.random.default_rng(seed)) for seed in range(200)]
     volumes_ml = np.array([foci[0].volume_mm3 for foci in drawn]) / 1000
-    assert 2 <= volumes_ml.min() < 4
-    assert 60 < volumes_ml.max() <= 110
+    assert 20 <= volumes_ml.min() < 25
+    assert 150 < volumes_ml.max() <= 180
     assert 0.1 < np.mean([len(foci) == 2 for foci in drawn]) < 0.3
 
 

@@ -61,7 +61,7 @@ def healthy_layers(head: Head, voxels_V: np.ndarray) -> list[Layer]:
 
 
 def _distractors(rng: np.random.Generator, head: Head, voxels_V: np.ndarray) -> list[Layer]:
-    """What is bright or dark, and no tumour."""
+    """What is bright or dark, and no tumour: what skull stripping left, spots, vessels."""
     cortex_V = _fine(head.cortex_ZYX, voxels_V)
     ventricles_V = _fine(head.ventricles_ZYX, voxels_V)
     deep = voxels_V[(cortex_V > 5) & (ventricles_V < -2)]
@@ -70,7 +70,9 @@ def _distractors(rng: np.random.Generator, head: Head, voxels_V: np.ndarray) -> 
     halo_mm = 1 + 5 * age * rng.uniform()
     thinning_V = np.maximum(cortex_V - 2, 0) * np.float32(0.08)
     halo_V = np.clip(1 + ventricles_V / np.float32(halo_mm), 0, 1) * (ventricles_V < 0)
+    left_mm = np.float32(rng.uniform(1, 4))
     return [
+        Layer("dura", _cover(left_mm - _fine(head.brain_ZYX, voxels_V), 1)),
         Layer("spot", halo_V * np.float32(age)),
         Layer("spot", spots(rng, deep, rng.poisson(40 * age), (0.8, 3.0)).ravel()[voxels_V]),
         Layer("calcium", spots(rng, deep, rng.poisson(2), (0.8, 2.5)).ravel()[voxels_V]),

@@ -58,8 +58,11 @@ class Tumour:
 
 
 def draw_foci(rng: np.random.Generator) -> tuple[Focus, ...]:
-    """Draw one focus of 2 to 110 ml (log-uniform) and sometimes a smaller second one near it."""
-    volume_mm3 = 1000 * np.exp(rng.uniform(np.log(2), np.log(110)))
+    """Draw one focus of 20 to 180 ml and sometimes a smaller second one near it.
+
+    Log-uniform; our choice, of the order of BraTS.
+    """
+    volume_mm3 = 1000 * np.exp(rng.uniform(np.log(20), np.log(180)))
     first = _focus(rng, _hemispheric_point(rng), volume_mm3)
     if rng.uniform() > 0.2:
         return (first,)

@@ -16,7 +16,7 @@ from fewscan.storage.phantom import as_brats, as_nnunet
 from fewscan.storage.phantom.draw import Phantom, make_phantom
 from fewscan.storage.system.workers import in_processes, usable_cpus
 
-GENERATOR = 1
+GENERATOR = 2
 """raise it when the same seed no longer gives the same scans"""
 _RECORD = ".phantom.json"
 """hidden, so that nobody takes it for something that a data set has lost"""
