@@ -5,12 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from tiny import tiny_values, write_tiny_scan
 from whole_sweep import WholeSweep, sweep_own_data
 
 from fewscan.harness.study import Study, parse_study
 from fewscan.storage.prepare import prepare
+
+hypothesis.settings.register_profile("fewscan", deadline=None)  # the clock decides no test
+hypothesis.settings.load_profile("fewscan")
 
 SUBJECTS = 24
 

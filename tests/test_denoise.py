@@ -83,7 +83,7 @@ def test_shifts_reach_every_row_and_column():
     assert shifts[:, 1].unique().tolist() == list(range(4))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     images=st.integers(1, 6),
     resolution=st.integers(1, 16),

@@ -47,7 +47,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place for key, inner in items for place in ((*at, key), *places(inner, (*at, key)))]
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from(places(DOCUMENT)), VALUES), min_size=1, max_size=3))
 def test_a_changed_study_file_is_a_study_or_an_error_of_ours(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[tuple[Any, ...], Any]]
@@ -71,7 +71,7 @@ def test_a_changed_study_file_is_a_study_or_an_error_of_ours(
     assert parse_study(yaml.safe_load(dump_study(study)), "dumped") == study
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=40) | st.binary(max_size=40))
 def test_any_text_is_an_error_of_ours(
     tmp_path_factory: pytest.TempPathFactory, text: str | bytes
@@ -101,7 +101,7 @@ def test_what_a_fuzzer_found(tmp_path: Path, text: str) -> None:
         load_study(tmp_path / "study.yaml")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=30) | st.tuples(st.sampled_from(places(DOCUMENT)), st.text(max_size=15)))
 def test_any_override_is_a_study_or_an_error_of_ours(given: Any) -> None:
     override = given if isinstance(given, str) else f"{'.'.join(map(str, given[0]))}={given[1]}"
