@@ -56,8 +56,8 @@ class Predictor:
 
     def among(self, numbers: Collection[int]) -> "Predictor":
         """The same with these of its networks alone, 0 the first."""
-        networks = tuple(network for n, network in enumerate(self.networks) if n in numbers)
-        return self if len(networks) == len(self.networks) else replace(self, networks=networks)
+        networks = (network for n, network in enumerate(self.networks) if n in numbers)
+        return replace(self, networks=tuple(networks))
 
     def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None) -> Tensor:
         """maps_NKHW of float32 images: the probability of background and each class, or one map,

@@ -159,9 +159,10 @@ class _Scorer:
                 self.clock.scored_one()
 
     def each_that_chooses(self, chooses: Mapping[str, tuple[int, ...]]) -> Iterator[Scored]:
-        """The scans that choose, each as the networks of these numbers see it."""
+        """The scans that choose, each as the networks of these numbers see it; as all, if none."""
         for numbers in dict.fromkeys(chooses.values()):
-            asked = replace(self, predictor=self.predictor.among(numbers))
+            predictor = self.predictor.among(numbers) if numbers else self.predictor
+            asked = replace(self, predictor=predictor)
             yield from asked.each([id_ for id_, own in chooses.items() if own == numbers])
 
     def _read(self, subject: str, wants_scan: bool) -> "_Read":
@@ -255,6 +256,7 @@ def _scans_that_choose(
 ) -> dict[str, tuple[int, ...]]:
     """The scans whose labels choose the threshold, each with the networks, by number, that say
     where it has a lesion: the scans that chose the models, and the networks that held it out.
+    Without numbers all do.
 
     So of several folds each labelled scan is seen by the one network that has not learnt from it,
     as nnU-Net's cross-validation has it, and no other label is needed. What was pre-trained alone
@@ -266,7 +268,7 @@ def _scans_that_choose(
         return {
             id_: tuple(n for n, it in enumerate(trained) if id_ in it.held_out) for id_ in held_out
         }
-    return dict.fromkeys(store.split.validation, tuple(range(len(parents))))
+    return dict.fromkeys(store.split.validation, ())
 
 
 def _choose_threshold(
