@@ -164,15 +164,20 @@ def load_predictor(folders: Sequence[RunFolder]) -> Predictor:
     """
     taught = {_taught(RunRecord.read(folder), folder) for folder in folders}
     if len(taught) > 1:
-        raise RunError(
-            "networks that were taught different things cannot be averaged",
-            where=", ".join(str(folder.path) for folder in folders),
-            expected="fine-tunings of one target, or pre-trainings of one scheme",
-            remedy="score them one by one",
-        )
+        raise taught_different_things(", ".join(str(folder.path) for folder in folders))
     target, scheme = taught.pop()
     networks = tuple(_trained_network(folder.model, scheme) for folder in folders)
     return Predictor(networks, target, scheme).to("cpu")
+
+
+def taught_different_things(where: str) -> RunError:
+    """Networks of these runs cannot be averaged."""
+    return RunError(
+        "networks that were taught different things cannot be averaged",
+        where=where,
+        expected="fine-tunings of one target, or pre-trainings of one scheme",
+        remedy="score them one by one",
+    )
 
 
 def _trained_network(path: Path, scheme: Scheme | None) -> nn.Module:

@@ -84,8 +84,8 @@ def _budget(
             starts, trials = [spec.init] if spec.init else [], spec.rate_from
         case Finetune():
             learnt, held_out = labelled_scans(spec, store)
-            choosing = _choosing(spec, store, held_out)
-            own = LabelBudget(_of(store, (*learnt, *held_out)), _of(store, choosing))
+            chooses = _choosing(spec, store, held_out)
+            own = LabelBudget(_of(store, (*learnt, *held_out)), _of(store, chooses))
             starts, trials = [spec.init] if spec.init else [], spec.rate_from
         case Score():
             trained = [runs[it].spec for it in spec.parents if it in runs]
