@@ -43,7 +43,7 @@ def named_runs(
     as `load_plan` does.
     """
     runs, said = [], []
-    for name in [text] if Path(text).exists() else _BETWEEN.split(text):
+    for name in [text] if _is_there(text) else _BETWEEN.split(text):
         found = _ARM.fullmatch(name.strip())
         if found is None:
             runs.append(name.strip())
@@ -60,6 +60,14 @@ def named_runs(
             remedy="take out the comma",
         )
     return NamedRuns(tuple(runs), tuple(said))
+
+
+def _is_there(text: str) -> bool:
+    """Whether it is one path, whatever commas are in it."""
+    try:
+        return Path(text).exists()
+    except OSError:  # too long for one
+        return False
 
 
 def _cell(
