@@ -231,7 +231,9 @@ def _members(value: Any) -> Any:
     )
 
 
-Members = Annotated[int, BeforeValidator(_members), Field(ge=1)]
+MOST_MEMBERS = 100
+"""Of an ensemble; a score keeps all their networks at once."""
+Members = Annotated[int, BeforeValidator(_members), Field(ge=1, le=MOST_MEMBERS)]
 LrScale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Portion = Annotated[float, Field(ge=0, le=1)]
 

@@ -186,6 +186,7 @@ def test_folds_need_a_patient_each(plan_of: Make) -> None:
     [
         ({"members": "seeds"}, "labels of all of them.*not offered"),
         ({"members": 0}, "finetune.members"),
+        ({"members": 10**9}, "finetune.members"),
         ({"folds": 1}, "expected 0, none, or at least 2"),
         ({"folds": 5, "selection": "last"}, "write selection: within, or members: 5"),
     ],
