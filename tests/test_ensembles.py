@@ -229,6 +229,9 @@ def test_an_ensemble_is_compared_with_as_many_from_scratch(plan_of: Make) -> Non
         replace(denoise, members=2): replace(scratch, members=2),
         replace(denoise, folds=3): replace(scratch, folds=3),
     }
+    frozen = plan_of(members=2, inits={"init": ["scratch", "denoise"], "schedule": "frozen"})
+    own = Arm("fine-tuning", schedule="frozen")
+    assert one_study(frozen).references()[replace(own, members=2)] == own
     ranked = one_study(plan).ranked("binary")
     assert [arm.key for arm in ranked] == [
         "scratch",
@@ -353,7 +356,7 @@ def test_several_runs_predict_together(finished: Plan, scans: Path) -> None:
         together = predict(names, scan_of(scans))
         np.testing.assert_allclose(together.maps_XYZK, scored.maps_XYZK, atol=1e-6)
         assert np.array_equal(together.labels_XYZ, scored.labels_XYZ)
-    each = [predict(path, scan_of(scans)).maps_XYZK for path in paths]
+    each = [predict(path, scan_of(scans), threshold=0.5).maps_XYZK for path in paths]
     np.testing.assert_allclose(scored.maps_XYZK, (each[0] + each[1]) / 2, atol=1e-6)
 
 

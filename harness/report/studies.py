@@ -132,7 +132,7 @@ class Studies:
 
         Scratch in the same schedule, with as much oversampling and as many networks where the study
         has it, so that what is compared is pre-training and not the schedule (`Arm.scratch`); else
-        plain scratch, and without that the first that there is. An ensemble from scratch is
+        plain scratch, and without that the first that there is. An ensemble of random weights is
         compared with the single network.
         """
         first, *second = [dict.fromkeys(run.place.arm for run in it.grid) for it in self.plans]
@@ -167,7 +167,7 @@ class Studies:
 
 def _reference(arm: Arm, arms: Sequence[Arm]) -> Arm:
     """What an arm of a study is compared with."""
-    if arm.is_scratch:
+    if arm.init is None:
         return arm.single
     plain = Arm("fine-tuning")
     as_many = replace(plain, members=arm.members, folds=arm.folds)
