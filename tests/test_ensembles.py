@@ -29,6 +29,7 @@ from fewscan.harness.label_budget import label_budgets
 from fewscan.harness.named_runs import named_runs
 from fewscan.harness.plan import Plan, PlannedRun, make_plan
 from fewscan.harness.predict import predict
+from fewscan.harness.report.power import Deviations, planned_comparisons
 from fewscan.harness.report.results import read_results
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.write import write_report
@@ -241,6 +242,19 @@ def test_an_ensemble_is_compared_with_as_many_from_scratch(plan_of: Make) -> Non
     ], "folds lack a label count"
     assert replace(denoise, members=2).title == "pre-trained: denoise (2 members)"
     assert replace(scratch, folds=3).title == "from scratch (3 folds)"
+
+
+def test_the_power_of_an_ensemble_from_scratch_is_about_no_pretraining(plan_of: Make) -> None:
+    own, denoise, both = (it for it in planned_comparisons(plan_of(members=2, seeds=[0, 1, 2])))
+    assert (own.arm.key, own.units, own.one_pretraining) == (
+        "scratch (2 members)",
+        (1, 1, 1),
+        False,
+    )
+    lucky, plain = Deviations(0.02, 0.05, 0.1, 0.5), Deviations(0.02, 0.05, 0.1, 0.0)
+    assert own.parts(lucky) == own.parts(plain)
+    assert denoise.one_pretraining
+    assert both.one_pretraining
 
 
 def test_probes_and_baselines_have_no_ensemble(
