@@ -8,6 +8,8 @@ from fewscan.storage.slices import SliceStore
 
 BACKWARD = 2
 """A backward pass costs about two forward passes."""
+VIEWS_MIRRORED = 4
+"""Of a slice: itself, and mirrored along either axis and both."""
 
 
 class ForwardFlops(NamedTuple):
@@ -111,7 +113,8 @@ def _scored(spec: RunSpec, store: SliceStore) -> int:
         return 0
     test = _slices(store, store.split.test) if spec.split == "test" else 0
     again = test if spec.evaluation.removes_specks else 0  # at the threshold known then
-    return len(spec.parents) * (_slices(store, store.split.validation) + test + again)
+    views = VIEWS_MIRRORED if spec.mirror else 1
+    return views * len(spec.parents) * (_slices(store, store.split.validation) + test + again)
 
 
 @lru_cache(maxsize=8)  # the same splits for each of the runs of a study

@@ -17,6 +17,7 @@ from fewscan.experiments.data import SliceData, open_store
 from fewscan.experiments.devices import Devices
 from fewscan.experiments.health import gains
 from fewscan.experiments.initial_weights import initial_network
+from fewscan.experiments.labelled import labelled_scans
 from fewscan.experiments.losses import (
     SegmentationSums,
     segmentation_loss,
@@ -33,7 +34,6 @@ from fewscan.experiments.trials import with_rate
 from fewscan.storage.errors import LossNotFiniteError
 from fewscan.storage.labels import IGNORED, LabelMeaning
 from fewscan.storage.runs import RunFolder
-from fewscan.storage.slices import SliceStore
 
 
 def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
@@ -78,16 +78,6 @@ def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
     )
 
 
-def labelled_scans(spec: Finetune, store: SliceStore) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The labelled scans to learn from, and those held out to choose the model and its threshold.
-
-    None are held out where the validation split chooses, and where nothing does: too few scans, or
-    the last model by choice.
-    """
-    labelled = store.labelled_subset(spec.label_count, spec.seed)
-    return store.hold_out(labelled) if spec.selection == "within" else (labelled, ())
-
-
 class SegmentTask:
     """Soft Dice and cross-entropy on augmented slices of the labelled scans."""
 
@@ -112,7 +102,7 @@ class SegmentTask:
         self.validation = validation
         self.devices = devices
         self.batch_size = spec.training.batch_size
-        self.cell = (spec.kind, spec.seed)
+        self.cell = spec.stream
         order_seed = seed_for(*self.cell, "order")
         everything = BatchOrder(len(training), self.batch_size, order_seed)
         self.order: BatchOrder | OversampledOrder = everything

@@ -22,7 +22,7 @@ def initial_network(
 ) -> tuple[UNet, dict[str, Any]]:
     """The network on its device, and what it took over from which run, for the record.
 
-    Random weights are drawn on the CPU from the cell's seed, the head's last: they are the same
+    Random weights are drawn on the CPU from the run's `stream`, the head's last: they are the same
     everywhere, and arms of a cell have the same head. A fine-tuning takes what `transfer` says and
     never the head; a pre-training that goes on from another takes the head too. Raises `RunError`
     if the parent's network does not fit.
@@ -31,7 +31,7 @@ def initial_network(
     level = spec.probe_level if isinstance(spec, Finetune) else 0
     width, depth = spec.network.width, spec.network.depth
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(spec.kind, spec.seed, "weights"))
+        torch.manual_seed(seed_for(*spec.stream, "weights"))
         model = UNet(in_channels, out_channels, width, depth, skips, level)
     model = model.to(devices.dtype(spec.training.precision))  # before weights are loaded into it
     facts: dict[str, Any] = {"init": spec.init or "scratch", "loaded": [], "replaced": []}

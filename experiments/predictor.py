@@ -6,8 +6,8 @@ and a reconstruction error is a small difference of large numbers.
 Letters in names: N slices, C channels, K maps, H and W rows and columns.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,7 +30,9 @@ _FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
 class Predictor:
     """One network, or several whose maps are averaged: all segment, or all reconstruct.
 
-    Without a network its map is an anomaly score of the images themselves.
+    They may be of different shapes: each goes through a scan in its own way (`_through`), and only
+    their maps of the same slices meet. Without a network its map is an anomaly score of the images
+    themselves.
     """
 
     networks: tuple[nn.Module, ...]
@@ -50,27 +52,26 @@ class Predictor:
     def to(self, device: str) -> "Predictor":
         """The same on a device, in float32."""
         networks = tuple(network.float().to(device).eval() for network in self.networks)
-        return Predictor(networks, self.target, self.scheme, self.mirror, device)
+        return replace(self, networks=networks, device=device)
 
-    @torch.no_grad()
+    def among(self, numbers: Collection[int]) -> "Predictor":
+        """The same with these of its networks alone, 0 the first."""
+        networks = (network for n, network in enumerate(self.networks) if n in numbers)
+        return replace(self, networks=tuple(networks))
+
     def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None) -> Tensor:
         """maps_NKHW of float32 images: the probability of background and each class, or one map,
         the anomaly score, which alone needs the distance between rows and between columns."""
-        flips = _FLIPS if self.mirror else _FLIPS[:1]
-        each = [
-            self._of(network, images_NCHW.flip(flip), spacing_mm_HW).flip(flip)
-            for network in self.networks or (nn.Identity(),)
-            for flip in flips
-        ]
-        return each[0] if len(each) == 1 else torch.stack(each).mean(dim=0)
+        given = (images_NCHW, spacing_mm_HW)
+        return _mean([self._mirrored(network, *given) for network in self._each])
 
     def in_batches(
         self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None
     ) -> Iterator[Tensor]:
         """The `maps` of all slices of a scan, a batch after the other, on the networks' device."""
-        for start in range(0, len(images_NCHW), PREDICTION_BATCH):
-            batch_NCHW = images_NCHW[start : start + PREDICTION_BATCH]
-            yield self.maps(batch_NCHW.to(self.device, torch.float32), spacing_mm_HW)
+        each = [self._through(network, images_NCHW, spacing_mm_HW) for network in self._each]
+        for batches in zip(*each, strict=True):
+            yield _mean(batches)
 
     def labels(self, maps_NKHW: Tensor, threshold: float | None) -> Tensor | None:
         """uint8 labels_NHW: k the k-th class, or 1 any lesion; None without classes and threshold.
@@ -80,6 +81,35 @@ class Predictor:
         if self.has_classes:
             return maps_NKHW.max(dim=1).indices.to(torch.uint8)  # on a CPU 6 times argmax's speed
         return None if threshold is None else above(lesion_score(maps_NKHW), threshold).byte()
+
+    @property
+    def _each(self) -> tuple[nn.Module, ...]:
+        return self.networks or (nn.Identity(),)
+
+    def _through(
+        self,
+        network: nn.Module,
+        images_NCHW: Tensor,
+        spacing_mm_HW: tuple[float, float] | None,
+    ) -> Iterator[Tensor]:
+        """What one network says of all slices of a scan: their maps, `PREDICTION_BATCH` at a time.
+
+        One that sees slices alone is asked batch by batch; what sees volumes may go through the
+        scan first.
+        """
+        for start in range(0, len(images_NCHW), PREDICTION_BATCH):
+            batch_NCHW = images_NCHW[start : start + PREDICTION_BATCH]
+            yield self._mirrored(network, batch_NCHW.to(self.device, torch.float32), spacing_mm_HW)
+
+    @torch.no_grad()
+    def _mirrored(
+        self,
+        network: nn.Module,
+        images_NCHW: Tensor,
+        spacing_mm_HW: tuple[float, float] | None,
+    ) -> Tensor:
+        flips = _FLIPS if self.mirror else _FLIPS[:1]
+        return _mean([self._of(network, images_NCHW.flip(f), spacing_mm_HW).flip(f) for f in flips])
 
     def _of(
         self,
@@ -93,6 +123,10 @@ class Predictor:
         assert self.scheme is not None
         assert spacing_mm_HW is not None
         return self.scheme.anomaly_score(network, images_NCHW, spacing_mm_HW)[:, None]
+
+
+def _mean(maps: Sequence[Tensor]) -> Tensor:
+    return maps[0] if len(maps) == 1 else torch.stack([*maps]).mean(dim=0)
 
 
 def lesion_score(maps_NKHW: Tensor, lesion: Sequence[int] | None = None) -> Tensor:
@@ -117,9 +151,9 @@ def predictor_of_score(
 
     Raises `RunError` as `load_predictor` does.
     """
-    return (
-        Predictor((), None, spec.image.among(channels)) if spec.image else load_predictor(parents)
-    )
+    if spec.image:
+        return Predictor((), None, spec.image.among(channels))
+    return replace(load_predictor(parents), mirror=spec.mirror)
 
 
 def load_predictor(folders: Sequence[RunFolder]) -> Predictor:
@@ -130,15 +164,20 @@ def load_predictor(folders: Sequence[RunFolder]) -> Predictor:
     """
     taught = {_taught(RunRecord.read(folder), folder) for folder in folders}
     if len(taught) > 1:
-        raise RunError(
-            "networks that were taught different things cannot be averaged",
-            where=", ".join(str(folder.path) for folder in folders),
-            expected="fine-tunings of one target, or pre-trainings of one scheme",
-            remedy="score them one by one",
-        )
+        raise taught_different_things(", ".join(str(folder.path) for folder in folders))
     target, scheme = taught.pop()
     networks = tuple(_trained_network(folder.model, scheme) for folder in folders)
     return Predictor(networks, target, scheme).to("cpu")
+
+
+def taught_different_things(where: str) -> RunError:
+    """Networks of these runs cannot be averaged."""
+    return RunError(
+        "networks that were taught different things cannot be averaged",
+        where=where,
+        expected="fine-tunings of one target, or pre-trainings of one scheme",
+        remedy="score them one by one",
+    )
 
 
 def _trained_network(path: Path, scheme: Scheme | None) -> nn.Module:

@@ -5,9 +5,9 @@ Letters in names: N slices, C channels, Z slices of a scan, H and W rows and col
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -158,6 +158,13 @@ class _Scorer:
                 yield self._scored(subject, *read, threshold)
                 self.clock.scored_one()
 
+    def each_that_chooses(self, chooses: Mapping[str, tuple[int, ...]]) -> Iterator[Scored]:
+        """The scans that choose, each as the networks of these numbers see it; as all, if none."""
+        for numbers in dict.fromkeys(chooses.values()):
+            predictor = self.predictor.among(numbers) if numbers else self.predictor
+            asked = replace(self, predictor=predictor)
+            yield from asked.each([id_ for id_, own in chooses.items() if own == numbers])
+
     def _read(self, subject: str, wants_scan: bool) -> "_Read":
         """Slices, and the labels on the scan's own grid if they are wanted."""
         labels_ZHW = self.store.read_scan_labels(subject) if wants_scan else None
@@ -246,22 +253,31 @@ MIDDLE = 0.5
 
 def _scans_that_choose(
     parents: Sequence[RunFolder], trained: Sequence[Result], store: SliceStore
-) -> tuple[str, ...]:
-    """The scans whose labels choose the threshold: those that chose the models.
+) -> dict[str, tuple[int, ...]]:
+    """The scans whose labels choose the threshold, each with the networks, by number, that say
+    where it has a lesion: the scans that chose the models, and the networks that held it out.
+    Without numbers all do.
 
-    What was pre-trained alone has no probability, so the validation split tells its threshold.
+    So of several folds each labelled scan is seen by the one network that has not learnt from it,
+    as nnU-Net's cross-validation has it, and no other label is needed. What was pre-trained alone
+    has no probability, so the validation split tells its threshold.
     """
     specs = [RunRecord.read(parent).spec for parent in parents]
     if specs and all(isinstance(it, Finetune) and it.selection != "validation" for it in specs):
-        return tuple(dict.fromkeys(id_ for it in trained for id_ in it.held_out))
-    return store.split.validation
+        held_out = dict.fromkeys(id_ for it in trained for id_ in it.held_out)
+        return {
+            id_: tuple(n for n, it in enumerate(trained) if id_ in it.held_out) for id_ in held_out
+        }
+    return dict.fromkeys(store.split.validation, ())
 
 
-def _choose_threshold(scorer: _Scorer, chooses: Sequence[str]) -> tuple[dict[str, float], float]:
+def _choose_threshold(
+    scorer: _Scorer, chooses: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, float], float]:
     """The threshold that is best on these scans, with its numbers there; without any the middle."""
     if not chooses:
         return {"threshold": MIDDLE}, MIDDLE
-    pooled = _pooled(scored.pixels for scored in scorer.each(chooses))
+    pooled = _pooled(scored.pixels for scored in scorer.each_that_chooses(chooses))
     dice, threshold = pooled.best_dice()
     numbers = {
         "pooled_ap": pooled.average_precision(),

@@ -166,6 +166,11 @@ class Pretrain:
     """Whether a loss that is not finite is its result, and no failure: it is not to be chosen."""
 
     @property
+    def stream(self) -> tuple[str | int, ...]:
+        """What all its random numbers are for."""
+        return (self.kind, self.seed)
+
+    @property
     def parents(self) -> tuple[str, ...]:
         """Ids of the runs that it needs."""
         return _parents(self)
@@ -206,9 +211,15 @@ class Finetune:
     """The rate of what is transferred is so many times that of what is new."""
     oversample_foreground: float = 0.0
     """The share of each batch that is drawn from slices with a lesion; the rest is from all."""
+    member: int = 0
+    """Which network of an ensemble: each learns from the same labelled scans, with another order,
+    augmentation and initial head. 0 is the network that a cell has without an ensemble."""
+    folds: int = 0
+    """Parts of the labelled scans, of which it learns from all but the one of its number, `member`,
+    and that one chooses its model. 0: they are not divided so."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 0, "lr_scale", "oversample_foreground")
+        require_at_least(self, 0, "lr_scale", "oversample_foreground", "member", "folds")
         if self.lr_scale == 0:
             raise ValueError("lr_scale is 0, expected more; what is never to learn is frozen")
         if self.oversample_foreground > 1:
@@ -222,6 +233,18 @@ class Finetune:
                 f"lr_half_period is {self.training.lr_half_period} with schedule {self.schedule}, "
                 "whose rate follows a curve of its own"
             )
+        if self.folds and not (self.member < self.folds > 1 and self.selection == "within"):
+            raise ValueError(
+                f"member {self.member} of {self.folds} folds with selection {self.selection}, "
+                "expected at least 2 folds, a member below their number, and within"
+            )
+
+    @property
+    def stream(self) -> tuple[str | int, ...]:
+        """What its random numbers are for, all but those that choose the labelled scans: arms of a
+        cell have them in common, member by member."""
+        own = (self.kind, self.seed)
+        return (*own, "member", self.member) if self.member else own
 
     @property
     def parents(self) -> tuple[str, ...]:
@@ -254,6 +277,9 @@ class Score:
     """What is scored beside the classes."""
     image: ImageScore = ImageScore()
     """What of the images is scored, without any parent; empty where networks are."""
+    mirror: bool = False
+    """Whether each network is asked about the slice and its three mirror images, and its maps are
+    averaged."""
 
 
 @dataclass(frozen=True)

@@ -33,18 +33,39 @@ class Arm:
     """The rate of what is transferred, in parts of the others', where arms differ in that."""
     oversample_foreground: float = 0.0
     """See `Finetune.oversample_foreground`; where arms differ in that."""
+    members: int = 1
+    """Fine-tunings on the same labelled scans whose probabilities are averaged."""
+    folds: int = 0
+    """Fine-tunings whose probabilities are averaged, each on the labelled scans without one of so
+    many parts. 0: no such."""
     study: str = ""
     """Set where two studies are compared."""
 
     @property
     def is_scratch(self) -> bool:
-        """Whether it is a fine-tuning of the grid from random weights, all of which learn."""
+        """Whether it is a fine-tuning of the grid from random weights, all of which learn; or an
+        ensemble of such."""
         return self.kind == "fine-tuning" and self.init is None and self.schedule in FROM_SCRATCH
 
     @property
+    def is_ensemble(self) -> bool:
+        """Whether several networks are averaged."""
+        return self.networks > 1
+
+    @property
+    def networks(self) -> int:
+        """How many fine-tunings of a cell are scored together."""
+        return self.folds or self.members
+
+    @property
+    def single(self) -> "Arm":
+        """The same with one network."""
+        return replace(self, members=1, folds=0)
+
+    @property
     def is_compared(self) -> bool:
-        """Whether it is tested against scratch; a baseline is a line to look at."""
-        return self.init is not None and self.is_ranked
+        """Whether it is tested against another; a baseline is a line to look at."""
+        return self.is_ranked and (self.init is not None or self.is_ensemble)
 
     @property
     def is_ranked(self) -> bool:
@@ -53,10 +74,17 @@ class Arm:
 
     @property
     def scratch(self) -> "Arm":
-        """Random weights fine-tuned in the same way, as far as there is such a way: the fair form
-        of a comparison. A frozen encoder, and a rate of what is transferred, they have not."""
+        """Random weights fine-tuned in the same way, as far as there is such a way, as many of
+        them: the fair form of a comparison. A frozen encoder, and a rate of what is transferred,
+        they have not."""
         schedule = self.schedule if self.schedule in FROM_SCRATCH else "plain"
-        return Arm(self.kind, schedule=schedule, oversample_foreground=self.oversample_foreground)
+        return Arm(
+            self.kind,
+            schedule=schedule,
+            oversample_foreground=self.oversample_foreground,
+            members=self.members,
+            folds=self.folds,
+        )
 
     @property
     def key(self) -> str:
@@ -69,6 +97,8 @@ class Arm:
             how.append(f"lr × {self.lr_scale:g}")
         if self.oversample_foreground:
             how.append(f"oversampled {self.oversample_foreground:.2g}")
+        if self.is_ensemble:
+            how.append(f"{self.folds} folds" if self.folds else f"{self.members} members")
         taken = f"{init} ({', '.join(how)})" if how else init
         name = {
             "unsupervised": f"unsupervised: {taken}",
@@ -124,3 +154,8 @@ class Place:
     def scans(self) -> str:
         """In words: "1 scan", "4 scans"."""
         return f"{self.labels} scan{'' if self.labels == 1 else 's'}"
+
+    @property
+    def cell(self) -> str:
+        """In the names of its runs: "binary · scratch · 4 scans · seed 0"."""
+        return f"{self.target} · {self.arm.key} · {self.scans} · seed {self.seed}"

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from fewscan.harness.options import names, patterns, regions
 from fewscan.slurm.session import Session
 from fewscan.storage.conventions import registry
 from fewscan.storage.conventions.brats import KEYS
@@ -107,24 +108,6 @@ def phantom(out: Path, subjects: int, seed: int, workers: int | None, form: Any)
     console.print(f"{subjects} scans in {out}")
 
 
-def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
-    """The names in a list with commas."""
-    return tuple(filter(None, (name.strip() for name in (text or "").split(","))))
-
-
-def _regions(
-    ctx: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
-) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Each NAME=CLASS,… as the name and the classes."""
-    found = []
-    for text in texts:
-        name, _, classes = text.partition("=")
-        if not name.strip() or not classes.strip(" ,"):
-            raise click.BadParameter(f"{text!r} is not NAME=CLASS,…", ctx, parameter)
-        found.append((name.strip(), _names(ctx, parameter, classes)))
-    return tuple(found)
-
-
 @command(
     "fewscan prepare BraTS2021_Training_Data brats2021.zarr",
     "fewscan prepare Task03_Liver liver.zarr --lesion cancer --unlabelled",
@@ -184,7 +167,7 @@ def _regions(
 @click.option(
     "--channels",
     metavar="NAME,…",
-    callback=_names,
+    callback=names,
     help="Some of the channels, in this order, such as t1c,t2f. Default: all.",
 )
 @click.option(
@@ -198,7 +181,7 @@ def _regions(
 @click.option(
     "--lesion",
     metavar="CLASS,…",
-    callback=_names,
+    callback=names,
     help="The classes that are lesions; the others are organs, which healthy slices may show. "
     "Default: what the data set says, else all.",
 )
@@ -207,7 +190,7 @@ def _regions(
     "regions",
     multiple=True,
     metavar="NAME=CLASS,…",
-    callback=_regions,
+    callback=regions,
     help="Classes that are scored together as well, such as core=necrosis,enhancing. Repeatable.",
 )
 @click.option(
@@ -263,21 +246,6 @@ def prepare(
     sys.exit(1 if report.skipped else 0)
 
 
-def _patterns(
-    ctx: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
-) -> dict[str, str]:
-    """Each NAME=PATTERN as the name and the pattern."""
-    pairs = [text.partition("=") for text in texts]
-    wrong = [
-        text
-        for text, (name, _, pattern) in zip(texts, pairs, strict=True)
-        if not name.strip() or not pattern.strip()
-    ]
-    if wrong or len({name.strip() for name, _, _ in pairs}) < len(pairs):
-        raise click.BadParameter(f"not NAME=PATTERN, each name once: {wrong}", ctx, parameter)
-    return {name.strip(): pattern.strip() for name, _, pattern in pairs}
-
-
 @command(
     "fewscan table UPENN-GBM scans.csv --channel flair='*_FLAIR.nii.gz' "
     "--channel t1c='*_T1GD.nii.gz' --label '*_segm.nii.gz' --labels 1=core,2=oedema,4=enhancing",
@@ -290,7 +258,7 @@ def _patterns(
     metavar="NAME=PATTERN",
     multiple=True,
     required=True,
-    callback=_patterns,
+    callback=patterns,
     help="Which files are this channel: a pattern of their names, or of their paths in FOLDER if "
     "there is a / in it. Repeatable.",
 )
@@ -324,7 +292,7 @@ def _patterns(
     metavar="VALUE=CLASS,…",
     help="What the label values mean.",
 )
-@click.option("--lesion", metavar="CLASS,…", callback=_names, help="The classes that are lesions.")
+@click.option("--lesion", metavar="CLASS,…", callback=names, help="The classes that are lesions.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
 def table(
     folder: Path,
@@ -590,11 +558,15 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
 @command(
     "fewscan predict demo/study/runs/0123456789ab demo/scans/BraTS2021_00003 lesion.nii.gz",
     "fewscan predict models:/m-0123 imagesTs/case_07_*.nii.gz case_07.nii.gz --mirror",
-    "fewscan predict demo/study/runs/0123456789ab imagesTs segmentations",
-    help=f"""Segment new scans with the model of RUN; OUT is on the scan's own grid.
+    "fewscan predict experiments/demo.yaml:denoise@4 imagesTs segmentations",
+    "fewscan predict 'mine.yaml:denoise (5 members)@all' imagesTs segmentations --seed 1",
+    help=f"""Segment new scans with the networks of RUN; OUT is on the scan's own grid.
 
-    RUN is the folder of a finished run (`fewscan plan STUDY` tells which is which) or an MLflow
-    model URI. SCAN is a folder, or the channels' files in the order of the model's channels; the
+    RUN is the folder of a finished run (`fewscan plan STUDY` tells which is which), an MLflow
+    model URI, or an arm of a study with its labelled scans, STUDY:ARM@LABELS. Of RUN,RUN,… the
+    probabilities are averaged. Without --threshold they need a score of just these networks.
+
+    SCAN is a folder, or the channels' files in the order of the model's channels; the
     names of {registry.NAMES} tell the order as well. OUT has the label values of the scan's
     convention, or 1 for any lesion; of a pre-training it is the anomaly map.
 
@@ -603,7 +575,7 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
     that cannot be used is listed at the end; then it exits with 1.
     """,
 )
-@click.argument("run")
+@click.argument("run", metavar="RUN[,RUN…]")
 @click.argument("scan", type=PATH, nargs=-1, required=True)
 @click.argument("out", type=PATH)
 @click.option(
@@ -613,7 +585,20 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
     help="Also write the probabilities (of each class, as one 4D file) or anomaly scores there; a "
     "folder if OUT is one.",
 )
-@click.option("--mirror", is_flag=True, help="Average over mirror images: four times the work.")
+@click.option(
+    "--mirror",
+    is_flag=True,
+    help="Average over mirror images: four times the work. Done anyway with what was scored so.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["binary", "multiclass"]),
+    help="Of an arm of a study. Default: the first in its file that the arm has.",
+)
+@click.option(
+    "--seed", type=int, help="Of an arm of a study. Default: the first; no result chooses."
+)
+@set_option
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 65504),
@@ -627,10 +612,14 @@ def predict(
     out: Path,
     maps_out: Path | None,
     mirror: bool,
+    target: Any,
+    seed: int | None,
+    overrides: tuple[str, ...],
     threshold: float | None,
     device: str,
     overwrite: bool,
 ) -> None:
+    from fewscan.harness.named_runs import named_runs
     from fewscan.harness.predict import (
         ScanPredictor,
         is_folder,
@@ -638,21 +627,21 @@ def predict(
         write_prediction,
     )
 
+    def load() -> ScanPredictor:
+        named = named_runs(run, target=target, seed=seed, overrides=overrides)
+        for sentence in named.said:
+            click.echo(f"note: {sentence}", err=True)
+        runs = named.runs
+        return ScanPredictor.load(runs, mirror=mirror, threshold=threshold, device=device)
+
     if maps_out == out:
         raise click.UsageError("--probabilities needs a file of its own, not OUT")
     if is_folder(out):
-        _predict_all(
-            lambda: ScanPredictor.load(run, mirror=mirror, threshold=threshold, device=device),
-            scan,
-            out,
-            maps_out,
-            overwrite,
-        )
+        _predict_all(load, scan, out, maps_out, overwrite)
         return
     for path in filter(None, (out, maps_out)):
         require_writable(path, scan, overwrite)
-    loaded = ScanPredictor.load(run, mirror=mirror, threshold=threshold, device=device)
-    found = loaded.predict(scan)
+    found = load().predict(scan)
     write_prediction(found, out, maps_out)
     for sentence in found.assumed:
         click.echo(f"note: {found.files.id}: {sentence}", err=True)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
+from fewscan.experiments.labelled import labelled_scans
 from fewscan.experiments.spec import Finetune, Pretrain, RunSpec, Score
 from fewscan.harness.concerns import mask_told
 from fewscan.harness.plan import Plan, PlannedRun
@@ -82,8 +83,9 @@ def _budget(
             own = LabelBudget(healthy=_masks(store, spec))
             starts, trials = [spec.init] if spec.init else [], spec.rate_from
         case Finetune():
-            labelled = store.labelled_subset(spec.label_count, spec.seed)
-            own = LabelBudget(_of(store, labelled), _of(store, _choosing(spec, store, labelled)))
+            learnt, held_out = labelled_scans(spec, store)
+            chooses = _choosing(spec, store, held_out)
+            own = LabelBudget(_of(store, (*learnt, *held_out)), _of(store, chooses))
             starts, trials = [spec.init] if spec.init else [], spec.rate_from
         case Score():
             trained = [runs[it].spec for it in spec.parents if it in runs]
@@ -97,9 +99,8 @@ def _budget(
     return own | replace(tried, training=frozenset(), choice=choosing)
 
 
-def _choosing(spec: Finetune, store: SliceStore, labelled: Sequence[str]) -> Sequence[str]:
+def _choosing(spec: Finetune, store: SliceStore, held_out: Sequence[str]) -> Sequence[str]:
     """The scans that choose among its models, or among trials."""
-    held_out = store.hold_out(labelled)[1] if spec.selection == "within" else ()
     by_validation = spec.selection == "validation" or (spec.is_trial and not held_out)
     return store.split.validation if by_validation else held_out
 

@@ -33,6 +33,13 @@ from fewscan.harness.concerns import (
     require_possible,
     require_pretraining_possible,
 )
+from fewscan.harness.ensembles import (
+    dividable,
+    ensembles_of,
+    networks_of,
+    not_divided,
+    which_network,
+)
 from fewscan.harness.study import Share, Study, load_study
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder, StudyFolder
@@ -91,7 +98,8 @@ class Plan:
     stores: Mapping[str, SliceStore] = field(default_factory=dict)
     """Pre-training's name → the store that it learns from; by default the study's."""
     left_out: tuple[str, ...] = ()
-    """What of `finetune.inits` there is no arm for, and why: sentences without a full stop."""
+    """What of `finetune.inits`, probes and folds there is no arm for, and why: sentences without a
+    full stop."""
 
     @property
     def folder(self) -> StudyFolder:
@@ -369,13 +377,22 @@ class _Planner:
         name: str,
         image: ImageScore = ImageScore(),  # noqa: B008 (frozen)
     ) -> PlannedRun:
-        """The score of one training, or of the images alone."""
+        """The score of trained networks together, or of the images alone."""
         evaluation, target = self.study.evaluation, place.target or "binary"
         wanted = computed(evaluation, target, self.store.keeps_scan_labels)
         metrics = tuple(metric.key for metric in wanted)
         regions = self.store.regions if target == "multiclass" else ()
         data = self.store.fingerprint
-        spec = Score(data, evaluation, parents, metrics=metrics, regions=regions, image=image)
+        mirror = self.study.score.mirror and bool(parents)
+        spec = Score(
+            data,
+            evaluation,
+            parents,
+            metrics=metrics,
+            regions=regions,
+            image=image,
+            mirror=mirror,
+        )
         return self._planned(spec, place, name)
 
     def _grid(self) -> Iterator[PlannedRun]:
@@ -393,12 +410,16 @@ class _Planner:
                         yield from self._cell(place, tuple(it.run_id for it in trials))
 
     def _arms(self) -> dict[Arm, list[int]]:
-        """The arms of each target with their label counts: the grid's, baselines, probes."""
+        """The arms of each target with their label counts: the grid's with their ensembles,
+        baselines, probes."""
         finetune, baselines = self.study.finetune, self.study.baselines
         counts = self._label_counts(finetune.label_counts, "finetune.label_counts")
+        divided = dividable(counts, finetune, self.store)
+        self.left_out += not_divided(counts, divided, finetune)
         everything = len(self.store.split.train)
         self.whole = self._named(self._combinations())
         found = dict.fromkeys(self.whole, counts)
+        ensembles = {arm: ensembles_of(arm, finetune, counts, divided) for arm in found}
         scratch = next(filter(lambda arm: arm.is_scratch, found), self._arm(SCRATCH))
         if "supervised" in baselines:
             found[scratch] = sorted({*found.get(scratch, ()), everything})
@@ -423,7 +444,10 @@ class _Planner:
                         self.left_out.append(f"finetune.probes: no {arm.key}: {reason}")
                     else:
                         found[arm] = sorted({*found.get(arm, ()), *counts})
-        return found
+        together: dict[Arm, list[int]] = {}
+        for arm, own in found.items():
+            together |= {arm: own} | ensembles.get(arm, {})
+        return together
 
     def _arm(self, init: str) -> Arm:
         """Plain fine-tuning from this init."""
@@ -526,12 +550,14 @@ class _Planner:
         return sorted(set(counts))
 
     def _trials(self, arm: Arm, target: Target) -> list[PlannedRun]:
-        """Trials of the arm's learning rate; none if none is asked for, and of a probe."""
+        """Trials of the arm's learning rate; none if none is asked for, and of a probe. Those of an
+        ensemble are its single network's."""
         tune = self.study.finetune.tune
         if tune is None or arm.schedule == "probe":
             return []
         self._label_counts([tune.on.labels], "finetune.tune.on.labels")
-        plain = replace(arm, schedule="plain") if arm.schedule == "long" else arm
+        plain = arm.single
+        plain = replace(plain, schedule="plain") if plain.schedule == "long" else plain
         place = Place(plain, target, tune.on.labels, tune.on.seed)
         found = []
         for lr in tune.lr:
@@ -542,15 +568,19 @@ class _Planner:
         return found
 
     def _cell(self, place: Place, rate_from: tuple[str, ...] = ()) -> Iterator[PlannedRun]:
-        """The fine-tuning of one cell and seed, and its score."""
-        spec, place = self._finetuning(place), self._started(place)
+        """The fine-tuning of one cell and seed, or those of an ensemble, and their score."""
+        single, place = self._finetuning(place), self._started(place)
         if rate_from:
-            training = replace(spec.training, lr=0.0)
-            spec = replace(spec, training=training, rate_from=rate_from)
-        name = f"{place.target} · {place.arm.key} · {place.scans} · seed {place.seed}"
-        trained = self._planned(spec, place, f"{VERBS[spec.kind]} {name}")
-        yield trained
-        yield self._score((trained.run_id,), place, f"{VERBS[Score.kind]} {name}")
+            training = replace(single.training, lr=0.0)
+            single = replace(single, training=training, rate_from=rate_from)
+        trained = []
+        for spec in networks_of(place.arm, single):
+            own = replace(place, arm=place.arm.single) if spec == single else place
+            name = f"{VERBS[spec.kind]} {own.cell}{which_network(spec)}"
+            trained.append(self._planned(spec, own, name))
+        yield from trained
+        parents = tuple(run.run_id for run in trained)
+        yield self._score(parents, place, f"{VERBS[Score.kind]} {place.cell}")
 
     def _started(self, place: Place) -> Place:
         """The place with the seed of the pre-training that its run starts from."""
@@ -558,7 +588,8 @@ class _Planner:
         return replace(place, pretraining=pretraining)
 
     def _finetuning(self, place: Place) -> Finetune:
-        finetune, arm = self.study.finetune, self._whole(place.arm)
+        """Of the place's arm with one network."""
+        finetune, arm = self.study.finetune, self._whole(place.arm.single)
         assert place.target is not None
         assert place.labels is not None
         parent, _ = self._start(arm.init or SCRATCH, place.seed)

@@ -18,7 +18,8 @@ from torch import Tensor
 from fewscan.experiments.devices import require_cuda
 from fewscan.experiments.predictor import Predictor
 from fewscan.experiments.scan_grid import labelled_on_the_scan
-from fewscan.harness.trained import Trained, load_trained
+from fewscan.harness.named_runs import named_runs
+from fewscan.harness.trained import Trained, load_together
 from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.errors import ScanError
 from fewscan.storage.find import IN_ORDER, find_scan
@@ -50,7 +51,7 @@ class ScanPrediction:
 
 @dataclass(frozen=True, eq=False)
 class ScanPredictor:
-    """The model of a finished run, loaded once, for any number of scans."""
+    """The networks of finished runs, loaded once, for any number of scans."""
 
     trained: Trained
     predictor: Predictor
@@ -61,21 +62,23 @@ class ScanPredictor:
     @classmethod
     def load(
         cls,
-        run: str | Path,
+        run: str | Path | Sequence[str | Path],
         *,
         mirror: bool = False,
         threshold: float | None = None,
         device: str = "cpu",
     ) -> "ScanPredictor":
-        """Load it; the arguments are those of `predict`.
+        """Load them; the arguments are those of `predict`.
 
         Raises `RunError`, `TrackingError` or `DeviceError`.
         """
         if device.startswith("cuda"):
             require_cuda()
-        trained = load_trained(run)
+        named = named_runs(run).runs if isinstance(run, str) else run
+        trained = load_together([named] if isinstance(named, Path) else named)
         threshold = trained.threshold_or(threshold)
-        return cls(trained, replace(trained.predictor, mirror=mirror).to(device), threshold)
+        predictor = replace(trained.predictor, mirror=mirror or trained.predictor.mirror)
+        return cls(trained, predictor.to(device), threshold)
 
     def predict(self, scan: str | Path | Sequence[str | Path]) -> ScanPrediction:
         """What the model says of a scan, a folder or files (see `find_scan`).
@@ -116,18 +119,20 @@ class ScanPredictor:
 
 
 def predict(
-    run: str | Path,
+    run: str | Path | Sequence[str | Path],
     scan: str | Path | Sequence[str | Path],
     *,
     mirror: bool = False,
     threshold: float | None = None,
     device: str = "cpu",
 ) -> ScanPrediction:
-    """Use the model of a finished run on a scan.
+    """Use the networks of finished runs on a scan.
 
-    `run` is a run folder or an MLflow model URI (see `load_trained`), `scan` a folder or files (see
-    `find_scan`). `mirror` averages over mirror images. `threshold` is for models without classes,
-    by default the one that validation chose. `device` is as torch writes it.
+    `run` is a run folder, an MLflow model URI (see `load_trained`) or, as a text, what `named_runs`
+    understands; of several the probabilities are averaged (`load_together`). `scan` is a folder or
+    files (see `find_scan`). `mirror` averages over mirror images, as is done anyway with runs that
+    were scored so. `threshold` is for models without classes, by default the one that validation
+    chose. `device` is as torch writes it.
 
     A scan that is stored in another orientation than those of the training is turned first, and the
     prediction turned back. Raises `RunError`, `TrackingError`, `ScanError` or `DeviceError`.

@@ -221,6 +221,20 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str | int | float) else value
 
 
+def _members(value: Any) -> Any:
+    """Raises ValueError that explains for what is no number."""
+    if isinstance(value, int):
+        return value
+    raise ValueError(
+        "members is how many networks of a cell are averaged, all trained on its labelled scans; "
+        "to average the networks of several seeds would use the labels of all of them, up to as "
+        "many times the cell's label count, and is not offered"
+    )
+
+
+MOST_MEMBERS = 100
+"""Of an ensemble; a score keeps all their networks at once."""
+Members = Annotated[int, BeforeValidator(_members), Field(ge=1, le=MOST_MEMBERS)]
 LrScale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Portion = Annotated[float, Field(ge=0, le=1)]
 
@@ -298,6 +312,15 @@ class Finetuning:
     """What the features of a training are worth to a linear classifier. None: not asked."""
     long: PositiveFloat = 2.0
     """Times the iterations of the grid, for the baseline "supervised long"."""
+    members: Members = 1
+    """An ensemble beside each arm: so many fine-tunings of each cell, on the same labelled scans
+    and from the same pre-training, with orders, augmentations and initial heads of their own, whose
+    probabilities are averaged. The arm itself is the first of them. 1: none."""
+    folds: Annotated[int, Field(ge=0)] = 0
+    """Another one, by cross-validation within the labelled scans, as nnU-Net's five folds: each of
+    so many fine-tunings learns from the scans without one part, whole patients, which chooses its
+    model; the threshold is chosen from what each says of its own part. Cells with fewer labelled
+    patients have none. 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("label_counts", "seeds", "inits", "targets"):
@@ -306,6 +329,13 @@ class Finetuning:
             raise ValueError("a label count is a whole number from 1, or all")
         if self.tune is not None and self.tune.on.seed in self.seeds:
             raise ValueError(f"tune.on.seed {self.tune.on.seed} is one of seeds, which are scored")
+        if self.folds == 1:
+            raise ValueError("folds is 1, expected 0, none, or at least 2")
+        if self.folds and self.selection == "last":
+            raise ValueError(
+                f"folds: {self.folds} holds out labelled scans to choose models, and selection: "
+                f"last chooses none; write selection: within, or members: {self.folds}"
+            )
         grids = [it for it in self.inits if isinstance(it, Arms)]
         schedules = {self.schedule, *(name for grid in grids for name in grid.schedule)}
         own = [name for name in OWN_RATES if name in schedules]
@@ -335,6 +365,15 @@ class Finetuning:
             case dict() as table:
                 wanted = _between(table, labels)
         return self.training.stretched(wanted / self.training.iterations)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How networks are asked when they are scored. No training depends on it."""
+
+    mirror: bool = False
+    """Each is asked about every slice and its three mirror images, as nnU-Net predicts: four times
+    the work of a score, the choice of its threshold too."""
 
 
 @dataclass(frozen=True)
@@ -474,6 +513,7 @@ class Study:
     network: Network = Network()
     pretrain: dict[str, Pretraining] = field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
+    score: Scoring = Scoring()
     baselines: tuple[Baseline, ...] = ("unsupervised", "supervised")
     """unsupervised: a pre-trained network's anomaly score. supervised: scratch on all labels, our
     stand-in for the published one, which is another group's. supervised long: the same, trained

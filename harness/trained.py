@@ -1,14 +1,20 @@
 """Trained networks with what must be known to use them: from a run folder or from MLflow."""
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fewscan.experiments.catalogue import LESION
-from fewscan.experiments.predictor import Predictor, load_predictor, predictor_of_score
+from fewscan.experiments.predictor import (
+    Predictor,
+    load_predictor,
+    predictor_of_score,
+    taught_different_things,
+)
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.spec import Finetune, Score, scheme_from_json
 from fewscan.experiments.unet import UNet
@@ -26,11 +32,14 @@ class Trained:
     predictor: Predictor
     """on the CPU"""
     run_id: str
+    """of several with commas"""
     threshold: float | None
     """of the lesion mask, as validation chose it"""
     wants_threshold: bool
     """whether it was scored with one, or could be; a pre-training gives a map alone"""
     slices: SliceFormat
+    networks: tuple[str, ...] = ()
+    """ids of the trainings whose networks these are"""
 
     @property
     def mask_names(self) -> tuple[str, ...]:
@@ -53,9 +62,13 @@ class Trained:
                 raise RunError(found, where=self.run_id, expected=expected)
             return None
         if given is None and self.threshold is None and self.wants_threshold:
+            found = (
+                "the runs have no threshold: they have not been scored together"
+                if "," in self.run_id
+                else "the run has no threshold: it has not been scored"
+            )
             raise RunError(
-                "the run has no threshold: it has not been scored, or its validation scans had no "
-                "lesion",
+                f"{found}, or its validation scans had no lesion",
                 where=self.run_id,
                 expected="a threshold that validation chose",
                 remedy="give one: --threshold 0.5",
@@ -77,43 +90,111 @@ def load_trained(run: str | Path) -> Trained:
     folder = RunFolder(Path(run).absolute())
     require_finished(folder)
     record = RunRecord.read(folder)
-    score = None
+    scored: tuple[str, ...] = ()
     match record.spec:
-        case Score(parents=parents):
-            trained, score = [folder.sibling(run_id) for run_id in parents], folder
-            predictor = predictor_of_score(record.spec, trained, record.slices.channels)
+        case Score(parents=scored) as spec:
+            trained = [folder.sibling(run_id) for run_id in scored]
+            predictor = predictor_of_score(spec, trained, record.slices.channels)
+            threshold = Result.read(folder).threshold
         case spec:
-            predictor = load_predictor([folder])
+            predictor, threshold = load_predictor([folder]), None
             if isinstance(spec, Finetune) and spec.target == "binary":
-                score = _score_of(folder)
+                predictor, threshold = _as_scored(predictor, [folder.run_id], folder.path.parent)
     return Trained(
         predictor,
         record.run_id,
-        threshold=Result.read(score).threshold if score else None,
+        threshold,
         wants_threshold=isinstance(record.spec, (Score, Finetune)),
         slices=record.slices,
+        networks=scored or (record.run_id,),
     )
 
 
-def _score_of(folder: RunFolder) -> RunFolder | None:
-    """A finished score of this run alone; whichever, as all choose the same threshold."""
-    for path in sorted(folder.path.parent.iterdir()):
+def load_together(runs: Sequence[str | Path]) -> Trained:
+    """The networks of finished runs as one predictor, each of them with the same weight.
+
+    They may differ in shape, labelled scans and study, not in what they were taught nor in what
+    they see. The threshold is that of a score of just these networks, in the folder of the first.
+    Raises `RunError` otherwise, and as `load_trained` does for each.
+    """
+    each = [load_trained(run) for run in runs]
+    if len(each) == 1:
+        return each[0]
+    first, where = each[0], ", ".join(map(str, runs))
+    networks = [id_ for it in each for id_ in it.networks]
+    if twice := [id_ for id_, times in Counter(networks).items() if times > 1]:
+        raise RunError(
+            f"the network of run {', '.join(twice)} comes twice",
+            where=where,
+            expected="each network once; that of a score is its parents'",
+            remedy="leave one out",
+        )
+    for it in each[1:]:
+        if (it.predictor.target, it.predictor.scheme) != (
+            first.predictor.target,
+            first.predictor.scheme,
+        ):
+            raise taught_different_things(where)
+        if replace(it.slices, orientations=first.slices.orientations) != first.slices:
+            raise RunError(
+                "networks that see different slices cannot be averaged: "
+                f"{it.slices} and {first.slices}",
+                where=where,
+                expected="runs on stores of the same channels, classes, size and normalisation",
+                remedy="predict with them one by one",
+            )
+    together = replace(
+        first.predictor,
+        networks=tuple(network for it in each for network in it.predictor.networks),
+        mirror=any(it.predictor.mirror for it in each),
+    )
+    threshold = None
+    if first.predictor.target == "binary":
+        place = Path(runs[0]).absolute().parent
+        if place.is_dir():
+            together, threshold = _as_scored(together, networks, place)
+    return Trained(
+        together,
+        ",".join(it.run_id for it in each),
+        threshold,
+        wants_threshold=any(it.wants_threshold for it in each),
+        slices=first.slices,
+        networks=tuple(networks),
+    )
+
+
+def _as_scored(
+    predictor: Predictor, networks: Collection[str], runs: Path
+) -> tuple[Predictor, float | None]:
+    """Mirrored as these networks were scored together, and the threshold that was chosen then;
+    without a finished score as it is, and none.
+
+    Scores differ in evaluation, which chooses no threshold, and in whether they are mirrored: the
+    plain one comes first.
+    """
+    found: dict[bool, RunFolder] = {}
+    for path in sorted(runs.iterdir()):
         other = RunFolder(path)
         if other.result.exists():
             with suppress(RunError):  # a damaged run stops no other
                 match RunRecord.read(other).spec:
-                    case Score(parents=parents) if parents == (folder.run_id,):
-                        return other
-    return None
+                    case Score(parents=parents, mirror=mirror) if {*parents} == {*networks}:
+                        found.setdefault(mirror, other)
+    if not found:
+        return predictor, None
+    mirror = min(found)
+    mirrored = replace(predictor, mirror=mirror or predictor.mirror)
+    return mirrored, Result.read(found[mirror]).threshold
 
 
 def _from_mlflow(network: UNet, facts: Mapping[str, Any], where: str) -> Trained:
     slices = SliceFormat.from_json(facts, where)
     target, scheme = facts.get("target"), facts.get("scheme")
     known = None if scheme is None else scheme_from_json(scheme)
-    predictor = Predictor((network,), target, known).to("cpu")
-    threshold = facts.get("threshold")
-    return Trained(predictor, facts["run_id"], threshold, target is not None, slices)
+    mirror = bool(facts.get("mirror"))
+    predictor = Predictor((network,), target, known, mirror).to("cpu")
+    run_id, threshold = facts["run_id"], facts.get("threshold")
+    return Trained(predictor, run_id, threshold, target is not None, slices, (run_id,))
 
 
 def require_finished(folder: RunFolder) -> None:

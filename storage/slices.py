@@ -24,7 +24,7 @@ from fewscan.storage.geometry import Frame, slice_axis
 from fewscan.storage.labels import LabelMeaning, PretrainSlices, Region
 from fewscan.storage.manifest import PREPARE_AGAIN, Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.shards import ZSTD_LEVEL, DamagedShard, decode_shard
-from fewscan.storage.splits import Split, hold_out, label_subset
+from fewscan.storage.splits import Split, folds, hold_out, label_subset
 from fewscan.storage.system.workers import usable_cpus
 
 
@@ -136,6 +136,10 @@ class SliceStore:
     def hold_out(self, labelled: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Labelled scans to learn from, and those that choose a model: see `splits.hold_out`."""
         return hold_out(labelled, self.manifest.patient_of)
+
+    def folds(self, labelled: Sequence[str], count: int) -> tuple[tuple[str, ...], ...]:
+        """Labelled scans in parts for cross-validation: see `splits.folds`."""
+        return folds(labelled, count, self.manifest.patient_of)
 
     def patient(self, subject_id: str) -> str:
         """Whose scan it is. Raises `StoreError` if it is not in the store."""

@@ -190,6 +190,27 @@ def hold_out(
     return tuple(id_ for id_ in labelled if id_ not in held), tuple(held)
 
 
+def folds(
+    labelled: Sequence[str], count: int, patient_of: Mapping[str, str] | None = None
+) -> tuple[tuple[str, ...], ...]:
+    """Divide labelled scans into `count` parts of whole patients, for cross-validation.
+
+    Patients are dealt in the order in which they come, each to the part that has the fewest scans
+    so far, of equals to the first. Raises `StudyError` if there are fewer patients than parts.
+    """
+    patients = _scans_by_patient(labelled, patient_of)
+    if not 2 <= count <= len(patients):
+        raise StudyError(
+            f"{count} folds of {len(labelled)} labelled scans of {len(patients)} patients",
+            expected="at least 2 folds, and a patient for each",
+            remedy="ask for fewer folds, or for more labelled scans",
+        )
+    parts: list[list[str]] = [[] for _ in range(count)]
+    for scans in patients:
+        min(parts, key=len).extend(scans)
+    return tuple(tuple(part) for part in parts)
+
+
 def read_split(path: Path, known_ids: Collection[str]) -> Split:
     """Read a split that a person gives: YAML or JSON with the lists train, validation and test.
 

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 from tiny import run_in_process, tiny_values
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewscan.experiments.checkpoint import load_model
 from fewscan.experiments.devices import Devices
@@ -104,6 +105,39 @@ def test_several_networks_are_averaged(target: Target | None) -> None:
     mirrored = predictor_of(*networks, target=target, mirror=True).maps(*given)
     each = [predictor_of(m, target=target, mirror=True).maps(*given) for m in networks]
     torch.testing.assert_close(mirrored, (each[0] + each[1] + each[2]) / 3)
+
+
+class OfAWholeScan(Predictor):
+    """Its first network sees all slices of a scan at once, and says of each how bright the scan is;
+    the others see slices."""
+
+    def _through(
+        self,
+        network: nn.Module,
+        images_NCHW: Tensor,
+        spacing_mm_HW: tuple[float, float] | None,
+    ) -> Iterator[Tensor]:
+        if network is not self.networks[0]:
+            yield from super()._through(network, images_NCHW, spacing_mm_HW)
+            return
+        lesion_NHW = images_NCHW.float().mean().expand(len(images_NCHW), *images_NCHW.shape[2:])
+        yield from torch.stack([1 - lesion_NHW, lesion_NHW], dim=1).split(PREDICTION_BATCH)
+
+
+def test_networks_of_different_shapes_meet_in_their_maps() -> None:
+    """Each goes through the scan in its own way."""
+    torch.manual_seed(2)
+    networks = (nn.Identity(), network(0, 2), UNet(2, 2, width=6, depth=3))
+    many_NCHW = torch.rand(PREDICTION_BATCH + 3, 2, 8, 8)
+    together = OfAWholeScan(networks, "binary").to("cpu")
+    batches = list(together.in_batches(many_NCHW))
+    assert [len(batch) for batch in batches] == [PREDICTION_BATCH, 3]
+    each = [
+        torch.cat([*predictor_of(it, target="binary").in_batches(many_NCHW)]) for it in networks[1:]
+    ]
+    lesion = many_NCHW.mean()
+    expected_NKHW = (each[0] + each[1] + torch.stack([1 - lesion, lesion])[:, None, None]) / 3
+    torch.testing.assert_close(torch.cat(batches), expected_NKHW)
 
 
 def test_predictions_are_float32_whatever_was_trained_or_stored() -> None:

@@ -50,7 +50,12 @@ class Flair(Predictor):
     def to(self, device: str) -> Predictor:
         return self
 
-    def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None) -> Tensor:
+    def _of(
+        self,
+        network: nn.Module,
+        images_NCHW: Tensor,
+        spacing_mm_HW: tuple[float, float] | None,
+    ) -> Tensor:
         assert spacing_mm_HW == SPACING_MM[1:]
         bright_NHW = images_NCHW[:, 0].clamp(0, 1)
         if not self.has_classes:

@@ -123,6 +123,24 @@ def test_another_seed_changes_them_all(folder: RunFolder) -> None:
     assert not same(weights_of(ours, "down_path."), weights_of(theirs, "down_path."))
 
 
+def test_members_of_an_ensemble_have_draws_of_their_own(folder: RunFolder) -> None:
+    """Others than any seed's; and arms share those of a member as they share a cell's."""
+    members = [replace(FINETUNE, member=member) for member in range(3)]
+    others = [*members, replace(FINETUNE, seed=1), replace(FINETUNE, seed=2)]
+    assert members[0] == FINETUNE
+    assert len({str(order_of(spec)) for spec in others}) == len(others)
+    heads = [weights_of(network_of(spec, folder), "last.") for spec in others]
+    assert len({str(head["last.weight"]) for head in heads}) == len(others)
+    assert not any(map(torch.equal, seen(members[1]), seen(FINETUNE)))
+    arm = replace(members[1], init="abc", transfer="encoder")
+    assert order_of(arm) == order_of(members[1])
+    assert all(map(torch.equal, seen(arm), seen(members[1])))
+    ours, theirs = network_of(arm, folder), network_of(members[1], folder)
+    assert same(weights_of(ours, "last."), weights_of(theirs, "last."))
+    fold = replace(members[1], folds=3, selection="within")
+    assert order_of(fold) == order_of(members[1])
+
+
 def test_augmentation_is_drawn_anew_each_step() -> None:
     """From the cell's seed and the step: also where the batch is the same."""
     task = SegmentTask(FINETUNE, LabelMeaning(("a", "b")), slices(4), slices(4), CPU)

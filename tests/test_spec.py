@@ -164,7 +164,10 @@ def changed_once(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         "validation_slices": 7,
         "smoothing_mm": 7.0,
         "pitch_mm": 7.0,
+        "folds": 2,
     }
+    beside = {"folds": {"selection": "within"}}
+    """What a setting cannot be without."""
     for field in fields(value):
         inner = getattr(value, field.name)
         if is_dataclass(inner):
@@ -172,7 +175,7 @@ def changed_once(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
                 yield f"{field.name}.{name}", replace(value, **{field.name: made})
         elif isinstance(inner, int | float) or field.name in others:
             new = others.get(field.name, inner + 1 if isinstance(inner, int | float) else None)
-            yield field.name, replace(value, **{field.name: new})
+            yield field.name, replace(value, **{field.name: new}, **beside.get(field.name, {}))
         else:
             new = (*inner, "x") if isinstance(inner, tuple) else "multiclass"
             yield field.name, replace(value, **{field.name: new})

@@ -290,3 +290,26 @@ def test_no_label_but_those_of_the_cell_chooses(
     assert touched.scans == [*held, *store.split.test]
     assert (scored.labelled, scored.held_out) == (drawn, held)
     assert scored.validation.keys() > {"threshold"} if held else scored.threshold == 0.5
+
+
+def test_folds_learn_choose_and_are_scored_within_the_labels_of_the_cell(
+    store: SliceStore, touched: Touched, done: Callable[..., RunFolder]
+) -> None:
+    """Each network without its own part, which chooses its model; no scan of validation is read."""
+    drawn, held = store.labelled_subset(5, 0), []
+    single = Finetune(store.fingerprint, NETWORK, "binary", 5, TRAINING, 0, selection="within")
+    networks = [replace(single, member=member, folds=3) for member in range(3)]
+    for spec in networks:
+        touched.trained.clear()
+        touched.validated.clear()
+        trained = Result.read(done(spec))
+        assert touched.trained == slices_of({*drawn} - {*trained.held_out})
+        assert touched.validated == slices_of(trained.held_out)
+        held.append(trained.held_out)
+    assert [len(it) for it in held] == [2, 2, 1]
+    assert {*touched.scans} == {*drawn}
+    touched.images.clear()
+    touched.labels.clear()
+    parents = tuple(map(run_id, networks))
+    done(Score(store.fingerprint, Evaluation(nsd_tolerance_mm=None), parents))
+    assert touched.scans == [id_ for part in held for id_ in part] + [*store.split.test]

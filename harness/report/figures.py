@@ -181,7 +181,8 @@ def _draw_line(axes: Axes, x: Sequence[Any], y: Any, arm: Arm, colour: str) -> N
 
 def _draw_grey(axes: Axes, x: Sequence[Any], y: Any, arm: Arm) -> None:
     """Behind what the panel is about."""
-    grey, label = (SCRATCH, arm.title) if arm.is_scratch else (OTHERS, "other arms")
+    stands_out = arm.is_scratch and not arm.is_ensemble
+    grey, label = (SCRATCH, arm.title) if stands_out else (OTHERS, "other arms")
     axes.plot(x, y, "-", color=grey, label=_plain(label), linewidth=1.1, zorder=1.5)
 
 

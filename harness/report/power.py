@@ -70,6 +70,11 @@ class PlannedComparison:
     """Whether all seeds start from the same one: its luck is in no interval."""
 
     @property
+    def is_of_pretrained(self) -> bool:
+        """Else it is what an ensemble from scratch is worth, and no pre-training has a part."""
+        return self.arm.init is not None
+
+    @property
     def seeds(self) -> int:
         return sum(self.units)
 
@@ -79,7 +84,8 @@ class PlannedComparison:
         shares = float(np.sum((np.array(self.units) / self.seeds) ** 2))
         residual = squares * it.residual**2 / self.seeds / self.patients
         # A single pre-training is the same in all runs: the difference is about it, and no less.
-        luck = 0.0 if self.one_pretraining else it.pretrainings**2 * shares
+        has_luck = self.is_of_pretrained and not self.one_pretraining
+        luck = it.pretrainings**2 * shares if has_luck else 0.0
         units = luck + squares * it.seeds**2 / self.seeds
         patients = it.patients**2 / self.patients
         return units + residual, patients + residual, units + patients + residual
@@ -168,8 +174,9 @@ def planned_comparisons(plan: Plan) -> list[PlannedComparison]:
             if not shared:
                 continue
             each = Counter(starts.values())
-            one = len(each) == 1
-            units = (1,) * len(starts) if one else tuple(each.values())
+            alike = len(each) == 1
+            units = (1,) * len(starts) if alike else tuple(each.values())
+            one = alike and arm.init is not None
             found.append(
                 PlannedComparison(target, arm, reference, tuple(shared), units, patients, one)
             )
@@ -302,9 +309,8 @@ def _deviations(stated: Power, estimated: Deviations | None) -> Deviations | Non
 
 def _line(grid: PlannedComparison, it: Deviations, gain: float | None, error: float) -> str:
     smallest = grid.smallest_gain(it, error)
-    pretrainings = (
-        "one pre-training" if grid.one_pretraining else f"{len(grid.units)} pre-trainings"
-    )
+    several = f"{len(grid.units)} pre-trainings" if grid.is_of_pretrained else "no pre-training"
+    pretrainings = "one pre-training" if grid.one_pretraining else several
     design = (
         f"{len(grid.counts)} label counts, {grid.seeds} seeds, {pretrainings}, "
         f"{grid.patients} patients"

@@ -5,7 +5,7 @@ evaluation. The arms of two studies carry their study's name.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -130,21 +130,14 @@ class Studies:
     def references(self) -> dict[Arm, Arm]:
         """Fine-tuned arm → what it is compared with: scratch, or the first study's same arm.
 
-        Scratch in the same schedule and with as much oversampling where the study has it, so that
-        what is compared is pre-training and not the schedule (`Arm.scratch`); else plain scratch,
-        and without that the first that there is.
+        Scratch in the same schedule, with as much oversampling and as many networks where the study
+        has it, so that what is compared is pre-training and not the schedule (`Arm.scratch`); else
+        plain scratch, and without that the first that there is. An ensemble of random weights is
+        compared with the single network.
         """
         first, *second = [dict.fromkeys(run.place.arm for run in it.grid) for it in self.plans]
         if not second:
-            plain = Arm("fine-tuning")
-            there = [
-                arm for arm in (plain, *filter(lambda it: it.is_scratch, first)) if arm in first
-            ]
-            return {
-                arm: arm.scratch if arm.scratch in first else next(iter(there), plain)
-                for arm in first
-                if arm.is_compared
-            }
+            return {arm: _reference(arm, [*first]) for arm in first if arm.is_compared}
         twins = {arm: arm.of_study(self.names[0]) for arm in second[0]}
         return {arm: same for arm, same in twins.items() if same in first}
 
@@ -159,7 +152,8 @@ class Studies:
         for arm, labels in self.planned(target):
             if arm.is_ranked:
                 counts.setdefault(arm, set()).add(labels)
-        grids = [it for arm, it in counts.items() if arm.is_compared] or list(counts.values())
+        every = [it for arm, it in counts.items() if not arm.folds]  # those lack small counts
+        grids = [it for arm, it in counts.items() if arm.is_compared and not arm.folds] or every
         grid = set.intersection(*grids) if grids else set()
         return [arm for arm, it in counts.items() if grid and grid <= it]
 
@@ -169,6 +163,16 @@ class Studies:
         keys = dict.fromkeys(key for settings in each for key in settings)
         rows = [(key, *(settings.get(key, "–") for settings in each)) for key in keys]
         return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _reference(arm: Arm, arms: Sequence[Arm]) -> Arm:
+    """What an arm of a study is compared with."""
+    if arm.init is None:
+        return arm.single
+    plain = Arm("fine-tuning")
+    as_many = replace(plain, members=arm.members, folds=arm.folds)
+    wanted = (arm.scratch, as_many, plain, *filter(lambda it: it.is_scratch, arms))
+    return next((it for it in wanted if it in arms), plain)
 
 
 def one_study(plan: Plan) -> Studies:

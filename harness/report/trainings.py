@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from fewscan.experiments.health import DEAD_BELOW, dead_levels
+from fewscan.experiments.labelled import labelled_scans
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Finetune, Pretrain, Target
 from fewscan.harness.arms import Arm
@@ -47,7 +48,7 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class TrainingCell:
-    """Those that differ in seed alone."""
+    """Those that differ in seed alone, or in their number in an ensemble."""
 
     name: str
     target: Target | None
@@ -153,8 +154,7 @@ def _slices(store: SliceStore, spec: Pretrain | Finetune) -> int:
         learnt, _ = store.pretraining(spec.slices)
         which = spec.slices
     else:
-        labelled = store.labelled_subset(spec.label_count, spec.seed)
-        learnt = store.hold_out(labelled)[0] if spec.selection == "within" else labelled
+        learnt, _ = labelled_scans(spec, store)
         which = "all"
     return sum(len(store.positions(store.subjects[i], which)) for i in learnt)
 

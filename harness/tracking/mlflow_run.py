@@ -14,6 +14,7 @@ from typing import Any
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.spec import (
     PROTOCOL,
+    Finetune,
     Imported,
     Pretrain,
     Score,
@@ -21,6 +22,7 @@ from fewscan.experiments.spec import (
     to_json,
 )
 from fewscan.harness.arms import SCRATCH
+from fewscan.harness.ensembles import which_network
 from fewscan.harness.plan import Plan, PlannedRun, slice_format
 from fewscan.harness.tracking.points import (
     LABEL_COUNT,
@@ -143,7 +145,9 @@ def _name(run: PlannedRun) -> str:
     if not place.is_cell:
         return run.name
     cell = f"{place.scans} · seed {place.seed} · {place.arm.key} · {place.target}"
-    return cell if run.kind == Score.kind else f"{cell} · training"
+    if isinstance(run.spec, Finetune):
+        return f"{cell} · training{which_network(run.spec)}"
+    return cell
 
 
 def _begun_ms(folder: RunFolder, events: Sequence[Event]) -> int:
@@ -166,6 +170,7 @@ def _params(run: PlannedRun) -> dict[str, str]:
         "target": place.target,
         "label_count": _label_count(run),
         "seed": place.seed,
+        "networks": place.arm.networks if place.arm.is_ensemble else None,
     }
     return {k: str(v) for k, v in flat({**named, **spec}) if v is not None}
 
@@ -253,5 +258,6 @@ def _model_facts(plan: Plan, run: PlannedRun, trained: RunFolder, result: Result
         **slices.to_json(),
         "best_step": Result.read(trained).best_step if trained.result.exists() else None,
         "threshold": result.threshold,
+        "mirror": True if isinstance(run.spec, Score) and run.spec.mirror else None,
     }
     return {key: value for key, value in facts.items() if value is not None}

@@ -30,7 +30,8 @@ def register_best(study: MlflowStudy, plan: Plan, name: str) -> dict[str, str]:
         raise TrackingError(
             "there is no model to register",
             where=plan.folder.path,
-            expected="at least one finished fine-tuning that has been scored by itself",
+            expected="at least one finished fine-tuning that has been scored by itself; of an "
+            "ensemble there is no one model",
             remedy="sweep the study first",
         )
     return {target: _register(study, f"{name}-{target}", run, plan) for target, run in best.items()}
