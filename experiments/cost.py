@@ -111,7 +111,8 @@ def _scored(spec: RunSpec, store: SliceStore) -> int:
         return 0
     test = _slices(store, store.split.test) if spec.split == "test" else 0
     again = test if spec.evaluation.removes_specks else 0  # at the threshold known then
-    return len(spec.parents) * (_slices(store, store.split.validation) + test + again)
+    passes = 2 if spec.evaluation.postprocesses else 1  # for the threshold, and at it
+    return len(spec.parents) * (passes * _slices(store, store.split.validation) + test + again)
 
 
 @lru_cache(maxsize=8)  # the same splits for each of the runs of a study

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewscan.experiments.devices import require_cuda
+from fewscan.experiments.postprocess import Rule, apply
 from fewscan.experiments.predictor import Predictor
 from fewscan.experiments.scan_grid import labelled_on_the_scan
 from fewscan.harness.trained import Trained, load_trained
@@ -57,6 +58,8 @@ class ScanPredictor:
     """on its device"""
     threshold: float | None
     """of a model without classes; None as well for a pre-training that makes maps alone"""
+    rules: tuple[Rule, ...] = ()
+    """that change the mask, of a score that fitted some"""
 
     @classmethod
     def load(
@@ -74,8 +77,10 @@ class ScanPredictor:
         if device.startswith("cuda"):
             require_cuda()
         trained = load_trained(run)
+        rules = trained.rules_at(threshold)
         threshold = trained.threshold_or(threshold)
-        return cls(trained, replace(trained.predictor, mirror=mirror).to(device), threshold)
+        predictor = replace(trained.predictor, mirror=mirror).to(device)
+        return cls(trained, predictor, threshold, rules)
 
     def predict(self, scan: str | Path | Sequence[str | Path]) -> ScanPrediction:
         """What the model says of a scan, a folder or files (see `find_scan`).
@@ -100,7 +105,9 @@ class ScanPredictor:
         spacing_mm_ZHW = slices.frame.spacing_mm(turned.spacing_mm)
         images = torch.from_numpy(slices.images_NCHW)
         maps = self.predictor.in_batches(images, spacing_mm_ZHW[1:])
-        volumes = _volumes(trained, slices, depth, maps, self.threshold)
+        maps_HWZK, classes_HWZ = _volumes(trained, slices, depth, maps, self.threshold)
+        classes_ZHW = apply(self.rules, classes_HWZ.transpose(2, 0, 1), spacing_mm_ZHW)
+        volumes = maps_HWZK, classes_ZHW.transpose(1, 2, 0)
         maps_XYZK, classes_XYZ = (turn.back(slices.frame.as_volume(volume)) for volume in volumes)
         assumed = _assumed(files, turned, made.channels)
         if not self.predictor.has_classes and self.threshold is None:
@@ -127,7 +134,8 @@ def predict(
 
     `run` is a run folder or an MLflow model URI (see `load_trained`), `scan` a folder or files (see
     `find_scan`). `mirror` averages over mirror images. `threshold` is for models without classes,
-    by default the one that validation chose. `device` is as torch writes it.
+    by default the one that validation chose. `device` is as torch writes it. A score that was
+    post-processed changes the mask by the rules that it fitted, unless another threshold is given.
 
     A scan that is stored in another orientation than those of the training is turned first, and the
     prediction turned back. Raises `RunError`, `TrackingError`, `ScanError` or `DeviceError`.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.experiments.catalogue import LESION
+from fewscan.experiments.postprocess import Rule, rules_of
 from fewscan.experiments.predictor import Predictor, load_predictor, predictor_of_score
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.spec import Finetune, Score, scheme_from_json
@@ -31,6 +32,8 @@ class Trained:
     wants_threshold: bool
     """whether it was scored with one, or could be; a pre-training gives a map alone"""
     slices: SliceFormat
+    rules: tuple[Rule, ...] = ()
+    """that change its mask, as its score fitted them at that threshold"""
 
     @property
     def mask_names(self) -> tuple[str, ...]:
@@ -41,6 +44,11 @@ class Trained:
     def map_names(self) -> tuple[str, ...]:
         """of its maps without the background's"""
         return ("anomaly",) if self.predictor.target is None else self.mask_names
+
+    def rules_at(self, given: float | None) -> tuple[Rule, ...]:
+        """Those that change a mask; none where another threshold is given: they were not fitted at
+        it."""
+        return self.rules if given is None or given == self.threshold else ()
 
     def threshold_or(self, given: float | None) -> float | None:
         """The one to use, a given one first: None for classes, and for a map alone.
@@ -67,8 +75,9 @@ def load_trained(run: str | Path) -> Trained:
     """The networks of a finished run: a score's, or one training's.
 
     `run` is its folder or the MLflow URI of its model, such as "models:/m-0123" (MLflow is then
-    where MLFLOW_TRACKING_URI says). A fine-tuning has the threshold of its score. Raises `RunError`
-    or `TrackingError` if it is not there, is not finished or does not say what it was trained on.
+    where MLFLOW_TRACKING_URI says). A score has its post-processing; a fine-tuning has the threshold
+    of its score and no post-processing, as its scores may differ in that. Raises `RunError` or
+    `TrackingError` if it is not there, is not finished or does not say what it was trained on.
     """
     if _URI.fullmatch(str(run)):
         from fewscan.harness.tracking.models import load_logged
@@ -86,12 +95,15 @@ def load_trained(run: str | Path) -> Trained:
             predictor = load_predictor([folder])
             if isinstance(spec, Finetune) and spec.target == "binary":
                 score = _score_of(folder)
+    result = None if score is None else Result.read(score)
+    own = result if isinstance(record.spec, Score) else None
     return Trained(
         predictor,
         record.run_id,
-        threshold=Result.read(score).threshold if score else None,
+        threshold=None if result is None else result.threshold,
         wants_threshold=isinstance(record.spec, (Score, Finetune)),
         slices=record.slices,
+        rules=() if own is None else rules_of(own.postprocess),
     )
 
 
@@ -113,7 +125,8 @@ def _from_mlflow(network: UNet, facts: Mapping[str, Any], where: str) -> Trained
     known = None if scheme is None else scheme_from_json(scheme)
     predictor = Predictor((network,), target, known).to("cpu")
     threshold = facts.get("threshold")
-    return Trained(predictor, facts["run_id"], threshold, target is not None, slices)
+    rules = rules_of(facts.get("postprocess", {}))
+    return Trained(predictor, facts["run_id"], threshold, target is not None, slices, rules)
 
 
 def require_finished(folder: RunFolder) -> None:

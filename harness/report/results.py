@@ -130,15 +130,16 @@ def _quantities(studies: Studies, target: Target, metric: Metric) -> list[Quanti
         return [Quantity(target, metric, column, title + unit, (column,), leads)]
     joint = " of" if metric.compared == "quartiles" else ","
     store = studies.first.store
-    each = []
-    for name in structures(target, store.classes, store.regions):
+    each = {}
+    for name in metric.structures(target, store.meaning, store.regions):
         column, words = metric.column(name), f"{title}{joint} {name.replace('_', ' ')}{unit}"
-        each.append(Quantity(target, metric, column, words, (column,)))
+        each[name] = Quantity(target, metric, column, words, (column,))
     if metric.compared == "quartiles":
-        return each
+        return [*each.values()]
     key, title = f"{metric.key}_class_mean", f"class-mean {title}{unit}"
-    columns = tuple(it.key for it in each[: len(store.classes)])
-    return [Quantity(target, metric, key, title, columns, leads, is_mean=True), *each]
+    columns = tuple(each[name].key for name in metric.averaged(store.meaning))
+    mean_ = Quantity(target, metric, key, title, columns, leads, is_mean=True)
+    return [mean_, *each.values()]
 
 
 Runs = dict[Labelled, list[RunResults]]
