@@ -75,9 +75,10 @@ def load_trained(run: str | Path) -> Trained:
     """The networks of a finished run: a score's, or one training's.
 
     `run` is its folder or the MLflow URI of its model, such as "models:/m-0123" (MLflow is then
-    where MLFLOW_TRACKING_URI says). A score has its post-processing; a fine-tuning has the threshold
-    of its score and no post-processing, as its scores may differ in that. Raises `RunError` or
-    `TrackingError` if it is not there, is not finished or does not say what it was trained on.
+    where MLFLOW_TRACKING_URI says). A score has its post-processing; a fine-tuning has the
+    threshold of its score and no post-processing, as its scores may differ in that. Raises
+    `RunError` or `TrackingError` if it is not there, is not finished or does not say what it was
+    trained on.
     """
     if _URI.fullmatch(str(run)):
         from fewscan.harness.tracking.models import load_logged

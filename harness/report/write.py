@@ -32,6 +32,11 @@ from fewscan.harness.report.figures import (
     save_figure,
 )
 from fewscan.harness.report.findings import findings
+from fewscan.harness.report.postprocessing import (
+    Postprocessed,
+    postprocessing_table,
+    read_postprocessed,
+)
 from fewscan.harness.report.results import PanelPoint, RunResults, panel_points, read_results
 from fewscan.harness.report.run_log import RunLog, by_machine, curves, read_logs
 from fewscan.harness.report.studies import Studies
@@ -67,6 +72,7 @@ class Report:
     """Why there are none."""
     trainings: Sequence[TrainingCell] = ()
     trials: Sequence[Trial] = ()
+    postprocessed: Sequence[Postprocessed] = ()
 
     @property
     def leading(self) -> list[Evidence]:
@@ -167,6 +173,7 @@ def gather_report(studies: Studies, results: Sequence[RunResults]) -> Report:
         no_examples,
         trainings,
         trials_of(groups),
+        read_postprocessed(studies, results),
     )
 
 
@@ -214,6 +221,8 @@ def render_csv(report: Report) -> dict[str, str]:
         "labels_needed": study_tables.needed_table(report.leading),
         "quartiles": study_tables.quartiles_table(described),
     }
+    if report.postprocessed:
+        tables["postprocessing"] = postprocessing_table(report.postprocessed)
     return {f"{name}.csv": to_csv(table) for name, table in tables.items()}
 
 
@@ -261,6 +270,7 @@ def render_page(report: Report) -> str:
         mixtures=mixtures,
         concerns=concerns,
         trainings_table=trainings_table,
+        postprocessing_table=postprocessing_table,
         trials_table=trials_table,
         warnings=list(warnings_of(report.trainings)),
     )
