@@ -112,7 +112,7 @@ def _find(masks: Masks, reach_mm: float, smallest_mm3: float) -> Lesions:
 
 def _cropped(masks: Masks, margin_ZHW: tuple[int, int, int]) -> Masks:
     """The part of both masks in which there is anything, and a margin of nothing."""
-    box = box_of(masks.predicted_ZHW | masks.truth_ZHW) or (slice(0), slice(0), slice(0))
+    box = box_of(masks.predicted_ZHW | masks.truth_ZHW) or (slice(1), slice(1), slice(1))
     margins = [(n, n) for n in margin_ZHW]
     return Masks(
         np.pad(masks.predicted_ZHW[box], margins),

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from fewscan.experiments.cases import mean_over_patients
 from fewscan.experiments.catalogue import CATALOGUE, Metric
 from fewscan.experiments.devices import Devices, Preempted
 from fewscan.experiments.measures import MEASURES, Masks
+from fewscan.experiments.postprocess import apply, rules_of
 from fewscan.experiments.predictor import Predictor
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.score import score
-from fewscan.experiments.spec import Evaluation, Score, ScoredSplit, Target
+from fewscan.experiments.spec import Evaluation, Postprocess, Score, ScoredSplit, Target
 from fewscan.harness.plan import Plan, PlannedRun, make_plan
 from fewscan.harness.study import Study
 from fewscan.storage.errors import RunError
@@ -313,6 +315,77 @@ def test_what_is_not_defined_is_null(
     assert {row["dice_at_chosen_threshold"] for row in read_rows(folder)} == {""}
     result.write(folder)
     assert Result.read(folder) == result
+
+
+POSTPROCESSED = Evaluation(
+    nsd_tolerance_mm=None,
+    lesion_wise=True,
+    postprocess=Postprocess(largest_component=True, min_lesion_mm3=(5.0, 20.0), fill_holes=True),
+)
+
+
+@pytest.mark.parametrize("target", [None, "multiclass"])
+def test_masks_are_postprocessed_and_pixels_are_not(
+    store: SliceStore, folder: RunFolder, scored: Callable[..., Result], target: Target | None
+) -> None:
+    """By the rules that validation chose; what each was before stands beside it."""
+    plain = scored(replace(POSTPROCESSED, postprocess=Postprocess()), target)
+    bare = read_rows(folder)
+    result = scored(POSTPROCESSED, target)
+    rules, rows = rules_of(result.postprocess), read_rows(folder)
+    assert rules, "specks of noise are above the threshold"
+    pooled = [key for key in plain.test if key.startswith("pooled")]
+    assert [result.test[key] for key in pooled] == [plain.test[key] for key in pooled]
+    name, column = ("oedema", "dice") if target else ("lesion", "dice_at_chosen_threshold")
+    column = f"{column}_oedema" if target else column
+    changed = 0
+    for before, row in zip(bare, rows, strict=True):
+        slices = store.read_subject(row["subject"])
+        scores = slices.images_NCHW[:, 0].astype(np.float32).clip(0, 1)
+        above = scores.astype(np.float16) > np.float16(result.threshold)
+        found = 2 * (scores > 0.9) if target else above
+        labels = apply(rules, found.astype(np.uint8), SPACING_MM)
+        truth = slices.labels_NHW == 2 if target else slices.labels_NHW > 0
+        dice = plain_dice(labels == (2 if target else 1), truth)
+        assert float(row[column]) == pytest.approx(dice, rel=1e-12)
+        assert row[f"dice_before_postprocessing_{name}"] == before[column]
+        assert row["ap"] == before["ap"]
+        changed += row[f"dice_scan_{name}"] != before[f"dice_scan_{name}"]
+    assert changed
+    before, after = (result.validation[f"dice_{it}_postprocessing"] for it in ("before", "after"))
+    assert after > before
+    result.write(folder)
+    assert rules_of(Result.read(folder).postprocess) == rules
+    assert plain.postprocess == {}
+
+
+def test_postprocessing_is_fitted_without_the_test_split(
+    store: SliceStore, scored: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the scans that choose the threshold: once for it, once at it."""
+    read, asked = SliceStore.read_subject, []
+
+    def counting(self: SliceStore, subject: str) -> object:
+        asked.append(subject)
+        return read(self, subject)
+
+    monkeypatch.setattr(SliceStore, "read_subject", counting)
+    fitted = scored(POSTPROCESSED, None, split="validation").postprocess
+    assert asked == [*store.split.validation, *store.split.validation]
+    assert fitted["scans"] == len(store.split.validation)
+    whole = scored(POSTPROCESSED, None)
+    assert whole.postprocess == fitted
+
+
+def test_where_no_label_may_choose_nothing_is_postprocessed(
+    folder: RunFolder, scored: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_module, "_scans_that_choose", lambda *_: ())
+    result = scored(POSTPROCESSED, None)
+    assert (result.postprocess["scans"], rules_of(result.postprocess)) == (0, ())
+    assert "dice_after_postprocessing" not in result.validation
+    for row in read_rows(folder):
+        assert row["dice_before_postprocessing_lesion"] == row["dice_at_chosen_threshold"]
 
 
 def trained_and_scored(
