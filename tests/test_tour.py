@@ -18,6 +18,7 @@ NOTES = {
     "constraints.txt": "the versions that the tests run on",
     "docs/cluster.md": "for users of a Slurm cluster: study files, what happens when, troubles",
     "docs/data.md": "which data is read: layout by layout, with the command; tables; labels",
+    "docs/lesions.md": "lesion-wise numbers and post-processing: definitions, what is fitted where",
     "docs/performance.md": "where the time goes, and how to read the numbers",
     "docs/reliability.md": "what a study on a cluster survives, tried at random",
     "docs/schemes.md": "the ways of pre-training, and how to bring one of your own",
