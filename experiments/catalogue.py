@@ -273,8 +273,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "dice_before_postprocessing",
         "Dice before post-processing",
         "structure",
-        "The same Dice of the prediction as the network and its threshold leave it, so that it can "
-        "be seen what post-processing does.",
+        "Dice of the prediction as the network and its threshold leave it; every other number of a "
+        "mask is of what post-processing makes of it.",
         compared="difference",
         needs="postprocesses",
         before_postprocessing=True,

@@ -1,12 +1,35 @@
 """Connected components of 3D masks, and the box that holds them.
 
+scipy finds them. It is loaded where it is used: a machine without it can do everything else.
+
 Letters in names: Z slices of a scan, H and W rows and columns of a slice.
 """
 
+import importlib.util
+
 import numpy as np
+
+from fewscan.experiments.spec import Evaluation
+from fewscan.storage.errors import RunError
 
 NEIGHBOURS = np.ones((3, 3, 3), bool)
 """Voxels are connected to the 26 around them."""
+
+
+def require_components(evaluation: Evaluation) -> None:
+    """Raise `RunError` if the evaluation asks for components and scipy is not here.
+
+    For the beginning of a run, before hours are spent. Nothing is loaded.
+    """
+    wanted = evaluation.lesion_wise or evaluation.postprocesses or evaluation.removes_specks
+    if wanted and importlib.util.find_spec("scipy") is None:
+        raise RunError(
+            "scipy is not installed here, and the evaluation asks for connected components",
+            where="evaluation",
+            expected="scipy, which finds them",
+            remedy="pip install scipy, or leave out evaluation.lesion_wise, postprocess and "
+            "min_component_mm3",
+        )
 
 
 def components_of(mask_ZHW: np.ndarray) -> tuple[np.ndarray, int]:

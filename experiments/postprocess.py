@@ -196,11 +196,20 @@ class Fitted:
     """In the order of trying."""
 
     def to_json(self) -> dict[str, Any]:
-        """For `Result.postprocess`."""
-        value = asdict(self)
-        for key in ("before", "after"):
-            value[key] = {k: None if math.isnan(v) else v for k, v in value[key].items()}
-        return value
+        """For `Result.postprocess`: as it is read back, with None for what is not defined."""
+        found: dict[str, Any] = _plain(asdict(self))
+        return found
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _plain(inner) for name, inner in value.items()}
+        case tuple():
+            return [_plain(inner) for inner in value]
+        case float():
+            return None if math.isnan(value) else value
+    return value
 
 
 def rules_of(postprocess: Mapping[str, Any]) -> tuple[Rule, ...]:

@@ -16,6 +16,7 @@ import torch
 from fewscan.experiments.anomaly import remove_small_components, voxels_in
 from fewscan.experiments.cases import Case, OnScan, Row, case_row, means, to_csv
 from fewscan.experiments.catalogue import LESION, METRICS
+from fewscan.experiments.components import require_components
 from fewscan.experiments.data import open_store
 from fewscan.experiments.devices import Devices, Preempted
 from fewscan.experiments.metrics import PixelScores, PooledScores, pseudo_values
@@ -44,9 +45,10 @@ PATIENTS_WAITING = 8
 def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
     """The stage of `Score`: leaves `cases.csv` in the folder and returns the result.
 
-    Raises `RunError` if a parent's model cannot be used, or MONAI is needed and missing.
+    Raises `RunError` if a parent's model cannot be used, or MONAI or scipy is needed and missing.
     """
     require_surface_distances(spec.evaluation)
+    require_components(spec.evaluation)
     _require_known(spec.metrics)
     store = open_store(folder, spec.data)
     parents = [folder.sibling(run_id) for run_id in spec.parents]

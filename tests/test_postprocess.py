@@ -183,6 +183,10 @@ def test_what_was_chosen_survives_json() -> None:
     assert len(found.rules) == 2
     assert rules_of(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found.rules
     assert rules_of({}) == ()
+    healthy = fit(ALL, [example(BIG, NOTHING)], ("lesion",), (1,)).to_json()
+    assert healthy["before"] == {"lesion": None}
+    assert {it["after"] for it in healthy["tried"]} == {None}
+    assert healthy == json.loads(json.dumps(healthy, allow_nan=False))
 
 
 def test_unless_it_is_asked_for_it_is_in_no_id() -> None:

@@ -355,7 +355,7 @@ def test_masks_are_postprocessed_and_pixels_are_not(
     before, after = (result.validation[f"dice_{it}_postprocessing"] for it in ("before", "after"))
     assert after > before
     result.write(folder)
-    assert rules_of(Result.read(folder).postprocess) == rules
+    assert Result.read(folder) == result
     assert plain.postprocess == {}
 
 
@@ -466,6 +466,14 @@ def test_a_score_needs_monai_before_it_reads_anything(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RunError, match="pip install monai"):
         scored()
+
+
+def test_a_score_needs_scipy_for_components_alone(
+    scored: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RunError, match="pip install scipy"):
+        scored(Evaluation(nsd_tolerance_mm=None, lesion_wise=True))
 
 
 def test_a_score_is_seen_while_it_runs_and_is_whole_or_not_there(

@@ -232,7 +232,7 @@ LATEX_HEAD = r"""% Needs \usepackage{booktabs}. Over seeds and patients; p-value
 
 
 def render_latex(report: Report) -> str:
-    """Areas and differences of what the verdicts are about."""
+    """Areas and differences of what the verdicts are about, and what post-processing did."""
     texts = []
     for it in report.leading:
         what = f"{report.studies.name}, {it.quantity.target}: {it.quantity.title}"
@@ -243,6 +243,9 @@ def render_latex(report: Report) -> str:
             texts.append(to_latex(ranking, caption=f"{what}, ranked by that area."))
         table = study_tables.differences_table(it.paired).without("patients", "standardised")
         texts.append(to_latex(table, caption=f"{what}, difference from {it.reference}."))
+    if report.postprocessed:
+        table = postprocessing_table(report.postprocessed)
+        texts.append(to_latex(table, caption=f"{report.studies.name}: post-processing, Dice."))
     return LATEX_HEAD + "\n".join(texts)
 
 
