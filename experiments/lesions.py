@@ -59,7 +59,7 @@ class Lesions:
     def found(self, iou: float) -> int:
         """Lesions whose intersection over union with what belongs to them is at least this."""
         union_L = self.sizes_L + self.predicted_L - self.hits_L
-        return int((self.hits_L >= iou * union_L).sum())
+        return int((self.hits_L / union_L >= iou).sum())
 
     def mean(self, of_lesions_L: np.ndarray) -> float:
         """Over lesions and false components, which have 0; nan without a lesion."""

@@ -8,8 +8,9 @@ holes as well, in this order, as what is removed may leave a hole. Of several vo
 smallest lesion the one with the highest mean is tried on. Dice and its means are those of the
 report: a scan without the class does not count, patients first, then classes.
 
-Voxels are connected to their 26 neighbours, and so what is around them to its 6. Volumes are in
-mm³: what was chosen on the grid of the slices is used on the scan's own grid as it is.
+Voxels are connected to their 26 neighbours; a hole is what cannot be left through the faces of
+voxels. Volumes are in mm³: what was chosen on the grid of the slices is used on the scan's own grid
+as it is.
 
 Letters in names: Z slices of a scan, H and W rows and columns of a slice, K classes.
 """

@@ -89,6 +89,15 @@ def test_f1_is_recognition_quality_where_lesions_are_apart() -> None:
     assert numbers(first, box((4, 4, 4), (5, 5, 5)))[3] == 0
 
 
+def test_an_overlap_of_exactly_the_share_is_enough() -> None:
+    """3 of 30 voxels are 0.1, and 30 times 0.1 is more than 3."""
+    truth, predicted = box((1, 1, 1), (1, 1, 30)), box((1, 1, 1), (1, 1, 3))
+    evaluation = Evaluation(lesion_wise=True, smallest_lesion_mm3=0.0)
+    assert MEASURES["lesions_found"](Masks(predicted, truth, ONE_MM), evaluation) == 1
+    stricter = Evaluation(lesion_wise=True, smallest_lesion_mm3=0.0, lesion_iou=0.11)
+    assert MEASURES["lesions_found"](Masks(predicted, truth, ONE_MM), stricter) == 0
+
+
 def test_without_a_lesion_that_counts_a_scan_is_in_no_number_but_false_ones() -> None:
     """The truth alone decides, as for every metric."""
     keys = ("lesion_dice", "lesion_nsd", "lesion_f1", "lesions_found")
