@@ -29,7 +29,7 @@ from fewscan.experiments.predictor import (
     predictor_of_score,
 )
 from fewscan.experiments.results import Result, RunRecord
-from fewscan.experiments.scan_grid import labelled_on_the_scan
+from fewscan.experiments.scan_grid import labelled_on_the_scan, spacing_on_the_scan
 from fewscan.experiments.spec import Evaluation, Finetune, Score, Target
 from fewscan.experiments.surface_distance import require_surface_distances
 from fewscan.storage.atomic import write_bytes
@@ -234,9 +234,7 @@ class _Scorer:
             if meaning.has_ignored:
                 found_ZHW *= meaning.is_known(truth_ZHW)
         true_lesion_ZHW = meaning.is_lesion(truth_ZHW)
-        frame = self.store.frame(subject)
-        plane_mm = [mm for k, mm in enumerate(scan.spacing_mm) if k != frame.axis]
-        spacing_mm_ZHW = (scan.spacing_mm[frame.axis], plane_mm[0], plane_mm[1])
+        spacing_mm_ZHW = spacing_on_the_scan(scan.spacing_mm, self.store.frame(subject))
         return OnScan(found_ZHW, truth_ZHW, true_lesion_ZHW, spacing_mm_ZHW)
 
 

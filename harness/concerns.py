@@ -150,8 +150,8 @@ def _who_chooses(plan: "Plan") -> Iterator[str]:
     few = sorted({n for n in _label_counts(plan) if n < FEWEST_TO_HOLD_OUT})
     if plan.study.evaluation.postprocesses and selection == "within" and few:
         yield (
-            f"fine-tunings of {', '.join(map(str, few))} labelled scans are not post-processed: of "
-            f"fewer than {FEWEST_TO_HOLD_OUT} none is held out, to fit it on"
+            f"fine-tunings with label counts {', '.join(map(str, few))} are not post-processed: of "
+            f"fewer than {FEWEST_TO_HOLD_OUT} labelled scans none is held out to fit it on"
         )
     tune = plan.study.finetune.tune
     if tune is not None and selection != "within":

@@ -18,7 +18,7 @@ from torch import Tensor
 from fewscan.experiments.devices import require_cuda
 from fewscan.experiments.postprocess import Rule, apply
 from fewscan.experiments.predictor import Predictor
-from fewscan.experiments.scan_grid import labelled_on_the_scan
+from fewscan.experiments.scan_grid import labelled_on_the_scan, spacing_on_the_scan
 from fewscan.harness.trained import Trained, load_trained
 from fewscan.storage.catalog import ScanFiles
 from fewscan.storage.errors import ScanError
@@ -106,7 +106,8 @@ class ScanPredictor:
         images = torch.from_numpy(slices.images_NCHW)
         maps = self.predictor.in_batches(images, spacing_mm_ZHW[1:])
         maps_HWZK, classes_HWZ = _volumes(trained, slices, depth, maps, self.threshold)
-        classes_ZHW = apply(self.rules, classes_HWZ.transpose(2, 0, 1), spacing_mm_ZHW)
+        own_mm_ZHW = spacing_on_the_scan(turned.spacing_mm, slices.frame)
+        classes_ZHW = apply(self.rules, classes_HWZ.transpose(2, 0, 1), own_mm_ZHW)
         volumes = maps_HWZK, classes_ZHW.transpose(1, 2, 0)
         maps_XYZK, classes_XYZ = (turn.back(slices.frame.as_volume(volume)) for volume in volumes)
         assumed = _assumed(files, turned, made.channels)

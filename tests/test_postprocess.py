@@ -227,7 +227,7 @@ def test_scans_that_choose_nothing_fit_nothing(
         make_plan(tiny_study(finetune=finetune | {"selection": "last"}, **asked))
     plan = make_plan(tiny_study(finetune=finetune | {"selection": "within"}, **asked))
     (said,) = [it for it in concerns(plan) if "post-processed" in it]
-    assert said.startswith("fine-tunings of 1 labelled scans are not post-processed")
+    assert said.startswith("fine-tunings with label counts 1 are not post-processed")
     plain = make_plan(tiny_study(finetune=finetune | {"selection": "within"}))
     assert not [it for it in concerns(plain) if "post-processed" in it]
     scores = [run.spec for run in plan.scores]

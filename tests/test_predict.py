@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from fake_nnunet import write_nnunet, write_simplest
+from scipy import ndimage
 from tiny import run_in_process
 from torch import Tensor, nn
 
@@ -536,19 +537,21 @@ def test_the_rules_of_a_score_change_its_prediction(finished: Finished, tmp_path
         shutil.copytree(score.sibling(run_id).path, tmp_path / run_id)
     copy, (trained,) = RunFolder(tmp_path / score.run_id), RunRecord.read(score).spec.parents
     result = RunResult.read(copy)
-    fitted = Fitted(1, (Rule("smallest lesion", (1,), 1e6),))
-    replace(result, postprocess=fitted.to_json()).write(copy)
 
     def mask(run: Path, threshold: float | None = None) -> np.ndarray:
         labels_XYZ = predict(run, scan, threshold=threshold).labels_XYZ
         assert labels_XYZ is not None
         return labels_XYZ
 
+    plain = mask(score.path)
+    components, _ = ndimage.label(plain, np.ones((3, 3, 3)))
+    largest_mm3 = float(np.bincount(components.ravel())[1:].max())  # its voxels are 1 mm wide
+    for mm3, some in ((largest_mm3, True), (1.2 * largest_mm3, False)):
+        fitted = Fitted(1, (Rule("smallest lesion", (1,), mm3),))
+        replace(result, postprocess=fitted.to_json()).write(copy)
+        assert mask(copy.path).any() == some, "a pixel of the slices has 1.6 mm³"
     assert result.threshold is not None
     lower = result.threshold / 2
-    plain = mask(score.path)
-    assert plain.any()
-    assert not mask(copy.path).any()
     assert not mask(copy.path, result.threshold).any()
     assert np.array_equal(mask(copy.path, lower), mask(score.path, lower))
     assert np.array_equal(mask(tmp_path / trained), plain)
