@@ -104,9 +104,13 @@ def _row(
             rule.words(names) for it in runs for rule in dict.fromkeys(rules_of(it.postprocess))
         ),
         validation=(_on_validation(runs, "before"), _on_validation(runs, "after")),
-        test=(before and mean(before), after and mean(after)),
+        test=(_mean(before), _mean(after)),
         change=change,
     )
+
+
+def _mean(cell: Cell | None) -> float | None:
+    return None if cell is None else mean(cell)
 
 
 def _on_validation(runs: Sequence[RunResults], when: Literal["before", "after"]) -> float | None:
