@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from fewscan.experiments.cases import Row, means, to_csv
-from fewscan.experiments.catalogue import computed, structures
+from fewscan.experiments.catalogue import computed
 from fewscan.experiments.checkpoint import save_model
 from fewscan.experiments.devices import Devices
 from fewscan.experiments.results import Result, RunRecord
@@ -90,11 +90,13 @@ def scored(spec: Score, folder: RunFolder, store: SliceStore, numbers: random.Ra
     parents = [folder.sibling(run_id) for run_id in spec.parents]
     taught = RunRecord.read(parents[0]).spec
     target: Target = taught.target if isinstance(taught, Finetune) else "binary"
-    metrics, names = (
-        computed(spec.evaluation, target, store.keeps_scan_labels),
-        structures(target, store.classes, store.regions),
-    )
-    columns = [m.column(name) for m in metrics if m.scope == "structure" for name in names]
+    metrics = computed(spec.evaluation, target, store.keeps_scan_labels)
+    columns = [
+        m.column(name)
+        for m in metrics
+        if m.scope == "structure"
+        for name in m.structures(target, store.meaning, store.regions)
+    ]
     columns += [m.column() for m in metrics if m.scope in ("patient", "pooled")]
     rows: list[Row] = [
         {"subject": scan, "patient": scan} | {name: numbers.random() for name in columns}
@@ -110,7 +112,7 @@ def scored(spec: Score, folder: RunFolder, store: SliceStore, numbers: random.Ra
         | means(
             rows,
             target,
-            store.classes,
+            store.meaning,
             spec.evaluation,
             store.regions,
             store.keeps_scan_labels,

@@ -7,12 +7,12 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fewscan.experiments import surface_distance  # noqa: F401 (its measures register themselves)
-from fewscan.experiments.catalogue import computed, structures
+from fewscan.experiments import lesions, surface_distance  # noqa: F401 (they register measures)
+from fewscan.experiments.catalogue import LESION, Metric, computed
 from fewscan.experiments.measures import MEASURES, Masks
 from fewscan.experiments.metrics import PixelScores
 from fewscan.experiments.spec import Evaluation, Target
@@ -42,6 +42,8 @@ class Case:
     """Of the slices."""
     scan: "OnScan | None" = None
     """None: the store keeps no labels on the scan's own grid."""
+    before_ZHW: np.ndarray | None = None
+    """uint8: what was found before post-processing; None: there is none."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,53 @@ def case_row(
         "pixels": case.pixels.pixels,
         "lesion_pixels": case.pixels.positives,
     }
-    for metric in computed(evaluation, target, case.scan is not None):
+    wanted = computed(evaluation, target, case.scan is not None)
+    numbers = _of_structures(case, wanted, target, meaning, evaluation, regions)
+    for metric in wanted:
         if metric.scope == "patient":
             row[metric.column()] = PATIENT[metric.key](case)
-        elif metric.scope == "structure" and case.found_ZHW is not None:
-            grid = case.scan if case.scan is not None and metric.grid == "scan" else case
-            members = dict(regions)
-            row |= {
-                metric.column(name): MEASURES[metric.key](
-                    _masks(grid, target, meaning.values_of(members.get(name, (name,)))), evaluation
-                )
-                for name in structures(target, meaning.classes, regions)
-            }
+        else:
+            row |= numbers.get(metric.key, {})
     return row
+
+
+def _of_structures(
+    case: Case,
+    wanted: Sequence[Metric],
+    target: Target,
+    meaning: LabelMeaning,
+    evaluation: Evaluation,
+    regions: Sequence[Region],
+) -> dict[str, Row]:
+    """Metric → column → number. Structure by structure, so that all metrics share its masks."""
+    if case.found_ZHW is None:
+        return {}
+    each = {it: it.structures(target, meaning, regions) for it in wanted if it.scope == "structure"}
+    found: dict[str, Row] = {
+        metric.key: {metric.column(name): math.nan for name in names}
+        for metric, names in each.items()
+    }
+    for name in dict.fromkeys(name for names in each.values() for name in names):
+        labels, masks = _labels_of(name, meaning, regions), dict[str, Masks]()
+        for metric in (it for it, names in each.items() if name in names):
+            where = "before" if metric.before_postprocessing else metric.grid
+            if where not in masks:
+                masks[where] = _masks(_grid(case, where), target, labels)
+            value = MEASURES[metric.key](masks[where], evaluation)
+            found[metric.key][metric.column(name)] = value
+    return found
+
+
+def _labels_of(name: str, meaning: LabelMeaning, regions: Sequence[Region]) -> tuple[int, ...]:
+    if name == LESION and name not in (*meaning.classes, *dict(regions)):
+        return meaning.lesion_values
+    return meaning.values_of(dict(regions).get(name, (name,)))
+
+
+def _grid(case: Case, where: str) -> "Case | OnScan":
+    if where == "before":
+        return replace(case, found_ZHW=case.before_ZHW)
+    return case.scan if case.scan is not None and where == "scan" else case
 
 
 def _masks(grid: Case | OnScan, target: Target, labels: Sequence[int]) -> Masks:
@@ -111,7 +147,7 @@ PATIENT = {
 def means(
     rows: Sequence[Row],
     target: Target,
-    classes: Sequence[str],
+    meaning: LabelMeaning,
     evaluation: Evaluation,
     regions: Sequence[Region] = (),
     scan_labels: bool = False,
@@ -126,10 +162,11 @@ def means(
         if metric.compared != "difference" or metric.scope == "pooled":
             continue
         of_structures = metric.scope == "structure"
-        names = structures(target, classes, regions) if of_structures else ("",)
+        names = metric.structures(target, meaning, regions) if of_structures else ("",)
         each = {n: mean_over_patients(rows, metric.column(n)) for n in names}
         if of_structures and target == "multiclass":
-            found[metric.result_key()] = mean_defined(np.array([each[name] for name in classes]))
+            classes = np.array([each[name] for name in metric.averaged(meaning)])
+            found[metric.result_key()] = mean_defined(classes)
         found |= {metric.result_key(name): value for name, value in each.items()}
     return found
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fewscan.experiments.spec import Evaluation, Target
-from fewscan.storage.labels import Region
+from fewscan.storage.labels import LabelMeaning, Region
 
 Scope = Literal["pooled", "patient", "structure"]
 Compared = Literal["difference", "quartiles", "no"]
@@ -62,6 +62,11 @@ class Metric:
     """A property of `Evaluation` that says whether the metric is computed; None: always."""
     grid: Literal["slices", "scan"] = "slices"
     """Where prediction and truth are compared. scan: at its own resolution, all slices of it."""
+    of_lesions: bool = False
+    """Whether it is about lesions: organs have none, and those of all classes together are a
+    structure of their own."""
+    before_postprocessing: bool = False
+    """Whether it is about the prediction before post-processing changed it."""
 
     def is_computed(self, evaluation: Evaluation, target: Target, scan_labels: bool) -> bool:
         """Whether runs of the target have it under this evaluation.
@@ -91,9 +96,28 @@ class Metric:
             return f"patient_{self.column(structure or '')}"
         return f"class_{self.key}_mean" if structure is None else f"class_{self.key}/{structure}"
 
+    def structures(
+        self, target: Target, meaning: LabelMeaning, regions: Sequence[Region] = ()
+    ) -> tuple[str, ...]:
+        """What it has a number for in a run of the target: see `structures`."""
+        if not self.of_lesions or target == "binary":
+            return structures(target, meaning.classes, regions)
+        classes = _lesion_classes(meaning)
+        within = [name for name, members in regions if {*members} <= {*classes}]
+        joint = (LESION,) if len(classes) > 1 else ()
+        return tuple(dict.fromkeys((*classes, *within, *joint)))
+
+    def averaged(self, meaning: LabelMeaning) -> tuple[str, ...]:
+        """The classes that its mean over classes is over."""
+        return _lesion_classes(meaning) if self.of_lesions else meaning.classes
+
     def overall_key(self, target: Target) -> str:
         """The name in result.json of the one number that it has for a run of the target."""
         return self.result_key(LESION if target == "binary" else None)
+
+
+def _lesion_classes(meaning: LabelMeaning) -> tuple[str, ...]:
+    return tuple(meaning.classes[k - 1] for k in meaning.lesion_values)
 
 
 class _Plain(dict[str, object]):
@@ -244,6 +268,89 @@ CATALOGUE: tuple[Metric, ...] = (
         higher_is_better=False,
         compared="quartiles",
         needs="measures_surfaces",
+    ),
+    Metric(
+        "dice_before_postprocessing",
+        "Dice before post-processing",
+        "structure",
+        "Dice of the prediction as the network and its threshold leave it; every other number of a "
+        "mask is of what post-processing makes of it.",
+        compared="difference",
+        needs="postprocesses",
+        before_postprocessing=True,
+    ),
+    Metric(
+        "lesion_dice",
+        "lesion-wise Dice",
+        "structure",
+        "Mean Dice over true lesions, as BraTS 2023 has it: lesions whose surroundings of "
+        "{lesion_reach_mm} mm touch are one, those of at most {smallest_lesion_mm3} mm³ are not "
+        "counted, and predicted components that reach no lesion count as 0. A patient without a "
+        "lesion does not count.",
+        compared="difference",
+        needs="lesion_wise",
+        of_lesions=True,
+    ),
+    Metric(
+        "lesion_dice_scan",
+        "lesion-wise Dice at the scan's own resolution",
+        "structure",
+        "The same at the voxels of the scan: where they are 1 mm, the number of BraTS 2023's own "
+        "code.",
+        compared="difference",
+        needs="lesion_wise",
+        grid="scan",
+        of_lesions=True,
+    ),
+    Metric(
+        "lesion_nsd",
+        "lesion-wise NSD at {nsd_tolerance_mm} mm",
+        "structure",
+        "Mean NSD over the same lesions, with 0 for each predicted component that reaches none.",
+        compared="difference",
+        needs="measures_lesion_surfaces",
+        of_lesions=True,
+    ),
+    Metric(
+        "lesion_f1",
+        "F1 of lesions",
+        "structure",
+        "2 found / (2 found + missed + false) of the same lesions. One is found where its "
+        "intersection over union with the components that reach it is at least {lesion_iou} "
+        "(nnDetection's threshold, Baumgartner et al., MICCAI 2021).",
+        compared="difference",
+        needs="lesion_wise",
+        of_lesions=True,
+    ),
+    Metric(
+        "lesions_true",
+        "true lesions",
+        "structure",
+        "True lesions that are counted.",
+        most=math.inf,
+        needs="lesion_wise",
+        of_lesions=True,
+    ),
+    Metric(
+        "lesions_found",
+        "found lesions",
+        "structure",
+        "True lesions that are found.",
+        most=math.inf,
+        needs="lesion_wise",
+        of_lesions=True,
+    ),
+    Metric(
+        "lesions_false",
+        "false lesions",
+        "structure",
+        "Predicted components that reach no true lesion, in every patient, one without a lesion "
+        "too.",
+        most=math.inf,
+        higher_is_better=False,
+        compared="quartiles",
+        needs="lesion_wise",
+        of_lesions=True,
     ),
 )
 METRICS = {metric.key: metric for metric in CATALOGUE}

@@ -114,7 +114,9 @@ def _scored(spec: RunSpec, store: SliceStore) -> int:
     test = _slices(store, store.split.test) if spec.split == "test" else 0
     again = test if spec.evaluation.removes_specks else 0  # at the threshold known then
     views = VIEWS_MIRRORED if spec.mirror else 1
-    return views * len(spec.parents) * (_slices(store, store.split.validation) + test + again)
+    passes = 2 if spec.evaluation.postprocesses else 1  # for the threshold, and at it
+    slices = passes * _slices(store, store.split.validation) + test + again
+    return views * len(spec.parents) * slices
 
 
 @lru_cache(maxsize=8)  # the same splits for each of the runs of a study

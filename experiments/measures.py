@@ -10,7 +10,8 @@ Letters in names: Z slices of a scan, H and W rows and columns of a slice.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class Masks:
     truth_ZHW: np.ndarray
     """bool"""
     spacing_mm_ZHW: tuple[float, float, float]
+    lesions: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What `experiments.lesions` has found in them, for all its numbers."""
 
     @property
     def counts(self) -> bool:
@@ -48,6 +51,7 @@ def measures(key: str) -> Callable[[Measure], Measure]:
     return register
 
 
+@measures("dice_before_postprocessing")
 @measures("dice_scan")
 @measures("dice")
 def dice(masks: Masks, evaluation: Evaluation) -> float:

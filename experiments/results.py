@@ -83,6 +83,8 @@ class Result:
     """On the validation split, and the threshold that was chosen there."""
     test: Numbers = field(default_factory=dict)
     """On the test split."""
+    postprocess: Mapping[str, Any] = field(default_factory=dict)
+    """Of a score that was asked for it: `experiments.postprocess.Fitted`, as plain values."""
     source: str = ""
     """The file that imported weights came from."""
     computed: Mapping[str, Any] = field(default_factory=dict)

@@ -13,6 +13,14 @@ from fewscan.experiments.predictor import Predictor
 from fewscan.storage.geometry import Frame
 
 
+def spacing_on_the_scan(
+    scan_mm: tuple[float, float, float], frame: Frame
+) -> tuple[float, float, float]:
+    """Between the slices, rows and columns of the scan itself, from that between its voxels."""
+    rows_mm, columns_mm = (mm for axis, mm in enumerate(scan_mm) if axis != frame.axis)
+    return scan_mm[frame.axis], rows_mm, columns_mm
+
+
 def on_the_scan(maps_NKHW: Tensor, frame: Frame) -> Tensor:
     """Cut out what the slice fills, and bring it to the size that it has in the scan."""
     inner_NKHW = maps_NKHW[:, :, *frame.window]

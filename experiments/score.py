@@ -15,10 +15,12 @@ import torch
 
 from fewscan.experiments.anomaly import remove_small_components, voxels_in
 from fewscan.experiments.cases import Case, OnScan, Row, case_row, means, to_csv
-from fewscan.experiments.catalogue import METRICS
+from fewscan.experiments.catalogue import LESION, METRICS
+from fewscan.experiments.components import require_components
 from fewscan.experiments.data import open_store
 from fewscan.experiments.devices import Devices, Preempted
 from fewscan.experiments.metrics import PixelScores, PooledScores, pseudo_values
+from fewscan.experiments.postprocess import Dice, Example, Fitted, Rule, apply, fit
 from fewscan.experiments.predictor import (
     PREDICTION_BATCH,
     Predictor,
@@ -27,12 +29,12 @@ from fewscan.experiments.predictor import (
     predictor_of_score,
 )
 from fewscan.experiments.results import Result, RunRecord
-from fewscan.experiments.scan_grid import labelled_on_the_scan
-from fewscan.experiments.spec import Evaluation, Finetune, Score
+from fewscan.experiments.scan_grid import labelled_on_the_scan, spacing_on_the_scan
+from fewscan.experiments.spec import Evaluation, Finetune, Score, Target
 from fewscan.experiments.surface_distance import require_surface_distances
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.errors import RunError
-from fewscan.storage.labels import Region
+from fewscan.storage.labels import LabelMeaning, Region
 from fewscan.storage.runs import HEARTBEAT_EVERY_S, RunFolder
 from fewscan.storage.slices import Slices, SliceStore
 
@@ -43,23 +45,29 @@ PATIENTS_WAITING = 8
 def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
     """The stage of `Score`: leaves `cases.csv` in the folder and returns the result.
 
-    Raises `RunError` if a parent's model cannot be used, or MONAI is needed and missing.
+    Raises `RunError` if a parent's model cannot be used, or MONAI or scipy is needed and missing.
     """
     require_surface_distances(spec.evaluation)
+    require_components(spec.evaluation)
     _require_known(spec.metrics)
     store = open_store(folder, spec.data)
     parents = [folder.sibling(run_id) for run_id in spec.parents]
     predictor = predictor_of_score(spec, parents, store.channels).to(devices.device)
     trained = [Result.read(parent) for parent in parents]
     chooses = _scans_that_choose(parents, trained, store)
-    scans = len(chooses) + _scans_to_score(spec, store)
+    scans = _scans_to_choose(spec, chooses) + _scans_to_score(spec, store)
     scorer = _Scorer(predictor, store, devices, _Clock(folder, devices, scans))
     folder.append_event("started", 0, attempt=devices.description())
     _require_scan_labels(spec, store)
     validation, threshold = _choose_threshold(scorer, chooses)
+    fitted = _fit_postprocessing(scorer, spec.evaluation, chooses, threshold)
+    if fitted is not None and fitted.scans:
+        validation["dice_before_postprocessing"] = Dice(fitted.before).mean
+        validation["dice_after_postprocessing"] = Dice(fitted.after).mean
     test: dict[str, float] = {}
     if spec.split == "test":
-        test, rows = score_test_split(scorer, spec.evaluation, threshold, spec.regions)
+        rules = () if fitted is None else fitted.rules
+        test, rows = score_test_split(scorer, spec.evaluation, threshold, spec.regions, rules)
         write_bytes(folder.cases, to_csv(rows))
     return Result(
         spec.kind,
@@ -67,6 +75,7 @@ def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
         held_out=tuple(dict.fromkeys(id_ for it in trained for id_ in it.held_out)),
         validation=_defined(validation),
         test=_defined(test),
+        postprocess={} if fitted is None else fitted.to_json(),
     )
 
 
@@ -232,13 +241,16 @@ class _Scorer:
             if meaning.has_ignored:
                 found_ZHW *= meaning.is_known(truth_ZHW)
         true_lesion_ZHW = meaning.is_lesion(truth_ZHW)
-        frame = self.store.frame(subject)
-        plane_mm = [mm for k, mm in enumerate(scan.spacing_mm) if k != frame.axis]
-        spacing_mm_ZHW = (scan.spacing_mm[frame.axis], plane_mm[0], plane_mm[1])
+        spacing_mm_ZHW = spacing_on_the_scan(scan.spacing_mm, self.store.frame(subject))
         return OnScan(found_ZHW, truth_ZHW, true_lesion_ZHW, spacing_mm_ZHW)
 
 
 _Read = tuple[Slices, np.ndarray | None]
+
+
+def _scans_to_choose(spec: Score, chooses: Sequence[str]) -> int:
+    """Those that choose, again for post-processing: it takes masks, hence the threshold."""
+    return (2 if spec.evaluation.postprocesses else 1) * len(chooses)
 
 
 def _scans_to_score(spec: Score, store: SliceStore) -> int:
@@ -287,10 +299,41 @@ def _choose_threshold(
     return numbers, threshold
 
 
+def _fit_postprocessing(
+    scorer: _Scorer, evaluation: Evaluation, chooses: Sequence[str], threshold: float
+) -> Fitted | None:
+    """What raises Dice on the scans that chose the threshold; without any of them no rule.
+
+    None: it is not asked for.
+    """
+    if not evaluation.postprocesses:
+        return None
+    store, meaning = scorer.store, scorer.store.meaning
+    multiclass = scorer.predictor.has_classes
+    examples = []
+    for scored in scorer.each(chooses):
+        case = _case(scored, store, threshold)
+        if case.found_ZHW is not None:
+            truth_ZHW = case.truth_ZHW * meaning.is_known(case.truth_ZHW)
+            truth_ZHW = truth_ZHW if multiclass else case.true_lesion_ZHW.view(np.uint8)
+            spacing_mm_ZHW = case.spacing_mm_ZHW
+            example = Example(case.patient, case.found_ZHW, truth_ZHW, spacing_mm_ZHW)
+            examples.append(example.cropped())
+    if not examples:
+        return Fitted()
+    names = meaning.classes if multiclass else (LESION,)
+    lesion = meaning.lesion_values if multiclass else (1,)
+    return fit(evaluation.postprocess, examples, names, lesion, scorer.devices.threads)
+
+
 def score_test_split(
-    scorer: _Scorer, evaluation: Evaluation, threshold: float, regions: Sequence[Region] = ()
+    scorer: _Scorer,
+    evaluation: Evaluation,
+    threshold: float,
+    regions: Sequence[Region] = (),
+    rules: Sequence[Rule] = (),
 ) -> tuple[dict[str, float], list[Row]]:
-    """All numbers of the catalogue, and a row a scan; masks are compared in threads."""
+    """All numbers of the catalogue, and a row a scan; masks are changed and compared in threads."""
     store, target = scorer.store, scorer.predictor.target or "binary"
     pooled = PooledScores()
     rows: list[Future[Row]] = []
@@ -299,7 +342,7 @@ def score_test_split(
             pooled.add(store.patient(scored.subject), scored.pixels)
             case = _case(scored, store, threshold)
             wanted = (target, store.meaning, evaluation, regions)
-            rows.append(threads.submit(case_row, case, *wanted))
+            rows.append(threads.submit(_row, case, rules, *wanted))
             if len(rows) > PATIENTS_WAITING:
                 rows[-PATIENTS_WAITING].result()
     found = [row.result() for row in rows]
@@ -307,8 +350,44 @@ def score_test_split(
     for key, of_patients in shares.items():
         for it in found:
             it[key] = of_patients[str(it["patient"])]
-    of_scans = means(found, target, store.classes, evaluation, regions, store.keeps_scan_labels)
+    of_scans = means(found, target, store.meaning, evaluation, regions, store.keeps_scan_labels)
     return numbers | of_scans, found
+
+
+def _row(
+    case: Case,
+    rules: Sequence[Rule],
+    target: Target,
+    meaning: LabelMeaning,
+    evaluation: Evaluation,
+    regions: Sequence[Region],
+) -> Row:
+    if evaluation.postprocesses:
+        case = _postprocessed(case, rules, target, meaning)
+    return case_row(case, target, meaning, evaluation, regions)
+
+
+def _postprocessed(
+    case: Case, rules: Sequence[Rule], target: Target, meaning: LabelMeaning
+) -> Case:
+    """With what was found after the rules, on both grids; nothing is found where no truth is."""
+    if case.found_ZHW is None:
+        return case
+    found_ZHW, scan = _changed(case, rules, meaning), case.scan
+    if scan is not None and scan.found_ZHW is not None:
+        scan = replace(scan, found_ZHW=_changed(scan, rules, meaning))
+    lesion_ZHW = found_ZHW > 0 if target == "binary" else case.lesion_ZHW
+    return replace(
+        case, found_ZHW=found_ZHW, lesion_ZHW=lesion_ZHW, scan=scan, before_ZHW=case.found_ZHW
+    )
+
+
+def _changed(grid: Case | OnScan, rules: Sequence[Rule], meaning: LabelMeaning) -> np.ndarray:
+    assert grid.found_ZHW is not None
+    found_ZHW = apply(rules, grid.found_ZHW, grid.spacing_mm_ZHW)
+    if meaning.has_ignored and rules:  # a hole may have been filled there
+        found_ZHW = found_ZHW * meaning.is_known(grid.truth_ZHW)
+    return found_ZHW
 
 
 def _pooled_numbers(

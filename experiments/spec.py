@@ -11,6 +11,7 @@ finished runs alone. A default may therefore never be changed, unless `PROTOCOL`
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, get_type_hints
@@ -111,6 +112,31 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Postprocess:
+    """Which rules may change a mask after it was predicted; by default none. Each is kept only
+    where it raises Dice on the scans that choose the threshold: `experiments.postprocess`."""
+
+    largest_component: bool = False
+    """Whether to try the largest connected component alone: of all classes together, of each."""
+    min_lesion_mm3: tuple[float, ...] = ()
+    """Candidates for the volume of the smallest lesion that is kept; the others are removed."""
+    fill_holes: bool = False
+    """Whether to try filling the holes of each class."""
+
+    def __post_init__(self) -> None:
+        sizes = self.min_lesion_mm3
+        if not all(0 < mm3 < math.inf for mm3 in sizes) or len(set(sizes)) < len(sizes):
+            raise ValueError(
+                f"min_lesion_mm3 is {list(sizes)}, expected volumes above 0, each once"
+            )
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether there is any rule to try."""
+        return self != Postprocess()
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How the test split is scored."""
 
@@ -120,9 +146,25 @@ class Evaluation:
     nsd_tolerance_mm: float | None = 2.0
     """NSD: surfaces at most this far apart agree. 2 mm is a pixel of the published slices (1.9 mm);
     what is finer is the grid's doing. None: neither NSD nor HD95, and no need for MONAI."""
+    lesion_wise: bool = False
+    """Whether single lesions are scored, too: `experiments.lesions`."""
+    lesion_reach_mm: float = 3.0
+    """True lesions whose surroundings of this width touch are one lesion, and what is predicted in
+    there belongs to it. BraTS 2023: 3 mm for gliomas, 1 mm for metastases and meningiomas."""
+    smallest_lesion_mm3: float = 50.0
+    """True lesions of at most this size are not counted, found or not. BraTS 2023: 50 mm³, for
+    metastases 2 mm³."""
+    lesion_iou: float = 0.1
+    """A lesion is found where its intersection over union with what is predicted of it is at least
+    this; 0.1 is nnDetection's (Baumgartner et al., MICCAI 2021)."""
+    postprocess: Postprocess = Postprocess()
+    """What may change a mask after it was predicted."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "min_component_mm3", "nsd_tolerance_mm")
+        require_at_least(self, 0, "lesion_reach_mm", "smallest_lesion_mm3", "lesion_iou")
+        if not 0 < self.lesion_iou <= 1:
+            raise ValueError(f"lesion_iou is {self.lesion_iou}, expected more than 0, at most 1")
 
     @property
     def removes_specks(self) -> bool:
@@ -133,6 +175,16 @@ class Evaluation:
     def measures_surfaces(self) -> bool:
         """Whether NSD and HD95 are computed; 0 mm is a tolerance like another."""
         return self.nsd_tolerance_mm is not None
+
+    @property
+    def measures_lesion_surfaces(self) -> bool:
+        """Whether the surfaces of single lesions are compared."""
+        return self.lesion_wise and self.measures_surfaces
+
+    @property
+    def postprocesses(self) -> bool:
+        """Whether there is a mask before and after post-processing."""
+        return self.postprocess.is_asked_for
 
 
 @dataclass(frozen=True)

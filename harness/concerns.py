@@ -23,6 +23,7 @@ PREPARE_A_SPLIT = "give the store another split: `fewscan prepare SCANS STORE --
 def require_possible(study: Study, store: SliceStore) -> None:
     """Raise `StudyError` if every run of the study would fail, or no score would mean anything."""
     _require_size(study, store)
+    _require_scans_to_fit_on(study)
     for part in ("validation", "test"):
         ids: tuple[str, ...] = getattr(store.split, part)
         if not any(store.subjects[i].lesion_slices(store.meaning) for i in ids):
@@ -125,6 +126,18 @@ def _require_size(study: Study, store: SliceStore) -> None:
     )
 
 
+def _require_scans_to_fit_on(study: Study) -> None:
+    if study.evaluation.postprocesses and study.finetune.selection == "last":
+        raise StudyError(
+            "post-processing is fitted on the scans that choose the threshold, and no fine-tuning "
+            "has any",
+            where="evaluation.postprocess, finetune.selection: last",
+            expected="finetune.selection: validation, or within",
+            remedy="set finetune.selection to within, which holds out a fifth of the labelled "
+            "scans, or leave evaluation.postprocess out",
+        )
+
+
 def _who_chooses(plan: "Plan") -> Iterator[str]:
     """Labels that are none of the label count, and yet decide the numbers."""
     selection, validation = plan.study.finetune.selection, len(plan.split.validation)
@@ -133,6 +146,12 @@ def _who_chooses(plan: "Plan") -> Iterator[str]:
             f"the labels of {validation} validation scans choose model and threshold: a network of "
             f"1 labelled scan depends on those of {1 + validation}; finetune.selection: within or "
             "last needs none of them"
+        )
+    few = sorted({n for n in _label_counts(plan) if n < FEWEST_TO_HOLD_OUT})
+    if plan.study.evaluation.postprocesses and selection == "within" and few:
+        yield (
+            f"fine-tunings with label counts {', '.join(map(str, few))} are not post-processed: of "
+            f"fewer than {FEWEST_TO_HOLD_OUT} labelled scans none is held out to fit it on"
         )
     tune = plan.study.finetune.tune
     if tune is not None and selection != "within":
@@ -168,7 +187,7 @@ def mask_told(store: SliceStore, subject: str) -> bool:
 def _labels_without_lesion(plan: "Plan") -> Iterator[str]:
     """Cells whose labelled scans teach nothing of a lesion, or of some class."""
     store, bare = plan.store, dict[str, dict[int, list[int]]]()
-    counts = sorted({run.place.labels for run in plan.grid if run.place.labels is not None})
+    counts = sorted(_label_counts(plan))
     for seed in plan.study.finetune.seeds:
         for count in counts:
             for name in _lacking(store, store.labelled_subset(count, seed)):
@@ -178,6 +197,11 @@ def _labels_without_lesion(plan: "Plan") -> Iterator[str]:
         first = next(iter(cells))
         ids = named(store.labelled_subset(cells[first][0], first))
         yield f"labelled scans show no {name}: {_first(seeds)} (seed {first}: {ids})"
+
+
+def _label_counts(plan: "Plan") -> set[int]:
+    """Of the grid and its baselines."""
+    return {run.place.labels for run in plan.grid if run.place.labels is not None}
 
 
 def _first(parts: Sequence[str]) -> str:

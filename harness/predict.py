@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fewscan.experiments.devices import require_cuda
+from fewscan.experiments.postprocess import Rule, apply
 from fewscan.experiments.predictor import Predictor
-from fewscan.experiments.scan_grid import labelled_on_the_scan
+from fewscan.experiments.scan_grid import labelled_on_the_scan, spacing_on_the_scan
 from fewscan.harness.named_runs import named_runs
 from fewscan.harness.trained import Trained, load_together
 from fewscan.storage.catalog import ScanFiles
@@ -58,6 +59,8 @@ class ScanPredictor:
     """on its device"""
     threshold: float | None
     """of a model without classes; None as well for a pre-training that makes maps alone"""
+    rules: tuple[Rule, ...] = ()
+    """that change the mask, of a score that fitted some"""
 
     @classmethod
     def load(
@@ -76,9 +79,10 @@ class ScanPredictor:
             require_cuda()
         named = named_runs(run).runs if isinstance(run, str) else run
         trained = load_together([named] if isinstance(named, Path) else named)
+        rules = trained.rules_at(threshold)
         threshold = trained.threshold_or(threshold)
         predictor = replace(trained.predictor, mirror=mirror or trained.predictor.mirror)
-        return cls(trained, predictor.to(device), threshold)
+        return cls(trained, predictor.to(device), threshold, rules)
 
     def predict(self, scan: str | Path | Sequence[str | Path]) -> ScanPrediction:
         """What the model says of a scan, a folder or files (see `find_scan`).
@@ -103,7 +107,10 @@ class ScanPredictor:
         spacing_mm_ZHW = slices.frame.spacing_mm(turned.spacing_mm)
         images = torch.from_numpy(slices.images_NCHW)
         maps = self.predictor.in_batches(images, spacing_mm_ZHW[1:])
-        volumes = _volumes(trained, slices, depth, maps, self.threshold)
+        maps_HWZK, classes_HWZ = _volumes(trained, slices, depth, maps, self.threshold)
+        own_mm_ZHW = spacing_on_the_scan(turned.spacing_mm, slices.frame)
+        classes_ZHW = apply(self.rules, classes_HWZ.transpose(2, 0, 1), own_mm_ZHW)
+        volumes = maps_HWZK, classes_ZHW.transpose(1, 2, 0)
         maps_XYZK, classes_XYZ = (turn.back(slices.frame.as_volume(volume)) for volume in volumes)
         assumed = _assumed(files, turned, made.channels)
         if not self.predictor.has_classes and self.threshold is None:
@@ -132,7 +139,8 @@ def predict(
     understands; of several the probabilities are averaged (`load_together`). `scan` is a folder or
     files (see `find_scan`). `mirror` averages over mirror images, as is done anyway with runs that
     were scored so. `threshold` is for models without classes, by default the one that validation
-    chose. `device` is as torch writes it.
+    chose. A score that was post-processed changes the mask by the rules that it fitted, unless
+    another threshold is given. `device` is as torch writes it.
 
     A scan that is stored in another orientation than those of the training is turned first, and the
     prediction turned back. Raises `RunError`, `TrackingError`, `ScanError` or `DeviceError`.

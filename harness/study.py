@@ -40,6 +40,7 @@ from fewscan.experiments.spec import (
     Augmentation,
     Evaluation,
     Network,
+    Postprocess,
     Residency,
     Target,
     Training,
@@ -534,6 +535,12 @@ class Study:
         return tuple(filter(None, map(ImageScore.named, self.baselines)))
 
 
+ALL_RULES = Postprocess(
+    largest_component=True, min_lesion_mm3=(10.0, 30.0, 100.0, 300.0, 1000.0), fill_holes=True
+)
+"""What `evaluation.postprocess: true` tries: volumes from ten voxels of 1 mm to a ball of 12 mm, in
+half decades."""
+
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
 _RENAMED = {
     "min_component_voxels": "it is min_component_mm3 now, a volume: 20 voxels of the published "
@@ -580,8 +587,12 @@ def parse_study(document: dict[str, Any], where: str) -> Study:
 
 def _written_out(document: dict[str, Any]) -> dict[str, Any]:
     """Without short forms: `pretrain: {NAME: …}` with `noise`, of the published scheme, or one
-    `seed`; `finetune.inits` with one grid and no list."""
-    finetune = document.get("finetune")
+    `seed`; `finetune.inits` with one grid and no list; `evaluation.postprocess: true`, for all its
+    rules."""
+    finetune, evaluation = document.get("finetune"), document.get("evaluation")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("postprocess"), bool):
+        rules = asdict(ALL_RULES if evaluation["postprocess"] else Postprocess())
+        document = {**document, "evaluation": {**evaluation, "postprocess": rules}}
     if isinstance(finetune, dict) and isinstance(finetune.get("inits"), dict):
         document = {**document, "finetune": {**finetune, "inits": [finetune["inits"]]}}
     wishes = document.get("pretrain")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.experiments.catalogue import LESION
+from fewscan.experiments.postprocess import Rule, rules_of
 from fewscan.experiments.predictor import (
     Predictor,
     load_predictor,
@@ -40,6 +41,8 @@ class Trained:
     slices: SliceFormat
     networks: tuple[str, ...] = ()
     """ids of the trainings whose networks these are"""
+    rules: tuple[Rule, ...] = ()
+    """that change its mask, as its score fitted them at that threshold"""
 
     @property
     def mask_names(self) -> tuple[str, ...]:
@@ -50,6 +53,11 @@ class Trained:
     def map_names(self) -> tuple[str, ...]:
         """of its maps without the background's"""
         return ("anomaly",) if self.predictor.target is None else self.mask_names
+
+    def rules_at(self, given: float | None) -> tuple[Rule, ...]:
+        """Those that change a mask; none where another threshold is given: they were not fitted at
+        it."""
+        return self.rules if given is None or given == self.threshold else ()
 
     def threshold_or(self, given: float | None) -> float | None:
         """The one to use, a given one first: None for classes, and for a map alone.
@@ -80,8 +88,10 @@ def load_trained(run: str | Path) -> Trained:
     """The networks of a finished run: a score's, or one training's.
 
     `run` is its folder or the MLflow URI of its model, such as "models:/m-0123" (MLflow is then
-    where MLFLOW_TRACKING_URI says). A fine-tuning has the threshold of its score. Raises `RunError`
-    or `TrackingError` if it is not there, is not finished or does not say what it was trained on.
+    where MLFLOW_TRACKING_URI says). A score has its post-processing; a fine-tuning has the
+    threshold of its score and no post-processing, as its scores may differ in that. Raises
+    `RunError` or `TrackingError` if it is not there, is not finished or does not say what it was
+    trained on.
     """
     if _URI.fullmatch(str(run)):
         from fewscan.harness.tracking.models import load_logged
@@ -91,11 +101,13 @@ def load_trained(run: str | Path) -> Trained:
     require_finished(folder)
     record = RunRecord.read(folder)
     scored: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
     match record.spec:
         case Score(parents=scored) as spec:
             trained = [folder.sibling(run_id) for run_id in scored]
             predictor = predictor_of_score(spec, trained, record.slices.channels)
-            threshold = Result.read(folder).threshold
+            result = Result.read(folder)
+            threshold, rules = result.threshold, rules_of(result.postprocess)
         case spec:
             predictor, threshold = load_predictor([folder]), None
             if isinstance(spec, Finetune) and spec.target == "binary":
@@ -107,6 +119,7 @@ def load_trained(run: str | Path) -> Trained:
         wants_threshold=isinstance(record.spec, (Score, Finetune)),
         slices=record.slices,
         networks=scored or (record.run_id,),
+        rules=rules,
     )
 
 
@@ -194,7 +207,8 @@ def _from_mlflow(network: UNet, facts: Mapping[str, Any], where: str) -> Trained
     mirror = bool(facts.get("mirror"))
     predictor = Predictor((network,), target, known, mirror).to("cpu")
     run_id, threshold = facts["run_id"], facts.get("threshold")
-    return Trained(predictor, run_id, threshold, target is not None, slices, (run_id,))
+    rules = rules_of(facts.get("postprocess", {}))
+    return Trained(predictor, run_id, threshold, target is not None, slices, (run_id,), rules)
 
 
 def require_finished(folder: RunFolder) -> None:

@@ -87,7 +87,7 @@ def test_regions_are_scored_beside_classes_and_are_in_no_mean() -> None:
     regions = (("whole", ("a", "b")), ("rest", ("b", "c")))
     row = case_row(case, "multiclass", MEANING, Evaluation(), regions)
     assert (row["dice_a"], row["dice_b"], row["dice_whole"], row["dice_rest"]) == (0, 0, 1, 0)
-    found = means([row], "multiclass", CLASSES, Evaluation(), regions)
+    found = means([row], "multiclass", MEANING, Evaluation(), regions)
     assert (found["class_dice/whole"], found["class_dice_mean"]) == (1, 0)
     assert "dice_whole" not in case_row(case, "binary", MEANING, Evaluation(), regions)
 
@@ -143,7 +143,7 @@ def rows_of(dice_PK: list[list[float]], patients: str) -> list[Row]:
 
 
 def means_of(dice_PK: list[list[float]], patients: str) -> dict[str, float]:
-    return means(rows_of(dice_PK, patients), "multiclass", CLASSES, Evaluation())
+    return means(rows_of(dice_PK, patients), "multiclass", MEANING, Evaluation())
 
 
 def test_mean_is_over_patients_first_and_ignores_what_was_not_there() -> None:
@@ -166,14 +166,14 @@ def test_several_scans_of_a_patient_count_as_one_patient() -> None:
 def test_numbers_of_patients_have_means_too_and_pooled_ones_have_none_here() -> None:
     rows = rows_of([[0.2, 0.9, NAN], [0.4, NAN, NAN]], "PQ")
     rows[1]["ap"] = 0.9
-    found = means(rows, "multiclass", CLASSES, Evaluation())
+    found = means(rows, "multiclass", MEANING, Evaluation())
     assert found["patient_ap"] == pytest.approx(0.7)
     assert not [key for key in found if key.startswith("pooled")]
 
 
 def test_a_binary_run_has_no_mean_over_classes() -> None:
     row: Row = {"patient": "P", "ap": 0.5, "dice_at_chosen_threshold": 0.4, "nsd_lesion": 0.3}
-    found = means([row], "binary", CLASSES, Evaluation())
+    found = means([row], "binary", MEANING, Evaluation())
     assert found == {
         "patient_ap": 0.5,
         "patient_dice_at_chosen_threshold": 0.4,
@@ -184,7 +184,7 @@ def test_a_binary_run_has_no_mean_over_classes() -> None:
 def test_what_may_be_infinite_has_no_mean() -> None:
     rows = rows_of([[0.2, 0.9, NAN]], "P")
     rows[0] |= {f"hd95_mm_{k}": math.inf for k in CLASSES}
-    assert not [k for k in means(rows, "multiclass", CLASSES, Evaluation()) if "hd95" in k]
+    assert not [k for k in means(rows, "multiclass", MEANING, Evaluation()) if "hd95" in k]
 
 
 def test_every_metric_of_patients_has_its_computation() -> None:

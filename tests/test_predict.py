@@ -14,12 +14,17 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from fake_nnunet import write_nnunet, write_simplest
+from scipy import ndimage
+from tiny import run_in_process
 from torch import Tensor, nn
 
 from fewscan.experiments.devices import Devices
+from fewscan.experiments.postprocess import Fitted, Rule
 from fewscan.experiments.predictor import Predictor, above
+from fewscan.experiments.results import Result as RunResult
 from fewscan.experiments.results import RunRecord
 from fewscan.experiments.scan_grid import on_the_scan
+from fewscan.experiments.spec import Postprocess
 from fewscan.experiments.stages import run_stage
 from fewscan.harness.cli import main
 from fewscan.harness.plan import Plan, make_plan
@@ -504,6 +509,52 @@ def test_a_fine_tuning_has_the_threshold_of_its_score(finished: Finished, tmp_pa
     shutil.copytree(trained.path, tmp_path / trained.run_id)
     with pytest.raises(RunError, match="it has not been scored"):
         predict(tmp_path / trained.run_id, scan)
+
+
+def test_a_postprocessed_score_predicts_what_it_scored(finished: Finished) -> None:
+    """Of the finished study scores alone are made anew, and the file has the Dice of cases.csv."""
+    study = finished.plan.study
+    rules = Postprocess(largest_component=True, min_lesion_mm3=(2.0, 8.0), fill_holes=True)
+    evaluation = replace(study.evaluation, postprocess=rules)
+    plan = make_plan(replace(study, evaluation=evaluation))
+    others = [run for run in plan.runs if run.kind != "score"]
+    assert all(plan.folder_of(run).state() == "finished" for run in others)
+    scores = [run for run in plan.grid if run.place.target == "binary"]
+    run_in_process(plan, scores)
+    (folder,) = map(plan.folder_of, scores)
+    prediction = predict(folder.path, scan_folder(finished))
+    truth_XYZ = read_scan(prediction.files).labels_XYZ
+    assert truth_XYZ is not None
+    assert prediction.labels_XYZ is not None
+    said = float(row_of(folder, patient(finished))["dice_scan_lesion"])
+    assert said == pytest.approx(dice(prediction.labels_XYZ > 0, truth_XYZ > 0), rel=1e-12)
+
+
+def test_the_rules_of_a_score_change_its_prediction(finished: Finished, tmp_path: Path) -> None:
+    """Not at another threshold, where they were not fitted, and not that of its fine-tuning."""
+    score, scan = finished.folder("score", "binary"), scan_folder(finished)
+    for run_id in (score.run_id, *RunRecord.read(score).spec.parents):
+        shutil.copytree(score.sibling(run_id).path, tmp_path / run_id)
+    copy, (trained,) = RunFolder(tmp_path / score.run_id), RunRecord.read(score).spec.parents
+    result = RunResult.read(copy)
+
+    def mask(run: Path, threshold: float | None = None) -> np.ndarray:
+        labels_XYZ = predict(run, scan, threshold=threshold).labels_XYZ
+        assert labels_XYZ is not None
+        return labels_XYZ
+
+    plain = mask(score.path)
+    components, _ = ndimage.label(plain, np.ones((3, 3, 3)))
+    largest_mm3 = float(np.bincount(components.ravel())[1:].max())  # its voxels are 1 mm wide
+    for mm3, some in ((largest_mm3, True), (1.2 * largest_mm3, False)):
+        fitted = Fitted(1, (Rule("smallest lesion", (1,), mm3),))
+        replace(result, postprocess=fitted.to_json()).write(copy)
+        assert mask(copy.path).any() == some, "a pixel of the slices has 1.6 mm³"
+    assert result.threshold is not None
+    lower = result.threshold / 2
+    assert not mask(copy.path, result.threshold).any()
+    assert np.array_equal(mask(copy.path, lower), mask(score.path, lower))
+    assert np.array_equal(mask(tmp_path / trained), plain)
 
 
 def fewscan(*arguments: str | Path) -> Result:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from fewscan.experiments.cases import mean_over_patients
 from fewscan.experiments.catalogue import CATALOGUE, Metric
 from fewscan.experiments.devices import Devices, Preempted
 from fewscan.experiments.measures import MEASURES, Masks
+from fewscan.experiments.postprocess import apply, rules_of
 from fewscan.experiments.predictor import Predictor
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.score import score
-from fewscan.experiments.spec import Evaluation, Score, ScoredSplit, Target
+from fewscan.experiments.spec import Evaluation, Postprocess, Score, ScoredSplit, Target
 from fewscan.harness.plan import Plan, PlannedRun, make_plan
 from fewscan.harness.study import Study
 from fewscan.storage.errors import RunError
@@ -65,6 +67,15 @@ class Flair(Predictor):
         return torch.stack([threshold_NHW, nothing_NHW, bright_NHW, nothing_NHW], dim=1)
 
 
+class Specked(Flair):
+    """The same, and a pixel in a corner of all slices."""
+
+    def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None) -> Tensor:
+        images_NCHW = images_NCHW.clone()
+        images_NCHW[:, 0, 0, 0] = 1
+        return super().maps(images_NCHW, spacing_mm_HW)
+
+
 @pytest.fixture
 def store(store_path: Path) -> SliceStore:
     return SliceStore.open(store_path)
@@ -86,8 +97,9 @@ def scored(
         target: Target | None = "multiclass",
         devices: Devices = CPU,
         split: ScoredSplit = "test",
+        predictor: type[Flair] = Flair,
     ) -> Result:
-        monkeypatch.setattr(score_module, "predictor_of_score", lambda *_: Flair(target))
+        monkeypatch.setattr(score_module, "predictor_of_score", lambda *_: predictor(target))
         spec = Score(store.fingerprint, evaluation, (), split)
         format_ = SliceFormat.of_store(store)
         RunRecord(spec, "study", "score", format_, store.path).write(folder)
@@ -320,6 +332,78 @@ def test_what_is_not_defined_is_null(
     assert Result.read(folder) == result
 
 
+POSTPROCESSED = Evaluation(
+    nsd_tolerance_mm=None,
+    lesion_wise=True,
+    postprocess=Postprocess(largest_component=True, min_lesion_mm3=(5.0, 20.0), fill_holes=True),
+)
+
+
+@pytest.mark.parametrize("target", [None, "multiclass"])
+def test_masks_are_postprocessed_and_pixels_are_not(
+    store: SliceStore, folder: RunFolder, scored: Callable[..., Result], target: Target | None
+) -> None:
+    """By the rules that validation chose; what each was before stands beside it."""
+    bare = replace(POSTPROCESSED, postprocess=Postprocess())
+    plain, rows_before = scored(bare, target, predictor=Specked), read_rows(folder)
+    result, rows = scored(POSTPROCESSED, target, predictor=Specked), read_rows(folder)
+    rules = rules_of(result.postprocess)
+    assert rules[0].kind == "largest component"
+    assert plain.postprocess == {}
+    pooled = [key for key in plain.test if key.startswith("pooled")]
+    assert [result.test[key] for key in pooled] == [plain.test[key] for key in pooled]
+    name = "oedema" if target else "lesion"
+    column = "dice_oedema" if target else "dice_at_chosen_threshold"
+    for before, row in zip(rows_before, rows, strict=True):
+        slices = store.read_subject(row["subject"])
+        scores = slices.images_NCHW[:, 0].astype(np.float32).clip(0, 1)
+        scores[:, 0, 0] = 1
+        above = scores.astype(np.float16) > np.float16(result.threshold)
+        found = 2 * (scores > 0.9) if target else above
+        labels = apply(rules, found.astype(np.uint8), SPACING_MM)
+        truth = slices.labels_NHW == 2 if target else slices.labels_NHW > 0
+        dice = plain_dice(labels == (2 if target else 1), truth)
+        assert float(row[column]) == pytest.approx(dice, rel=1e-12)
+        assert float(row[column]) > float(before[column])
+        assert row[f"dice_before_postprocessing_{name}"] == before[column]
+        assert float(row[f"dice_scan_{name}"]) > float(before[f"dice_scan_{name}"])
+        assert row["ap"] == before["ap"]
+    before_, after = (result.validation[f"dice_{it}_postprocessing"] for it in ("before", "after"))
+    assert after > before_
+    result.write(folder)
+    assert Result.read(folder) == result
+
+
+def test_postprocessing_is_fitted_without_the_test_split(
+    store: SliceStore, scored: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the scans that choose the threshold: once for it, once at it."""
+    read, asked = SliceStore.read_subject, []
+
+    def counting(self: SliceStore, subject: str) -> object:
+        asked.append(subject)
+        return read(self, subject)
+
+    monkeypatch.setattr(SliceStore, "read_subject", counting)
+    fitted = scored(POSTPROCESSED, None, split="validation", predictor=Specked).postprocess
+    assert fitted["rules"]
+    assert asked == [*store.split.validation, *store.split.validation]
+    assert fitted["scans"] == len(store.split.validation)
+    whole = scored(POSTPROCESSED, None, predictor=Specked)
+    assert whole.postprocess == fitted
+
+
+def test_where_no_label_may_choose_nothing_is_postprocessed(
+    folder: RunFolder, scored: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_module, "_scans_that_choose", lambda *_: ())
+    result = scored(POSTPROCESSED, None)
+    assert (result.postprocess["scans"], rules_of(result.postprocess)) == (0, ())
+    assert "dice_after_postprocessing" not in result.validation
+    for row in read_rows(folder):
+        assert row["dice_before_postprocessing_lesion"] == row["dice_at_chosen_threshold"]
+
+
 def trained_and_scored(
     tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
 ) -> tuple[Plan, list[PlannedRun]]:
@@ -398,6 +482,14 @@ def test_a_score_needs_monai_before_it_reads_anything(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RunError, match="pip install monai"):
         scored()
+
+
+def test_a_score_needs_scipy_for_components_alone(
+    scored: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RunError, match="pip install scipy"):
+        scored(Evaluation(nsd_tolerance_mm=None, lesion_wise=True))
 
 
 def test_a_score_is_seen_while_it_runs_and_is_whole_or_not_there(

@@ -19,6 +19,7 @@ NOTES = {
     "docs/cluster.md": "for users of a Slurm cluster: study files, what happens when, troubles",
     "docs/data.md": "which data is read: layout by layout, with the command; tables; labels",
     "docs/ensembles.md": "members, folds, mirroring: what is averaged, which labels it takes",
+    "docs/lesions.md": "lesion-wise numbers and post-processing: definitions, what is fitted where",
     "docs/performance.md": "where the time goes, and how to read the numbers",
     "docs/reliability.md": "what a study on a cluster survives, tried at random",
     "docs/schemes.md": "the ways of pre-training, and how to bring one of your own",

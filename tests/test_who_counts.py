@@ -58,7 +58,7 @@ def patients_of(folder: Path, inventive: bool) -> dict[str, dict[str, float]]:
     path = folder / f"{inventive}.csv"
     path.write_bytes(to_csv(rows))
     found = read_patients(path)
-    whole = means(rows, "multiclass", CLASSES, EVALUATION)["class_dice/b"]
+    whole = means(rows, "multiclass", LabelMeaning(CLASSES), EVALUATION)["class_dice/b"]
     assert whole == pytest.approx(np.nanmean([it["dice_b"] for it in found.values()]))
     return found
 

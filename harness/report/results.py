@@ -8,8 +8,9 @@ import csv
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,8 @@ class RunResults:
 
     patients: Mapping[str, Mapping[str, float]]
     """Patient → column of `cases.csv` → number; nan: not defined for that patient."""
+    postprocess: Mapping[str, Any] = field(default_factory=dict)
+    """What was fitted, as `result.json` has it; empty: nothing was asked for."""
 
     def value(self, patient: str, columns: Iterable[str]) -> float:
         """Mean over the columns that are defined for a patient; nan if none is."""
@@ -54,7 +57,7 @@ def read_results(studies: Studies) -> list[RunResults]:
             if folder.result.exists():
                 with suppress(RunError):  # the run's log names it
                     result, patients = Result.read(folder), read_patients(folder.cases)
-                    measured = (result.test, result.labelled, patients)
+                    measured = (result.test, result.labelled, patients, result.postprocess)
                     found.append(RunResults(folder, run.place, *measured))
     return found
 
@@ -130,15 +133,21 @@ def _quantities(studies: Studies, target: Target, metric: Metric) -> list[Quanti
         return [Quantity(target, metric, column, title + unit, (column,), leads)]
     joint = " of" if metric.compared == "quartiles" else ","
     store = studies.first.store
-    each = []
-    for name in structures(target, store.classes, store.regions):
+    each = {}
+    for name in metric.structures(target, store.meaning, store.regions):
         column, words = metric.column(name), f"{title}{joint} {name.replace('_', ' ')}{unit}"
-        each.append(Quantity(target, metric, column, words, (column,)))
+        each[name] = Quantity(target, metric, column, words, (column,))
     if metric.compared == "quartiles":
-        return each
+        return [*each.values()]
     key, title = f"{metric.key}_class_mean", f"class-mean {title}{unit}"
-    columns = tuple(it.key for it in each[: len(store.classes)])
-    return [Quantity(target, metric, key, title, columns, leads, is_mean=True), *each]
+    columns = tuple(each[name].key for name in metric.averaged(store.meaning))
+    mean_ = Quantity(target, metric, key, title, columns, leads, is_mean=True)
+    return [mean_, *each.values()]
+
+
+def overall_quantity(studies: Studies, target: Target, metric: Metric) -> Quantity:
+    """The one number that a metric has for a patient: of the lesion, or the mean over classes."""
+    return _quantities(studies, target, metric)[0]
 
 
 Runs = dict[Labelled, list[RunResults]]

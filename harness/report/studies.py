@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import yaml
 
-from fewscan.experiments.spec import PROTOCOL, Evaluation, Target
+from fewscan.experiments.spec import PROTOCOL, Evaluation, Postprocess, Target
 from fewscan.harness.arms import SCRATCH, Arm
 from fewscan.harness.label_budget import LabelBudget, label_budgets
 from fewscan.harness.plan import Plan
@@ -215,7 +215,11 @@ def _obstacles(first: Plan, second: Plan) -> Iterator[tuple[str, str, str]]:
     if odd:
         found = f"their test splits differ: {len(odd)} patients are in one alone"
         yield found, "the same test patients", "prepare both stores with one split"
-    if first.study.evaluation != second.study.evaluation:
+    # Post-processing is what two studies may differ in, as in how they train.
+    evaluations = [
+        replace(plan.study.evaluation, postprocess=Postprocess()) for plan in (first, second)
+    ]
+    if evaluations[0] != evaluations[1]:
         found = f"they are scored differently: {first.study.evaluation}, {second.study.evaluation}"
         yield found, "the same evaluation", "sweep one with the other's evaluation"
 

@@ -32,6 +32,11 @@ from fewscan.harness.report.figures import (
     save_figure,
 )
 from fewscan.harness.report.findings import findings
+from fewscan.harness.report.postprocessing import (
+    Postprocessed,
+    postprocessing_table,
+    read_postprocessed,
+)
 from fewscan.harness.report.results import PanelPoint, RunResults, panel_points, read_results
 from fewscan.harness.report.run_log import RunLog, by_machine, curves, read_logs
 from fewscan.harness.report.studies import Studies
@@ -67,6 +72,7 @@ class Report:
     """Why there are none."""
     trainings: Sequence[TrainingCell] = ()
     trials: Sequence[Trial] = ()
+    postprocessed: Sequence[Postprocessed] = ()
 
     @property
     def leading(self) -> list[Evidence]:
@@ -167,6 +173,7 @@ def gather_report(studies: Studies, results: Sequence[RunResults]) -> Report:
         no_examples,
         trainings,
         trials_of(groups),
+        read_postprocessed(studies, results),
     )
 
 
@@ -214,6 +221,8 @@ def render_csv(report: Report) -> dict[str, str]:
         "labels_needed": study_tables.needed_table(report.leading),
         "quartiles": study_tables.quartiles_table(described),
     }
+    if report.postprocessed:
+        tables["postprocessing"] = postprocessing_table(report.postprocessed)
     return {f"{name}.csv": to_csv(table) for name, table in tables.items()}
 
 
@@ -223,7 +232,7 @@ LATEX_HEAD = r"""% Needs \usepackage{booktabs}. Over seeds and patients; p-value
 
 
 def render_latex(report: Report) -> str:
-    """Areas and differences of what the verdicts are about."""
+    """Areas and differences of what the verdicts are about, and what post-processing did."""
     texts = []
     for it in report.leading:
         what = f"{report.studies.name}, {it.quantity.target}: {it.quantity.title}"
@@ -234,6 +243,9 @@ def render_latex(report: Report) -> str:
             texts.append(to_latex(ranking, caption=f"{what}, ranked by that area."))
         table = study_tables.differences_table(it.paired).without("patients", "standardised")
         texts.append(to_latex(table, caption=f"{what}, difference from {it.reference}."))
+    if report.postprocessed:
+        table = postprocessing_table(report.postprocessed)
+        texts.append(to_latex(table, caption=f"{report.studies.name}: post-processing, Dice."))
     return LATEX_HEAD + "\n".join(texts)
 
 
@@ -261,6 +273,7 @@ def render_page(report: Report) -> str:
         mixtures=mixtures,
         concerns=concerns,
         trainings_table=trainings_table,
+        postprocessing_table=postprocessing_table,
         trials_table=trials_table,
         warnings=list(warnings_of(report.trainings)),
     )

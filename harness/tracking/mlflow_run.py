@@ -259,5 +259,6 @@ def _model_facts(plan: Plan, run: PlannedRun, trained: RunFolder, result: Result
         "best_step": Result.read(trained).best_step if trained.result.exists() else None,
         "threshold": result.threshold,
         "mirror": True if isinstance(run.spec, Score) and run.spec.mirror else None,
+        "postprocess": {"rules": result.postprocess["rules"]} if result.postprocess else None,
     }
     return {key: value for key, value in facts.items() if value is not None}
