@@ -5,7 +5,7 @@ Letters in names: N slices, C channels, Z slices of a scan, H and W rows and col
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -248,7 +248,7 @@ class _Scorer:
 _Read = tuple[Slices, np.ndarray | None]
 
 
-def _scans_to_choose(spec: Score, chooses: Sequence[str]) -> int:
+def _scans_to_choose(spec: Score, chooses: Collection[str]) -> int:
     """Those that choose, again for post-processing: it takes masks, hence the threshold."""
     return (2 if spec.evaluation.postprocesses else 1) * len(chooses)
 
@@ -300,7 +300,10 @@ def _choose_threshold(
 
 
 def _fit_postprocessing(
-    scorer: _Scorer, evaluation: Evaluation, chooses: Sequence[str], threshold: float
+    scorer: _Scorer,
+    evaluation: Evaluation,
+    chooses: Mapping[str, tuple[int, ...]],
+    threshold: float,
 ) -> Fitted | None:
     """What raises Dice on the scans that chose the threshold; without any of them no rule.
 
@@ -311,7 +314,7 @@ def _fit_postprocessing(
     store, meaning = scorer.store, scorer.store.meaning
     multiclass = scorer.predictor.has_classes
     examples = []
-    for scored in scorer.each(chooses):
+    for scored in scorer.each_that_chooses(chooses):
         case = _case(scored, store, threshold)
         if case.found_ZHW is not None:
             truth_ZHW = case.truth_ZHW * meaning.is_known(case.truth_ZHW)

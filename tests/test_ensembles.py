@@ -19,9 +19,9 @@ from fewscan.experiments.checkpoint import load_model
 from fewscan.experiments.cost import run_flops
 from fewscan.experiments.labelled import labelled_scans
 from fewscan.experiments.metrics import PixelScores
-from fewscan.experiments.predictor import lesion_score, load_predictor
+from fewscan.experiments.predictor import above, lesion_score, load_predictor
 from fewscan.experiments.results import Result
-from fewscan.experiments.spec import Finetune, Score
+from fewscan.experiments.spec import Finetune, Postprocess, Score
 from fewscan.harness.arms import Arm
 from fewscan.harness.cli import main
 from fewscan.harness.concerns import concerns
@@ -320,6 +320,32 @@ def test_the_threshold_of_folds_is_from_what_each_says_of_its_own_part(finished:
     assert result.threshold == threshold
     assert sorted(result.held_out) == sorted(finished.store.labelled_subset(6, 0))
     assert sorted(result.labelled) == sorted(result.held_out)
+
+
+def test_folds_are_post_processed_as_each_network_says_of_its_own_part(finished: Plan) -> None:
+    """Not as all networks say together: two of three have learnt from the scan."""
+    score = score_of(finished, "scratch (3 folds)", 6)
+    threshold = Result.read(finished.folder_of(score)).threshold
+    assert threshold is not None
+    dices = []
+    for run_id in score.parents:
+        folder = finished.folder.run(run_id)
+        predictor = load_predictor([folder])
+        for id_ in Result.read(folder).held_out:
+            slices = finished.store.read_subject(id_)
+            (maps,) = predictor.in_batches(torch.from_numpy(slices.images_NCHW))
+            found, truth = above(lesion_score(maps), threshold), slices.labels_NHW > 0
+            if truth.any():
+                hits = (found.numpy() & truth).sum()
+                dices.append(2 * hits / (found.sum().item() + truth.sum()))
+    study = finished.study
+    changed = replace(study.evaluation, postprocess=Postprocess(largest_component=True))
+    plan = make_plan(replace(study, evaluation=changed))
+    again = score_of(plan, "scratch (3 folds)", 6)
+    run_in_process(plan, [again])
+    fitted = Result.read(plan.folder_of(again)).postprocess
+    assert fitted["scans"] == 6
+    assert fitted["before"]["lesion"] == pytest.approx(np.mean(dices))
 
 
 def test_members_are_other_networks_of_the_same_scans(finished: Plan) -> None:

@@ -70,10 +70,15 @@ class Flair(Predictor):
 class Specked(Flair):
     """The same, and a pixel in a corner of all slices."""
 
-    def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None) -> Tensor:
+    def _of(
+        self,
+        network: nn.Module,
+        images_NCHW: Tensor,
+        spacing_mm_HW: tuple[float, float] | None,
+    ) -> Tensor:
         images_NCHW = images_NCHW.clone()
         images_NCHW[:, 0, 0, 0] = 1
-        return super().maps(images_NCHW, spacing_mm_HW)
+        return super()._of(network, images_NCHW, spacing_mm_HW)
 
 
 @pytest.fixture
@@ -396,7 +401,7 @@ def test_postprocessing_is_fitted_without_the_test_split(
 def test_where_no_label_may_choose_nothing_is_postprocessed(
     folder: RunFolder, scored: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score_module, "_scans_that_choose", lambda *_: ())
+    monkeypatch.setattr(score_module, "_scans_that_choose", lambda *_: {})
     result = scored(POSTPROCESSED, None)
     assert (result.postprocess["scans"], rules_of(result.postprocess)) == (0, ())
     assert "dice_after_postprocessing" not in result.validation

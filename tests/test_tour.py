@@ -31,6 +31,7 @@ NOTES = {
     "experiments/demo.yaml": "the study in small, on synthetic scans",
     "experiments/schemes.yaml": "which pre-training? nine of them on one network and budget",
     "experiments/schemes_small.yaml": "the same in small, on synthetic scans",
+    "experiments/schemes_hippocampus.yaml": "the same on real scans, half an hour on two cores",
     "experiments/paper.yaml": "the published study, each number with its source",
     "package/py.typed": "says that the package is typed",
     "harness/report/report.html": "the template of the report's page",
