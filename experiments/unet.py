@@ -84,7 +84,10 @@ AXES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
 def require_divisible(
-    size: Sequence[int], depth: int, pools: Sequence[Sequence[int]], kernels: Sequence[Sequence[int]]
+    size: Sequence[int],
+    depth: int,
+    pools: Sequence[Sequence[int]],
+    kernels: Sequence[Sequence[int]],
 ) -> None:
     """Raise ValueError that names the first axis of images which the network cannot halve.
 
@@ -144,9 +147,7 @@ class UNet(nn.Module):
         self.down_path = nn.ModuleList(
             map(ConvBlock, [in_channels, *widths[:-1]], widths, kernels)  # coarser with each
         )
-        self.up_path = nn.ModuleList(
-            map(UpBlock, widths[-2::-1], kernels[-2::-1], pools[::-1])
-        )
+        self.up_path = nn.ModuleList(map(UpBlock, widths[-2::-1], kernels[-2::-1], pools[::-1]))
         seen = widths[head_level - 1] if head_level else width
         self.last = CONVOLUTION[dims](seen, out_channels, kernel_size=1)
 
@@ -204,9 +205,7 @@ class ConvBlock(nn.Module):
     `kernel` has a length for each axis, 1 or 3: along an axis of 1 nothing is padded.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: Sequence[int] = (3, 3)
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int] = (3, 3)) -> None:
         super().__init__()
         self.block = nn.Sequential(
             *_convolution(in_channels, out_channels, kernel),
@@ -237,9 +236,7 @@ class UpBlock(nn.Module):
         return output
 
 
-def _convolution(
-    in_channels: int, out_channels: int, kernel: Sequence[int]
-) -> list[nn.Module]:
+def _convolution(in_channels: int, out_channels: int, kernel: Sequence[int]) -> list[nn.Module]:
     standardised: Any = StandardisedConv2d if len(kernel) == 2 else StandardisedConv3d
     return [
         ReflectionPad([length > 1 for length in kernel]),
