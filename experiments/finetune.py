@@ -135,8 +135,9 @@ class SegmentTask:
         images_NCHW, labels_NHW = batch.images_NCHW, batch.labels_NHW
         if self.augmented:
             generator = generator_for(*self.cell, "augment", step)
-            channels = images_NCHW.shape[1]
-            draws = augment.draw(augment.NNUNET, self.batch_size, channels, generator)
+            channels, size = images_NCHW.shape[1], images_NCHW.shape[2:]
+            table = augment.table_of(size)
+            draws = augment.draw(table, self.batch_size, channels, generator, size)
             images_NCHW, labels_NHW = augment.apply(images_NCHW, labels_NHW, draws[share])
         return images_NCHW, self._targets(labels_NHW)
 

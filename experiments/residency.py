@@ -43,8 +43,8 @@ class ChosenSlices:
     ) -> None:
         """Read nothing yet. `at_most` takes so many, evenly spaced.
 
-        With a `patch` each is the middle of one, and `tiles` takes those whose patches lie behind each
-        other, the last one of a scan perhaps over the one before it.
+        With a `patch` each is the middle of one, and `tiles` takes those whose patches lie behind
+        each other, the last one of a scan perhaps over the one before it.
         """
         self.store = store
         self.patch = patch

@@ -192,7 +192,7 @@ class Augmentation:
     """Which augmentation the fine-tuning sees."""
 
     policy: Literal["nnunet", "none"] = "nnunet"
-    """nnunet: the nine transforms of nnU-Net's 2D training, see `experiments.augment`."""
+    """nnunet: the nine transforms of nnU-Net's training, see `experiments.augment`."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ class SliceStore:
 
         The training part and the unlabelled scans; the validation part. In a store without any
         label the rule's validation part is for validation, and the others are learnt from. Scans
-        without such slices (`positions`) are left out. Raises `StudyError` if there are too few for both.
+        without such slices (`positions`) are left out. Raises `StudyError` if there are too few for
+        both.
         """
         if self.manifest.labelled:
             parts = (*self.split.train, *self.unlabelled), self.split.validation

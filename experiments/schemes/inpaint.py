@@ -116,7 +116,7 @@ class Inpaint(Restoration):
         return blocks.exchanged(images_NCHW, partners(keys_NB, eligible_NB, 2 * pairs_N1))
 
     def anomaly_score(
-        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...]
     ) -> Tensor:
         """What it does not restore where it was hidden (ours).
 

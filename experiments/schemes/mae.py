@@ -106,7 +106,7 @@ class Mae(Scheme):
         return masked_reconstruction_loss(outputs, *targets)
 
     def anomaly_score(
-        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...]
     ) -> Tensor:
         """What it does not predict (ours, as is the ratio of 0.75 for it).
 

@@ -242,7 +242,7 @@ class Synthetic(Scheme):
         return (output_NHW - targets).square().mean()
 
     def anomaly_score(
-        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...]
     ) -> Tensor:
         """What the network says, or of `restore` what it changes, smoothed as other scores are."""
         from fewscan.experiments.anomaly import anomaly_of, reconstruction_anomaly
