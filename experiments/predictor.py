@@ -3,11 +3,15 @@
 Predictions are computed in float32 whatever the training used: half of the bits would make ties,
 and a reconstruction error is a small difference of large numbers.
 
+A 3D network is given all slices of a scan, as one volume, and its maps are slices again: whoever
+asks sees no difference.
+
 Letters in names: N slices, C channels, K maps, H and W rows and columns.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
 from pathlib import Path
 
 import torch
@@ -18,12 +22,12 @@ from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes.scheme import HasAnomalyScore, Scheme
 from fewscan.experiments.spec import Finetune, Imported, Pretrain, Score, Target
 from fewscan.experiments.unet import require_same_tensors
+from fewscan.experiments.windows import Windowed, patch_of
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder
 
 PREDICTION_BATCH = 64
 """Fixed: a convolution's last bits depend on how many slices it is given at once."""
-_FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +43,7 @@ class Predictor:
     scheme: HasAnomalyScore | None = None
     """How a pre-trained network was taught, and with that its anomaly score."""
     mirror: bool = False
-    """Average over the slice and its three mirror images, as nnU-Net predicts."""
+    """Average over the slice and its three mirror images, as nnU-Net predicts; in 3D seven."""
     device: str = "cpu"
 
     @property
@@ -53,24 +57,59 @@ class Predictor:
         return Predictor(networks, self.target, self.scheme, self.mirror, device)
 
     @torch.no_grad()
-    def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None) -> Tensor:
+    def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...] | None = None) -> Tensor:
         """maps_NKHW of float32 images: the probability of background and each class, or one map,
-        the anomaly score, which alone needs the distance between rows and between columns."""
-        flips = _FLIPS if self.mirror else _FLIPS[:1]
+        the anomaly score, which alone needs the distance between rows and between columns.
+
+        For a 3D network they are all slices of one scan, and between slices comes first.
+        """
         each = [
-            self._of(network, images_NCHW.flip(flip), spacing_mm_HW).flip(flip)
+            view
             for network in self.networks or (nn.Identity(),)
-            for flip in flips
+            for view in self._views(network, images_NCHW, spacing_mm_HW)
         ]
         return each[0] if len(each) == 1 else torch.stack(each).mean(dim=0)
 
-    def in_batches(
-        self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None
+    def _views(
+        self,
+        network: nn.Module,
+        images_NCHW: Tensor,
+        spacing_mm_HW: tuple[float, ...] | None,
     ) -> Iterator[Tensor]:
-        """The `maps` of all slices of a scan, a batch after the other, on the networks' device."""
-        for start in range(0, len(images_NCHW), PREDICTION_BATCH):
-            batch_NCHW = images_NCHW[start : start + PREDICTION_BATCH]
-            yield self.maps(batch_NCHW.to(self.device, torch.float32), spacing_mm_HW)
+        """The maps of one network; with mirroring also those of each mirror image, turned back."""
+        patch = patch_of(network)
+        if patch is None:
+            spacing_mm_HW = None if spacing_mm_HW is None else spacing_mm_HW[-2:]
+        else:
+            network, images_NCHW = Windowed(network, patch), images_NCHW.transpose(0, 1)[None]
+        axes = range(2, images_NCHW.ndim)
+        most = len(axes) if self.mirror else 0
+        for flip in chain.from_iterable(combinations(axes, n) for n in range(most + 1)):
+            maps = self._of(network, images_NCHW.flip(flip), spacing_mm_HW).flip(flip)
+            yield maps if patch is None else maps[0].transpose(0, 1)
+
+    @property
+    def needs_whole_scans(self) -> bool:
+        """Whether some network is 3D."""
+        return any(patch_of(network) for network in self.networks)
+
+    def in_batches(
+        self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...] | None = None
+    ) -> Iterator[Tensor]:
+        """The `maps` of all slices of a scan, a batch after the other, on the networks' device.
+
+        Distances between slices, rows and columns; only 3D networks look at the first one.
+        """
+        if self.needs_whole_scans and len(self.networks) > 1:  # 2D ones keep their batches
+            alone = [replace(self, networks=(network,)) for network in self.networks]
+            each = [torch.cat([*it.in_batches(images_NCHW, spacing_mm_HW)]) for it in alone]
+            yield from torch.stack(each).mean(dim=0).split(PREDICTION_BATCH)
+            return
+        at_once = len(images_NCHW) if self.needs_whole_scans else PREDICTION_BATCH
+        for start in range(0, len(images_NCHW), at_once):
+            batch_NCHW = images_NCHW[start : start + at_once]
+            maps = self.maps(batch_NCHW.to(self.device, torch.float32), spacing_mm_HW)
+            yield from maps.split(PREDICTION_BATCH)
 
     def labels(self, maps_NKHW: Tensor, threshold: float | None) -> Tensor | None:
         """uint8 labels_NHW: k the k-th class, or 1 any lesion; None without classes and threshold.
@@ -85,7 +124,7 @@ class Predictor:
         self,
         network: nn.Module,
         images_NCHW: Tensor,
-        spacing_mm_HW: tuple[float, float] | None,
+        spacing_mm_HW: tuple[float, ...] | None,
     ) -> Tensor:
         if self.target is not None:
             probabilities_NKHW: Tensor = network(images_NCHW).softmax(dim=1)

@@ -99,7 +99,7 @@ class ScanPredictor:
         depth = turned.channels_XYZ[0].shape[slices.frame.axis]
         spacing_mm_ZHW = slices.frame.spacing_mm(turned.spacing_mm)
         images = torch.from_numpy(slices.images_NCHW)
-        maps = self.predictor.in_batches(images, spacing_mm_ZHW[1:])
+        maps = self.predictor.in_batches(images, spacing_mm_ZHW)
         volumes = _volumes(trained, slices, depth, maps, self.threshold)
         maps_XYZK, classes_XYZ = (turn.back(slices.frame.as_volume(volume)) for volume in volumes)
         assumed = _assumed(files, turned, made.channels)
