@@ -113,20 +113,3 @@ class Patches:
             return None
         drawn = [torch.randint(n + 1, (count,), generator=generator) for n in free]
         return torch.stack(drawn, dim=1)
-
-
-def tiles(positions: Sequence[int] | np.ndarray, kept: range, depth: int) -> list[int]:
-    """Which of these slices of a scan are the middles of patches that lie behind each other.
-
-    As places in `positions`, which are in order. A patch around the last one may lie over the one
-    before it.
-    """
-    found: list[int] = []
-    end = kept.start - depth
-    starts = patch_starts(np.asarray(positions, np.int64), kept, depth).tolist()
-    for place, start in enumerate(starts):
-        is_last = place == len(starts) - 1
-        if start >= end or (is_last and min(start + depth, kept.stop) > end):
-            found.append(place)
-            end = start + depth
-    return found

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fewscan.experiments.devices import Devices
-from fewscan.experiments.patches import Patches, tiles
+from fewscan.experiments.patches import Patches
 from fewscan.experiments.schemes.scheme import SliceTable
 from fewscan.experiments.spec import Patch
+from fewscan.experiments.tiling import tiles
 from fewscan.experiments.to_device import sent
 from fewscan.storage.errors import DeviceError
 from fewscan.storage.labels import PretrainSlices

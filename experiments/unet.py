@@ -357,6 +357,8 @@ def load_for_transfer(
     """
     parts = TRANSFERRED[transfer]
     own = model.state_dict()
+    if transfer == "inflate":
+        weights = inflated(weights, own)
     body = {n: tensor for n, tensor in weights.items() if n.startswith(parts) or n not in own}
     head = tuple(name for name in own if not name.startswith(parts))
     require_same_tensors(
@@ -366,6 +368,30 @@ def load_for_transfer(
     )
     model.load_state_dict(body, strict=False)
     return TransferReport(loaded=tuple(body), replaced=head)
+
+
+def inflated(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a 2D network as those of the 3D one whose weights are `own`.
+
+    As in I3D (Carreira and Zisserman, CVPR 2017): filters are repeated through the slices and
+    divided by their depth. Weight standardisation undoes the division: on a volume whose slices are
+    all alike a filter of depth 3 then answers 3 times as strongly (but for the unbiased deviation),
+    and its bias is multiplied by 3 to keep their proportion (ours). The group norm that follows
+    takes the factor out again, but for the bend of SiLU. In flat levels nothing changes. Upsampling
+    is not divided, as each voxel has one tap of its filter.
+    """
+    found = dict(weights)
+    for name, tensor in weights.items():
+        shape = own[name].shape if name in own else tensor.shape
+        if not (tensor.ndim == 4 and len(shape) == 5):
+            continue
+        depth = shape[2]
+        found[name] = tensor.unsqueeze(2).repeat(1, 1, depth, 1, 1)
+        if not name.endswith(".up.weight"):
+            found[name] /= depth
+            bias = name.removesuffix("weight") + "bias"
+            found[bias] = weights[bias] * depth
+    return found
 
 
 def require_same_tensors(

@@ -9,7 +9,6 @@ Outputs are averaged before any softmax.
 Letters in names: N volumes, C channels, K outputs, Z slices, H and W rows and columns.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -18,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewscan.experiments.spec import Patch
+from fewscan.experiments.tiling import window_starts
 from fewscan.experiments.unet import UNet
 
-OVERLAP = 0.5
-"""Of two windows, at least."""
 SIGMA = 1 / 8
 """Of the Gaussian, as a share of a window's side."""
 LEAST_WEIGHT = 1e-3
@@ -56,7 +54,7 @@ class Windowed(nn.Module):
 
     def _of(self, volume_NCZHW: Tensor) -> Tensor:
         size = volume_NCZHW.shape[2:]
-        places = list(product(*map(starts, size, self.patch)))
+        places = list(product(*map(window_starts, size, self.patch)))
         if len(places) == 1:
             only: Tensor = self.network(volume_NCZHW)
             return only
@@ -74,13 +72,6 @@ class Windowed(nn.Module):
             seen_ZHW[window] += weights_ZHW
         assert total is not None
         return total / seen_ZHW
-
-
-def starts(length: int, window: int) -> list[int]:
-    """Where windows begin on an axis: as few as overlap enough, evenly spaced."""
-    step = max(1, int(window * (1 - OVERLAP)))
-    more = math.ceil((length - window) / step)
-    return [round((length - window) * k / max(more, 1)) for k in range(more + 1)]
 
 
 def importance(patch: Sequence[int]) -> Tensor:
