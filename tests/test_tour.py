@@ -29,6 +29,8 @@ NOTES = {
     "experiments/demo.yaml": "the study in small, on synthetic scans",
     "experiments/schemes.yaml": "which pre-training? nine of them on one network and budget",
     "experiments/schemes_small.yaml": "the same in small, on synthetic scans",
+    "experiments/slices_small.yaml": "2D beside 3D: the twin of volumes_small.yaml on slices",
+    "experiments/volumes_small.yaml": "3D in small, on the Decathlon's hippocampus",
     "experiments/paper.yaml": "the published study, each number with its source",
     "package/py.typed": "says that the package is typed",
     "harness/report/report.html": "the template of the report's page",
