@@ -250,6 +250,18 @@ def _of_patches(plan: "Plan") -> Iterator[str]:
             f"{len(small)} of {len(store.subjects)} scans have fewer kept slices than a patch; "
             "the rest of it is zeros"
         )
+    for name, wish in plan.study.pretrain.items():
+        own = plan.store_of(name)
+        if wish.slices == "healthy" and wish.dims != 2:
+            slices, patches = (
+                sum(len(own.positions(own.subjects[i], "healthy", depth)) for i in ids)
+                for depth in (1, network.patch[0])
+                for ids in [own.pretraining("healthy")[0]]
+            )
+            yield (
+                f"pre-training {name} learns from patches that are healthy throughout: {patches:,} "
+                f"of {slices:,} healthy slices lie in the middle of one"
+            )
     if 2 * through <= min(plane_mm):
         yield (
             "slices are less than half as far apart as pixels, and all axes are pooled alike; "
