@@ -22,7 +22,7 @@ NOTES = {
     "docs/reliability.md": "what a study on a cluster survives, tried at random",
     "docs/schemes.md": "the ways of pre-training, and how to bring one of your own",
     "docs/security.md": "what listens where, who gets in, what lies where",
-    "docs/volumes.md": "3D networks: patches, thick slices, weights from 2D, what a study file says",
+    "docs/volumes.md": "3D networks: patches, thick slices, weights of a 2D network",
     "docs/statistics.md": "what intervals and p-values are worth, in studies with a known truth",
     "docs/tour.md": "this page",
     "docs/demo.png": "the figure of the demo",
