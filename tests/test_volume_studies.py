@@ -45,7 +45,7 @@ def of_3d(document: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ((3.0, 1.875, 1.875), 0),
         ((3.75, 1.875, 1.875), 1),
         ((5.0, 1.0, 1.0), 2),
-        ((8.0, 1.0, 1.2), 4),
+        ((8.0, 1.0, 1.2), 3),
         ((80.0, 1.0, 1.0), 4),
     ],
 )
@@ -54,16 +54,16 @@ def test_flat_levels_follow_the_spacing(
 ) -> None:
     """nnU-Net's rule: 5 mm slices of 1 mm pixels are pooled in their plane twice: 1, 2, 4 mm."""
     assert flat_levels(spacing_mm, 4) == levels
-    patch = (8, 16, 16)
+    patch = (16, 16, 16)
     assert Architecture(4, 4, 3, patch).on(spacing_mm, 32).flat_levels == levels
-    assert Architecture(4, 4, 3, (16, 16, 16), None, 0).on(spacing_mm, 32).flat_levels == 0
+    assert Architecture(4, 4, 3, patch, None, 0).on(spacing_mm, 32).flat_levels == 0
 
 
 def test_millimetres_become_voxels_that_can_be_halved() -> None:
     wish = Architecture(4, 3, 3, patch_mm=(50.0, 40.0, 400.0))
     assert wish.on((2.0, 1.5, 1.5), 64) == Network(4, 3, 3, (24, 28, 64), 0)
     assert wish.on((50.0, 1.5, 1.5), 64).patch == (1, 28, 64), "all levels are flat"
-    assert wish.on((9.0, 1.5, 1.5), 62).patch == (8, 28, 60)
+    assert wish.on((9.0, 1.5, 1.5), 62).patch == (6, 28, 60)
     with pytest.raises(ValueError, match="larger than a slice"):
         Architecture(4, 3, 3, (8, 16, 128)).on((1.0, 1.0, 1.0), 64)
 
@@ -178,17 +178,17 @@ def test_memory_that_a_device_has_not_is_refused(
 
 
 def kept_bytes(network: Network, batch: int, size: int) -> int:
-    """What torch keeps for the backward pass, each tensor once, without weights."""
+    """What torch keeps of a batch for the backward pass, each tensor once; so that no filter is
+    taken for one, the batch is as large as none has channels."""
     torch.manual_seed(0)
     model = UNet(
         3, 3, network.width, network.depth, dims=network.dims, flat_levels=network.flat_levels
     )
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen: dict[int, Any] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if tensor.ndim and len(tensor) == batch:
+            storage = tensor.untyped_storage()
             seen[storage.data_ptr()] = storage  # alive, so that no other gets its place
         return tensor
 
@@ -210,9 +210,9 @@ def kept_bytes(network: Network, batch: int, size: int) -> int:
     ],
 )
 def test_the_estimate_of_memory_is_what_torch_keeps(network: Network) -> None:
-    """Within 6 %, of a batch of 2: the standardised filters and the loss are not counted."""
-    estimate = 2 * activation_bytes(network, 3, 32)
-    assert kept_bytes(network, 2, 32) == pytest.approx(estimate, rel=0.06)
+    """Within 4 %: what the loss keeps, and the norms' statistics, are not counted."""
+    estimate = 5 * activation_bytes(network, 3, 32)
+    assert kept_bytes(network, 5, 32) == pytest.approx(estimate, rel=0.04)
 
 
 @pytest.mark.parametrize(
