@@ -252,7 +252,7 @@ def _warp(images: Tensor, labels: Tensor, draws: Draws) -> None:
     chosen = _chosen_images(draws, "rotation_rad_N", "scale_N")
     if len(chosen):
         where = sent(chosen, images.device)
-        parameters = draws.rotation_rad_N[chosen], draws.scale_N[chosen]
+        parameters: tuple[Tensor, ...] = draws.rotation_rad_N[chosen], draws.scale_N[chosen]
         if isinstance(draws, PatchDraws) and not is_flat(images.shape[2:]):
             parameters = (*parameters, draws.tilt_rad_N2[chosen])
         images[where], labels[where] = transforms.warp(images[where], labels[where], *parameters)

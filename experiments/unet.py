@@ -194,9 +194,9 @@ class UNet(nn.Module):
 
 def pooled(x_NCHW: Tensor, pool: Sequence[int]) -> Tensor:
     """The averages of so many pixels along each axis."""
-    if len(pool) == 2:
-        return F.avg_pool2d(x_NCHW, tuple(pool))
-    return F.avg_pool3d(x_NCHW, tuple(pool))
+    average: Any = F.avg_pool2d if len(pool) == 2 else F.avg_pool3d
+    smaller: Tensor = average(x_NCHW, tuple(pool))
+    return smaller
 
 
 class ConvBlock(nn.Module):
@@ -237,10 +237,10 @@ class UpBlock(nn.Module):
 
 
 def _convolution(in_channels: int, out_channels: int, kernel: Sequence[int]) -> list[nn.Module]:
-    standardised: Any = StandardisedConv2d if len(kernel) == 2 else StandardisedConv3d
+    convolution: Any = StandardisedConv2d if len(kernel) == 2 else StandardisedConv3d
     return [
         ReflectionPad([length > 1 for length in kernel]),
-        standardised(in_channels, out_channels, kernel_size=tuple(kernel)),
+        convolution(in_channels, out_channels, kernel_size=tuple(kernel)),
         nn.SiLU(),
         nn.GroupNorm(middle_divisor(out_channels), out_channels),
     ]
@@ -252,7 +252,8 @@ def middle_divisor(channels: int) -> int:
     return divisors[len(divisors) // 2]
 
 
-CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTION: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+"""By the axes of images."""
 
 
 def standardised(weight: Tensor) -> Tensor:

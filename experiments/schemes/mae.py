@@ -81,7 +81,7 @@ class Mae(Scheme):
         from fewscan.experiments.blocks import Blocks, pixels_of
 
         block_HW = pixels_of(self.block_mm, slices.spacing_mm_HW, slices.size)
-        blocks = Blocks(block_HW, slices.size)
+        blocks = Blocks(block_HW, slices.plane)
         keys_NB = torch.rand((len(slices), blocks.number), generator=generator)
         return MaskDraw(blocks, keys_NB)
 

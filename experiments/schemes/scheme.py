@@ -60,6 +60,11 @@ class SliceTable:
     def __len__(self) -> int:
         return len(self.scans_N)
 
+    @property
+    def plane(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.size[-2], self.size[-1]
+
     def of(self, indices_N: np.ndarray) -> SliceTable:
         """The table of some of the slices."""
         return SliceTable(
