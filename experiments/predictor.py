@@ -106,6 +106,8 @@ class Predictor:
             yield from torch.stack(each).mean(dim=0).split(PREDICTION_BATCH)
             return
         at_once = len(images_NCHW) if self.needs_whole_scans else PREDICTION_BATCH
+        if spacing_mm_HW is not None and not self.needs_whole_scans:
+            spacing_mm_HW = spacing_mm_HW[-2:]
         for start in range(0, len(images_NCHW), at_once):
             batch_NCHW = images_NCHW[start : start + at_once]
             maps = self.maps(batch_NCHW.to(self.device, torch.float32), spacing_mm_HW)

@@ -182,9 +182,7 @@ class UNet(nn.Module):
         for number in range(1, self.shape.head_level):
             x = self.down_path[number](pooled(x, self.shape.pools[number - 1]))
         output_NCHW: Tensor = self.last(x)
-        size = images_NCHW.shape[2:]
-        mode = "bilinear" if self.shape.dims == 2 else "trilinear"
-        return F.interpolate(output_NCHW, size, mode=mode, align_corners=False)
+        return enlarged(output_NCHW, images_NCHW.shape[2:])
 
     def _require_divisible(self, images_NCHW: Tensor) -> None:
         shape = self.shape
@@ -193,10 +191,30 @@ class UNet(nn.Module):
 
 
 def pooled(x_NCHW: Tensor, pool: Sequence[int]) -> Tensor:
-    """The averages of so many pixels along each axis."""
-    average: Any = F.avg_pool2d if len(pool) == 2 else F.avg_pool3d
-    smaller: Tensor = average(x_NCHW, tuple(pool))
-    return smaller
+    """The averages of so many pixels along each axis.
+
+    Of volumes in the plane, and then through the slices: on CUDA the gradient of torch's 3D pooling
+    adds in any order, as does that of its trilinear interpolation (`enlarged`).
+    """
+    if len(pool) == 2:
+        return F.avg_pool2d(x_NCHW, (pool[0], pool[1]))
+    through, rows, columns = pool
+    in_plane = F.avg_pool2d(x_NCHW.flatten(1, 2), (rows, columns))
+    volume = in_plane.unflatten(1, x_NCHW.shape[1:3])
+    return volume if through == 1 else volume.unflatten(2, (-1, through)).mean(dim=3)
+
+
+def enlarged(x_NCHW: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolated (tri)linearly to a size, half-pixel centres, edges clamped."""
+
+    def bilinear(x: Tensor, to: tuple[int, ...]) -> Tensor:
+        return F.interpolate(x, to, mode="bilinear", align_corners=False)
+
+    if len(size) == 2:
+        return bilinear(x_NCHW, tuple(size))
+    in_plane = bilinear(x_NCHW.flatten(1, 2), tuple(size[1:])).unflatten(1, x_NCHW.shape[1:3])
+    through = bilinear(in_plane.flatten(-2), (size[0], size[1] * size[2]))
+    return through.unflatten(-1, tuple(size[1:]))
 
 
 class ConvBlock(nn.Module):

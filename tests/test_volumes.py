@@ -34,8 +34,10 @@ from fewscan.experiments.unet import (
     ReflectionPad,
     StandardisedConv3d,
     UNet,
+    enlarged,
     inflated,
     load_for_transfer,
+    pooled,
 )
 from fewscan.storage.errors import RunError
 from fewscan.storage.labels import LabelMeaning
@@ -119,6 +121,30 @@ def test_padding_of_volumes_and_its_gradient_are_those_of_torch(
     (expected * weights).sum().backward()
     assert torch.equal(padded, expected)
     torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("pool", [(2, 2, 2), (1, 2, 2)])
+def test_pooling_and_enlarging_volumes_are_those_of_torch(pool: tuple[int, int, int]) -> None:
+    x = torch.randn(2, 3, 4, 6, 8, dtype=torch.float64)
+    torch.testing.assert_close(pooled(x, pool), F.avg_pool3d(x, pool))
+    size = tuple(n * k for n, k in zip(x.shape[2:], pool, strict=True))
+    expected = F.interpolate(x, size, mode="trilinear", align_corners=False)
+    torch.testing.assert_close(enlarged(x, size), expected)
+
+
+def test_a_volume_has_no_gradient_that_cuda_adds_in_any_order() -> None:
+    """Those of torch's 3D pooling, trilinear interpolation and reflection."""
+    names = set()
+    for level in (0, 2):
+        todo, seen = [tiny(head_level=level)(torch.rand(1, 3, 8, 8, 8)).grad_fn], set()
+        while todo:
+            node = todo.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                todo += [parent for parent, _ in node.next_functions]
+        names |= {node.name() for node in seen}
+    assert any("PadByOne" in name for name in names)
+    assert not [it for it in names if "Pool3" in it or "Trilinear" in it or "ReflectionPad" in it]
 
 
 def test_filters_of_volumes_are_standardised_over_all_their_axes() -> None:
