@@ -81,8 +81,17 @@ BYTES_OF_A_PARAMETER = 24
 so far."""
 
 
-def activation_bytes(network: Network, in_channels: int, size: int, half: bool = False) -> float:
-    """What a forward pass of one slice or patch keeps for the backward pass.
+class Activations(NamedTuple):
+    """Bytes that a forward pass of one slice or patch keeps for the backward pass."""
+
+    encoder: float
+    decoder: float
+
+
+def activation_bytes(
+    network: Network, in_channels: int, size: int, half: bool = False
+) -> Activations:
+    """What the blocks keep for the backward pass.
 
     Of each of a block's two convolutions its padded input, its output (which SiLU keeps) and SiLU's
     output (which the norm keeps); and what the block hands on. Others are small: weights, the loss.
@@ -91,12 +100,16 @@ def activation_bytes(network: Network, in_channels: int, size: int, half: bool =
     """
     found = levels(network, size)
     narrow = 2 if half else 4
-    inputs = [in_channels, *(it.width for it in found)]
-    blocks = [(into, it) for into, it in zip(inputs, found, strict=False)]
-    blocks += [(2 * it.width, it) for it in found[:-1]]
-    return sum(
-        narrow * (into + it.width) * it.padded + (2 * narrow + 3 * 4) * it.width * it.voxels
-        for into, it in blocks
+
+    def of(inputs: int, it: Level) -> float:
+        return (
+            narrow * (inputs + it.width) * it.padded + (2 * narrow + 3 * 4) * it.width * it.voxels
+        )
+
+    seen = [in_channels, *(it.width for it in found)]
+    return Activations(
+        sum(of(inputs, it) for inputs, it in zip(seen, found, strict=False)),
+        sum(of(2 * it.width, it) for it in found[:-1]),
     )
 
 
@@ -131,7 +144,13 @@ def training_bytes(
     wish = spec.training.precision
     half = wish == "bf16" or (wish == "auto" and not on_cpu)
     double = 2 if spec.training.precision == "fp64" else 1
-    kept = a_device * activation_bytes(spec.network, in_channels, size, half)
+    encoder, decoder = activation_bytes(spec.network, in_channels, size, half)
+    if isinstance(spec, Finetune) and spec.schedule in (
+        "frozen",
+        "probe",
+    ):  # no gradient gets there
+        encoder, decoder = 0.0, decoder if spec.schedule == "frozen" else 0.0
+    kept = a_device * (encoder + decoder)
     parameters = parameter_count(spec.network, in_channels, in_channels)
     return double * (kept + BYTES_OF_A_PARAMETER * parameters)
 
