@@ -51,7 +51,7 @@ def _pflop_by_kind() -> dict[str, list[np.ndarray]]:
         store = _stand_in(Path(place) / "brats2021.zarr")
         plan = make_plan(load_study(STUDY, [f"store={store}", f"folder={place}/study"]))
         for run in plan.runs:
-            flops = flops_by_part(run.spec, plan.study.network, plan.store)
+            flops = flops_by_part(run.spec, plan.network, plan.store)
             parts[_TITLES[run.spec.kind]].append(np.array(flops) / 1e15)
     return dict(parts)
 

@@ -5,10 +5,14 @@ scan is anomalous (Kascenas et al., "Denoising Autoencoders for Unsupervised Ano
 Brain MRI", MIDL 2022; the constants are those of their code). Their sizes in pixels and voxels are
 lengths and volumes here, equal on their grid, so that they mean the same on another one.
 
-Letters in names: N images, C modalities, Z slices of a scan, H and W rows and columns of a slice.
+Of a 3D network images are volumes, and the windows have a length through the slices, too.
+
+Letters in names: N images, C modalities, Z slices of a scan, H and W rows and columns of a slice;
+of volumes HW stands for ZHW.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -40,7 +44,7 @@ _OF_A_VOXEL = 1e-3
 def reconstruction_anomaly(
     images_NCHW: torch.Tensor,
     outputs_NCHW: torch.Tensor,
-    spacing_mm_HW: tuple[float, float],
+    spacing_mm_HW: tuple[float, ...],
 ) -> torch.Tensor:
     """How anomalous each pixel is: a float32 tensor of shape NHW, on the device of the images.
 
@@ -59,38 +63,36 @@ def reconstruction_error(images_NCHW: torch.Tensor, outputs_NCHW: torch.Tensor) 
 
 @torch.no_grad()
 def anomaly_of(
-    error_NHW: torch.Tensor, images_NCHW: torch.Tensor, spacing_mm_HW: tuple[float, float]
+    error_NHW: torch.Tensor, images_NCHW: torch.Tensor, spacing_mm_HW: tuple[float, ...]
 ) -> torch.Tensor:
     """What `reconstruction_anomaly` makes of an error, however it was found."""
-    height, width = images_NCHW.shape[2:]
-    window_HW = window_of(spacing_mm_HW, (height, width))
+    window_HW = window_of(spacing_mm_HW, images_NCHW.shape[2:])
     kept_NHW = eroded(foreground(images_NCHW), window_HW)
     return median_filter(error_NHW * kept_NHW, window_HW)
 
 
-def window_of(spacing_mm_HW: tuple[float, float], size_HW: tuple[int, int]) -> tuple[int, int]:
+def window_of(spacing_mm_HW: Sequence[float], size_HW: Sequence[int]) -> tuple[int, ...]:
     """Rows and columns of the windows of erosion and median on such slices.
 
     The odd numbers nearest to `WINDOW_MM`; 1, a pixel alone, where pixels are that large; never
     more than reflected borders can fill.
     """
-    rows, columns = (
+    return tuple(
         min(2 * int(WINDOW_MM / mm / 2) + 1, 2 * size - 1)
         for mm, size in zip(spacing_mm_HW, size_HW, strict=True)
     )
-    return rows, columns
 
 
 @torch.no_grad()
 def median_filter(
-    images_NHW: torch.Tensor, window_HW: tuple[int, int] = PUBLISHED_WINDOW
+    images_NHW: torch.Tensor, window_HW: tuple[int, ...] = PUBLISHED_WINDOW
 ) -> torch.Tensor:
     """The median of each pixel's window, borders reflected: float32, on the same device.
 
     Exact. A window with a NaN in it is NaN, as torch's median has it. On a CPU it is OpenCV's for
     the windows that it knows. It sorts NaN anywhere, so that such images are left to unfolding.
     """
-    if window_HW == (1, 1):
+    if set(window_HW) == {1}:
         return images_NHW.float().clone()
     padding = [n // 2 for n in reversed(window_HW) for _ in range(2)]
     padded_NHW = F.pad(images_NHW.float()[:, None], padding, mode="reflect")[:, 0]
@@ -105,12 +107,18 @@ def median_filter(
     return torch.from_numpy(np.stack(filtered)) if filtered else images_NHW.float()
 
 
-def _unfolded_median(padded_NHW: torch.Tensor, window_HW: tuple[int, int]) -> torch.Tensor:
+def _unfolded_median(padded_NHW: torch.Tensor, window_HW: tuple[int, ...]) -> torch.Tensor:
     """Some rows at a time, as large windows take much memory."""
-    windows = padded_NHW.unfold(1, window_HW[0], 1).unfold(2, window_HW[1], 1)
+    windows = padded_NHW
+    for axis, length in enumerate(window_HW, start=1):
+        windows = windows.unfold(axis, length, 1)
     values_a_row = windows[:, :1].numel()
     rows = max(1, _VALUES_AT_ONCE // max(1, values_a_row))
-    parts = [part.flatten(start_dim=3).median(dim=3).values for part in windows.split(rows, dim=1)]
+    inner = padded_NHW.ndim
+    parts = [
+        part.flatten(start_dim=inner).median(dim=inner).values
+        for part in windows.split(rows, dim=1)
+    ]
     return torch.cat(parts, dim=1)
 
 
@@ -120,19 +128,20 @@ def foreground(images_NCHW: torch.Tensor) -> torch.Tensor:
 
 
 def eroded(
-    foreground_NHW: torch.Tensor, window_HW: tuple[int, int] = PUBLISHED_WINDOW
+    foreground_NHW: torch.Tensor, window_HW: tuple[int, ...] = PUBLISHED_WINDOW
 ) -> torch.Tensor:
     """The foreground without its rim: where the average of the window, zero-padded, exceeds 0.95.
 
     What lies outside the image is background, so of 5×5 the two outermost rows and columns are
     cleared.
     """
-    rows, columns = window_HW
-    counted = torch.uint8 if rows * columns < 2**8 else torch.int32
-    padding = (columns // 2, columns // 2, rows // 2, rows // 2)
-    padded = F.pad(foreground_NHW.to(counted), padding)
-    counts_NHW = _window_sum(_window_sum(padded, 1, rows), 2, columns)
-    return counts_NHW > ERODED_ABOVE * rows * columns
+    pixels = math.prod(window_HW)
+    counted = torch.uint8 if pixels < 2**8 else torch.int32
+    padding = [length // 2 for length in reversed(window_HW) for _ in range(2)]
+    counts_NHW = F.pad(foreground_NHW.to(counted), padding)
+    for axis, length in enumerate(window_HW, start=1):
+        counts_NHW = _window_sum(counts_NHW, axis, length)
+    return counts_NHW > ERODED_ABOVE * pixels
 
 
 def _window_sum(counts: torch.Tensor, dim: int, length: int) -> torch.Tensor:

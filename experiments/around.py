@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewscan.experiments.unet import UNet
+from fewscan.experiments.unet import CONVOLUTION, UNet
 
 TOKEN_STD = 0.02
 """Of the vectors for hidden cells at the start, cut at two of it, as in SparK."""
@@ -27,8 +27,9 @@ class Narrow(nn.Module):
     def __init__(self, body: UNet, channels: int) -> None:
         super().__init__()
         self.body = body
-        self.squeeze = nn.Conv2d(_coarsest(body), channels, kernel_size=1)
-        self.widen = nn.Conv2d(channels, _coarsest(body), kernel_size=1)
+        convolution = CONVOLUTION[body.shape.dims]
+        self.squeeze = convolution(_coarsest(body), channels, kernel_size=1)
+        self.widen = convolution(channels, _coarsest(body), kernel_size=1)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """As the body."""

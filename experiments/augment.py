@@ -1,4 +1,4 @@
-"""Random changes of labelled slices, as in nnU-Net's 2D training: draw, apply, tell.
+"""Random changes of labelled slices or patches, as in nnU-Net's training: draw, apply, tell.
 
 `draw` decides on the CPU what happens to each image of a global batch, `apply` makes it happen on
 the device that the images are on, and `Draws.describe` tells. An image's result depends on its own
@@ -9,10 +9,16 @@ images; ours are scaled by the 99th percentile, so its noise is relatively stron
 does with skull-stripped scans, what is outside the head is set to 0 again after the intensities
 were changed. Where the table has BG(a, b), half of the values are from U(a, 1), half from U(1, b).
 
-Letters in names: N images, C channels, H and W rows and columns.
+3D has the same table with rotations of at most 30° about each of the three axes, in voxels, and
+mirrors along all axes. Of a flat patch, over 3 times as wide as deep, all slices are turned and
+scaled together in their plane, by up to 180°, and lose resolution there alone. Both are nnU-Net's.
+It turns larger patches than it cuts out, so that fewer zeros come in at the corners; here (ours)
+what lies outside the patch is 0.
+
+Letters in names: N images, C channels, H and W rows and columns; of patches HW stands for ZHW.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -32,11 +38,11 @@ class AugmentationTable:
 
     rotation_probability: float = 0.2
     rotation_deg: Range = (-180.0, 180.0)
-    """About the centre of the slice."""
+    """About the centre of the slice; of patches about each of three axes through their centre."""
     scaling_probability: float = 0.2
     """Independent of rotation; one resampling does both."""
     scale: Range = (0.7, 1.4)
-    """The same along both axes; above 1 things become smaller."""
+    """The same along all axes; above 1 things become smaller."""
     noise_probability: float = 0.1
     noise_sigma: Range = (0.0, 0.1)
     """Standard deviation, in units of the images; all channels get the same noise."""
@@ -65,6 +71,20 @@ class AugmentationTable:
 
 
 NNUNET = AugmentationTable()
+NNUNET_3D = AugmentationTable(rotation_deg=(-30.0, 30.0))
+"""Of patches that are not flat; about each axis."""
+FLAT_ABOVE = 3
+"""Times as wide as deep."""
+
+
+def is_flat(size: Sequence[int]) -> bool:
+    """Whether patches of this size are changed slice by slice, as slices are."""
+    return len(size) == 3 and max(size) > FLAT_ABOVE * size[0]
+
+
+def table_of(size: Sequence[int]) -> AugmentationTable:
+    """nnU-Net's for images of this size: rows and columns, or slices before them."""
+    return NNUNET_3D if len(size) == 3 and not is_flat(size) else NNUNET
 
 
 def _unless_drawn(identity: float) -> Any:
@@ -98,7 +118,7 @@ class Draws:
         return len(self.scale_N)
 
     def __getitem__(self, images: slice) -> "Draws":
-        return Draws(**{f.name: getattr(self, f.name)[images] for f in fields(self)})
+        return type(self)(**{f.name: getattr(self, f.name)[images] for f in fields(self)})
 
     def drawn(self, name: str) -> Tensor:
         """Where the transform of this field happens: a bool tensor of the field's shape."""
@@ -119,8 +139,30 @@ class Draws:
         }
 
 
-def draw(spec: AugmentationTable, batch_size: int, channels: int, generator: Generator) -> Draws:
-    """Draw what happens to each of `batch_size` images; `generator` is one of the CPU."""
+@dataclass(frozen=True)
+class PatchDraws(Draws):
+    """What happens to patches besides."""
+
+    tilt_rad_N2: Tensor = _unless_drawn(0)
+    """About the rows' axis and about the columns'; where patches are turned, and not flat."""
+    blur_sigma_through_px_NC: Tensor = _unless_drawn(0)
+    """Through the slices."""
+    mirror_through_N: Tensor = _unless_drawn(0)
+    """Whether the order of slices is reversed (bool)."""
+
+
+def draw(
+    spec: AugmentationTable,
+    batch_size: int,
+    channels: int,
+    generator: Generator,
+    size: Sequence[int] = (),
+) -> Draws:
+    """Draw what happens to each of `batch_size` images; `generator` is one of the CPU.
+
+    Of patches, whose `size` has three lengths, what happens in their plane comes first, so that of
+    a single slice the same is drawn as in 2D.
+    """
     n, c, dice = batch_size, channels, _Dice(generator)
     rotated = dice.happens(spec.rotation_probability, n)
     scaled = dice.happens(spec.scaling_probability, n)
@@ -133,7 +175,7 @@ def draw(spec: AugmentationTable, batch_size: int, channels: int, generator: Gen
     lowered = lowered & dice.happens(spec.low_resolution_channel_probability, n, c)
     inverted_curved = dice.happens(spec.inverted_gamma_probability, n, 1)
     curved = dice.happens(spec.gamma_probability, n, 1)
-    return Draws(
+    in_plane = Draws(
         rotation_rad_N=dice.uniform(spec.rotation_deg, n).deg2rad().where(rotated, 0),
         scale_N=dice.uniform(spec.scale, n).where(scaled, 1),
         noise_sigma_N=dice.uniform(spec.noise_sigma, n).where(noisy, 0),
@@ -145,6 +187,15 @@ def draw(spec: AugmentationTable, batch_size: int, channels: int, generator: Gen
         inverted_gamma_NC=dice.around_one(spec.gamma, n, c).where(inverted_curved, 1),
         gamma_NC=dice.around_one(spec.gamma, n, c).where(curved, 1),
         mirror_N2=dice.happens(spec.mirror_probability, n, 2),
+    )
+    if len(size) < 3:
+        return in_plane
+    tilted = torch.zeros_like(rotated) if is_flat(size) else rotated
+    return PatchDraws(
+        **vars(in_plane),
+        tilt_rad_N2=dice.uniform(spec.rotation_deg, n, 2).deg2rad().where(tilted[:, None], 0),
+        blur_sigma_through_px_NC=dice.uniform(spec.blur_sigma_px, n, c).where(blurred, 0),
+        mirror_through_N=dice.happens(spec.mirror_probability, n),
     )
 
 
@@ -201,9 +252,10 @@ def _warp(images: Tensor, labels: Tensor, draws: Draws) -> None:
     chosen = _chosen_images(draws, "rotation_rad_N", "scale_N")
     if len(chosen):
         where = sent(chosen, images.device)
-        images[where], labels[where] = transforms.warp(
-            images[where], labels[where], draws.rotation_rad_N[chosen], draws.scale_N[chosen]
-        )
+        parameters: tuple[Tensor, ...] = draws.rotation_rad_N[chosen], draws.scale_N[chosen]
+        if isinstance(draws, PatchDraws) and not is_flat(images.shape[2:]):
+            parameters = (*parameters, draws.tilt_rad_N2[chosen])
+        images[where], labels[where] = transforms.warp(images[where], labels[where], *parameters)
 
 
 def _add_noise(images: Tensor, draws: Draws) -> None:
@@ -221,7 +273,13 @@ def _change_planes(images: Tensor, draws: Draws) -> None:
         chosen = draws.drawn(name).view(len(planes), -1).any(dim=1).nonzero().flatten()
         if len(chosen):
             where = sent(chosen, images.device)
-            planes[where] = change(planes[where], getattr(draws, name).flatten(0, 1)[chosen])
+            parameters = getattr(draws, name)
+            if isinstance(draws, PatchDraws) and change is transforms.blur:
+                through = draws.blur_sigma_through_px_NC.unsqueeze(2)
+                parameters = torch.cat([through, parameters], dim=2)
+            if is_flat(images.shape[2:]) and change is transforms.lower_resolution:
+                change = transforms.lower_resolution_of_slices
+            planes[where] = change(planes[where], parameters.flatten(0, 1)[chosen])
 
 
 def _clear_outside(images: Tensor, inside_NHW: Tensor, draws: Draws) -> None:
@@ -230,7 +288,10 @@ def _clear_outside(images: Tensor, inside_NHW: Tensor, draws: Draws) -> None:
 
 
 def _mirror(images: Tensor, labels: Tensor, draws: Draws) -> None:
-    for axis, mirrored_N in zip((-2, -1), draws.mirror_N2.unbind(dim=1), strict=True):
+    mirrored = dict(zip((-2, -1), draws.mirror_N2.unbind(dim=1), strict=True))
+    if isinstance(draws, PatchDraws):
+        mirrored[-3] = draws.mirror_through_N
+    for axis, mirrored_N in mirrored.items():
         where = sent(mirrored_N.nonzero().flatten(), images.device)
         images[where], labels[where] = images[where].flip(axis), labels[where].flip(axis)
 

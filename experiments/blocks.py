@@ -9,6 +9,7 @@ C channels, H and W rows and columns of pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ GO_ON = 0.95
 """Probability of another box after one, in Models Genesis."""
 
 
-def pixels_of(length_mm: float, spacing_mm_HW: Lengths, size_HW: Pair) -> Pair:
+def pixels_of(length_mm: float, spacing_mm_HW: Sequence[float], size_HW: Sequence[int]) -> Pair:
     """Rows and columns of a square of this side: at least one, at most all."""
     rows, columns = (
         min(max(1, round(length_mm / mm)), size)
@@ -36,7 +37,9 @@ def pixels_of(length_mm: float, spacing_mm_HW: Lengths, size_HW: Pair) -> Pair:
     return rows, columns
 
 
-def at_most(length_mm: float, share: float, spacing_mm_HW: Lengths, size_HW: Pair) -> Lengths:
+def at_most(
+    length_mm: float, share: float, spacing_mm_HW: Sequence[float], size_HW: Sequence[int]
+) -> Lengths:
     """A length along rows' and columns' axes in pixels, cut to a share of the slice.
 
     Ours: publications give shares of the slice. A length says the same of a larger slice, and on a

@@ -7,7 +7,7 @@ far, step, and how far the events reached. Both files are loaded with `weights_o
 import io
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -130,7 +130,7 @@ def save_model(
 
     `around` are those of a module around it, which its anomaly score needs: see `weights_around`.
     """
-    content = {"network": asdict(model.shape), "weights": _on_cpu(weights)}
+    content = {"network": model.shape.to_json(), "weights": _on_cpu(weights)}
     if around:
         content["around"] = _on_cpu(around)
     _save(path, content)

@@ -1,6 +1,7 @@
 """Slices of a split as tensors, ready to be made into batches.
 
-Letters in names: N slices, C channels, H and W rows and columns.
+Letters in names: N slices, C channels, H and W rows and columns; of a 3D network N patches, and HW
+stands for ZHW.
 """
 
 from collections.abc import Iterator, Sequence
@@ -8,12 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fewscan.experiments.devices import Devices
+from fewscan.experiments.patches import Patches
 from fewscan.experiments.residency import ChosenSlices, InMemory, Kept, keep
 from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes.scheme import SliceTable
+from fewscan.experiments.spec import Patch
 from fewscan.experiments.to_device import sent
 from fewscan.storage.errors import RunError
 from fewscan.storage.labels import PretrainSlices
@@ -21,7 +24,8 @@ from fewscan.storage.runs import RunFolder
 from fewscan.storage.slices import SliceStore
 
 VALIDATION_BATCH = 32
-"""Slices a validation batch; fixed, because what a scheme draws is drawn batch by batch."""
+"""Slices a validation batch; fixed, because what a scheme draws is drawn batch by batch. Of patches
+as many as have no more slices, and at least one."""
 
 
 def open_store(folder: RunFolder, fingerprint: str) -> SliceStore:
@@ -53,10 +57,20 @@ class SliceData:
     """All slices that a task draws from, wherever they are kept."""
 
     def __init__(
-        self, kept: Kept, table: SliceTable, dtype: torch.dtype, device: str, note: str = ""
+        self,
+        kept: Kept,
+        table: SliceTable,
+        dtype: torch.dtype,
+        device: str,
+        note: str = "",
+        patches: Patches | None = None,
     ) -> None:
-        """`note` says where they are kept and why, for the record."""
+        """`note` says where they are kept and why, for the record.
+
+        With `patches`, of which the table tells, `kept` are all slices of their scans.
+        """
         self.note = note
+        self.patches = patches
         self.table = table
         self._kept = kept
         self._dtype = dtype
@@ -74,33 +88,54 @@ class SliceData:
         dtype: torch.dtype,
         which: PretrainSlices = "all",
         at_most: int | None = None,
+        patch: Patch | None = None,
+        tiles: bool = False,
     ) -> "SliceData":
-        """The kept slices of the subjects, or the healthy ones alone.
+        """The kept slices of the subjects, or the healthy ones alone; or patches around them.
 
-        `at_most` keeps that many, evenly spaced. Raises as `residency.keep`.
+        `at_most` keeps that many, evenly spaced; `tiles` leaves patches that lie behind each other.
+        Raises as `residency.keep`.
         """
-        selection = ChosenSlices(store, subjects, which, at_most)
-        kept, note = keep(selection, devices)
-        return cls(kept, selection.table(), dtype, devices.device, note)
+        selection = ChosenSlices(store, subjects, which, at_most, patch, tiles)
+        patches, stored = None, selection
+        if patch is not None:
+            patches, stored = selection.patches(patch), ChosenSlices(store, subjects)
+        kept, note = keep(stored, devices)
+        return cls(kept, selection.table(), dtype, devices.device, note, patches)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.table)
 
-    def batch(self, indices: Tensor, following: Tensor | None = None) -> Batch:
-        """The slices of these indices (on the CPU), on the device.
+    def corners(self, count: int, generator: Generator) -> Tensor | None:
+        """Where in the plane so many patches lie: see `Patches.corners`; None of slices."""
+        return None if self.patches is None else self.patches.corners(count, generator)
 
-        `following` are those of the next batch, which may be fetched in the meantime.
+    def batch(
+        self,
+        indices: Tensor,
+        following: Tensor | None = None,
+        corners_N2: Tensor | None = None,
+    ) -> Batch:
+        """The slices of these indices (on the CPU), on the device; or the patches around them.
+
+        `following` are those of the next batch, which may be fetched in the meantime; `corners_N2`
+        says where in the plane patches lie (None: in the middle).
         """
-        images_NCHW, labels_NHW = self._take(indices)
+        images, labels = self._take(indices)
         if self._fetcher is not None and following is not None:
-            self._coming = following, self._fetcher.submit(self._kept.take, following)
-        return Batch(self._on_device(images_NCHW, self._dtype), self._on_device(labels_NHW))
+            self._coming = following, self._fetcher.submit(self._fetch, following)
+        if self.patches is not None:
+            images, labels = self.patches.cut(images, labels, indices, corners_N2)
+        return Batch(self._on_device(images, self._dtype), self._on_device(labels))
+
+    def _fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self._kept.take(indices if self.patches is None else self.patches.slices(indices))
 
     def _take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         coming, self._coming = self._coming, None
         if coming is not None and torch.equal(coming[0], indices):
             return coming[1].result()
-        return self._kept.take(indices)
+        return self._fetch(indices)
 
     def _on_device(self, tensor: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
         return sent(tensor, self._device, dtype)
@@ -113,7 +148,8 @@ class SliceData:
         None: in their own order.
         """
         order = torch.arange(len(self)) if order is None else order
-        indices = order.split(VALIDATION_BATCH)
+        slices = 1 if self.patches is None else self.patches.size[0]
+        indices = order.split(max(1, VALIDATION_BATCH // slices))
         mine = range(devices.rank, len(indices), devices.world_size)
         for number in mine:
             after = number + devices.world_size

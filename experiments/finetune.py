@@ -43,6 +43,7 @@ def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
     training, lr = with_rate(spec, folder)
     learnt, held_out = labelled_scans(spec, store)
     classes = 1 if spec.target == "binary" else len(store.classes)
+    patch = spec.network.patch
     validated, at_most = held_out or store.split.validation, training.validation_slices
     shows_lesion_N = np.concatenate(
         [store.subjects[i].shows_lesion_N(store.meaning) for i in learnt]
@@ -50,8 +51,8 @@ def finetune(spec: Finetune, folder: RunFolder, devices: Devices) -> Result:
     task = SegmentTask(
         spec,
         store.meaning,
-        SliceData.load(store, learnt, devices, dtype),
-        SliceData.load(store, validated, devices, dtype, at_most=at_most),
+        SliceData.load(store, learnt, devices, dtype, patch=patch),
+        SliceData.load(store, validated, devices, dtype, at_most=at_most, patch=patch, tiles=True),
         devices,
         keeps="best" if held_out or spec.selection == "validation" else "last",
         shows_lesion_N=shows_lesion_N,
@@ -119,12 +120,14 @@ class SegmentTask:
         """This rank's share of the global batch, augmented, on the device: images and targets."""
         share = self.devices.share_of(self.batch_size)
         indices = self.order.indices(step)[share], self.order.indices(step + 1)[share]
-        batch = self.training.batch(*indices)
+        corners = self.training.corners(self.batch_size, generator_for(*self.cell, "place", step))
+        batch = self.training.batch(*indices, None if corners is None else corners[share])
         images_NCHW, labels_NHW = batch.images_NCHW, batch.labels_NHW
         if self.augmented:
             generator = generator_for(*self.cell, "augment", step)
-            channels = images_NCHW.shape[1]
-            draws = augment.draw(augment.NNUNET, self.batch_size, channels, generator)
+            channels, size = images_NCHW.shape[1], images_NCHW.shape[2:]
+            table = augment.table_of(size)
+            draws = augment.draw(table, self.batch_size, channels, generator, size)
             images_NCHW, labels_NHW = augment.apply(images_NCHW, labels_NHW, draws[share])
         return images_NCHW, self._targets(labels_NHW)
 

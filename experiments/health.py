@@ -20,6 +20,7 @@ DEAD_BELOW = 0.1
 """The mean gain of a level, 1 at the start, below which it is called dead: our choice. What a level
 with a tenth of its gain passes on is a tenth of what its neighbours do."""
 
+_FILTERS = nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d
 _LEVEL = re.compile(r"(down|up)_path\.(\d+)\.")
 
 
@@ -71,10 +72,7 @@ class Health:
     def __init__(self, model: nn.Module) -> None:
         """Nothing has been looked at."""
         self._model = model
-        self._filters = {
-            level: _weights(modules, nn.Conv2d, nn.ConvTranspose2d)
-            for level, modules in levels(model)
-        }
+        self._filters = {level: _weights(modules, *_FILTERS) for level, modules in levels(model)}
         self._before: dict[str, Tensor] = {}
         self._step_ratios: dict[str, Tensor] = {}
         device = next(model.parameters()).device

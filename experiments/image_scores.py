@@ -83,7 +83,7 @@ class ScoreOfImages:
     """Of the channel."""
 
     def anomaly_score(
-        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...]
     ) -> Tensor:
         """How anomalous each pixel is: float32 NHW, not negative. No network is asked."""
         from fewscan.experiments.anomaly import reconstruction_anomaly
@@ -95,7 +95,7 @@ class ScoreOfImages:
         return reconstruction_anomaly(images_NCHW, smoothed_NCHW, spacing_mm_HW)
 
 
-def smoothed(images_NCHW: Tensor, sigma_mm: float, spacing_mm_HW: tuple[float, float]) -> Tensor:
+def smoothed(images_NCHW: Tensor, sigma_mm: float, spacing_mm_HW: tuple[float, ...]) -> Tensor:
     """Each slice and channel smoothed by a Gaussian in its plane, borders reflected: NCHW."""
     import torch
 

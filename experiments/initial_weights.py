@@ -29,10 +29,11 @@ def initial_network(
     """
     skips = spec.scheme.skips if isinstance(spec, Pretrain) else True
     level = spec.probe_level if isinstance(spec, Finetune) else 0
-    width, depth = spec.network.width, spec.network.depth
+    it = spec.network
+    dims = it.dims, it.flat_levels, it.patch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(*spec.stream, "weights"))
-        model = UNet(in_channels, out_channels, width, depth, skips, level)
+        model = UNet(in_channels, out_channels, it.width, it.depth, skips, level, *dims)
     model = model.to(devices.dtype(spec.training.precision))  # before weights are loaded into it
     facts: dict[str, Any] = {"init": spec.init or "scratch", "loaded": [], "replaced": []}
     if spec.init is not None:

@@ -8,7 +8,7 @@ Losses are computed in float32, also under autocast, or in float64 if the networ
 operation whose CUDA kernel adds in an arbitrary order (torch's own cross-entropy of images does).
 
 Letters in names: N images, C channels or classes with the background, K classes without it, H and W
-rows and columns.
+rows and columns; of patches HW stands for ZHW, and pixels are voxels.
 """
 
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ def segmentation_sums(
     """
     log_probabilities = F.log_softmax(_precise(logits_NCHW), dim=1)
     classes = torch.arange(logits_NCHW.shape[1], device=logits_NCHW.device)
-    is_class = labels_NHW.unsqueeze(1) == classes.view(1, -1, 1, 1)
+    is_class = labels_NHW.unsqueeze(1) == classes.view(1, -1, *(1 for _ in logits_NCHW.shape[2:]))
     log_likelihood_C = _sum_per_channel(log_probabilities * is_class)
     lesion = log_probabilities[:, 1:].exp()
     pixels = log_likelihood_C.new_full((), labels_NHW.numel())
@@ -141,4 +141,4 @@ def _precise(tensor: Tensor) -> Tensor:
 
 
 def _sum_per_channel(tensor_NCHW: Tensor) -> Tensor:
-    return tensor_NCHW.sum(dim=(0, 2, 3)).double()
+    return tensor_NCHW.sum(dim=(0, *range(2, tensor_NCHW.ndim))).double()

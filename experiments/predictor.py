@@ -3,11 +3,15 @@
 Predictions are computed in float32 whatever the training used: half of the bits would make ties,
 and a reconstruction error is a small difference of large numbers.
 
+A 3D network is given all slices of a scan, as one volume, and its maps are slices again: whoever
+asks sees no difference.
+
 Letters in names: N slices, C channels, K maps, H and W rows and columns.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, combinations
 from pathlib import Path
 
 import torch
@@ -18,12 +22,12 @@ from fewscan.experiments.results import RunRecord
 from fewscan.experiments.schemes.scheme import HasAnomalyScore, Scheme
 from fewscan.experiments.spec import Finetune, Imported, Pretrain, Score, Target
 from fewscan.experiments.unet import require_same_tensors
+from fewscan.experiments.windows import Windowed, patch_of
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder
 
 PREDICTION_BATCH = 64
 """Fixed: a convolution's last bits depend on how many slices it is given at once."""
-_FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +45,7 @@ class Predictor:
     scheme: HasAnomalyScore | None = None
     """How a pre-trained network was taught, and with that its anomaly score."""
     mirror: bool = False
-    """Average over the slice and its three mirror images, as nnU-Net predicts."""
+    """Average over the slice and its three mirror images, as nnU-Net predicts; in 3D seven."""
     device: str = "cpu"
 
     @property
@@ -59,19 +63,30 @@ class Predictor:
         networks = (network for n, network in enumerate(self.networks) if n in numbers)
         return replace(self, networks=tuple(networks))
 
-    def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None) -> Tensor:
+    def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...] | None = None) -> Tensor:
         """maps_NKHW of float32 images: the probability of background and each class, or one map,
-        the anomaly score, which alone needs the distance between rows and between columns."""
+        the anomaly score, which alone needs the distance between rows and between columns.
+
+        For a 3D network they are all slices of one scan, and between slices comes first.
+        """
         given = (images_NCHW, spacing_mm_HW)
         return _mean([self._mirrored(network, *given) for network in self._each])
 
     def in_batches(
-        self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None
+        self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...] | None = None
     ) -> Iterator[Tensor]:
-        """The `maps` of all slices of a scan, a batch after the other, on the networks' device."""
+        """The `maps` of all slices of a scan, a batch after the other, on the networks' device.
+
+        Distances between slices, rows and columns; only 3D networks look at the first one.
+        """
         each = [self._through(network, images_NCHW, spacing_mm_HW) for network in self._each]
         for batches in zip(*each, strict=True):
             yield _mean(batches)
+
+    @property
+    def needs_whole_scans(self) -> bool:
+        """Whether some network is 3D."""
+        return any(patch_of(network) for network in self.networks)
 
     def labels(self, maps_NKHW: Tensor, threshold: float | None) -> Tensor | None:
         """uint8 labels_NHW: k the k-th class, or 1 any lesion; None without classes and threshold.
@@ -90,32 +105,41 @@ class Predictor:
         self,
         network: nn.Module,
         images_NCHW: Tensor,
-        spacing_mm_HW: tuple[float, float] | None,
+        spacing_mm_HW: tuple[float, ...] | None,
     ) -> Iterator[Tensor]:
         """What one network says of all slices of a scan: their maps, `PREDICTION_BATCH` at a time.
 
-        One that sees slices alone is asked batch by batch; what sees volumes may go through the
-        scan first.
+        One that sees slices alone is asked batch by batch, a 3D one goes through the scan first.
         """
-        for start in range(0, len(images_NCHW), PREDICTION_BATCH):
-            batch_NCHW = images_NCHW[start : start + PREDICTION_BATCH]
-            yield self._mirrored(network, batch_NCHW.to(self.device, torch.float32), spacing_mm_HW)
+        at_once = PREDICTION_BATCH if patch_of(network) is None else len(images_NCHW)
+        for start in range(0, len(images_NCHW), at_once):
+            batch_NCHW = images_NCHW[start : start + at_once].to(self.device, torch.float32)
+            yield from self._mirrored(network, batch_NCHW, spacing_mm_HW).split(PREDICTION_BATCH)
 
     @torch.no_grad()
     def _mirrored(
         self,
         network: nn.Module,
         images_NCHW: Tensor,
-        spacing_mm_HW: tuple[float, float] | None,
+        spacing_mm_HW: tuple[float, ...] | None,
     ) -> Tensor:
-        flips = _FLIPS if self.mirror else _FLIPS[:1]
-        return _mean([self._of(network, images_NCHW.flip(f), spacing_mm_HW).flip(f) for f in flips])
+        """The maps of one network; with mirroring the mean of those of all mirror images."""
+        patch = patch_of(network)
+        if patch is None:
+            spacing_mm_HW = None if spacing_mm_HW is None else spacing_mm_HW[-2:]
+        else:
+            network, images_NCHW = Windowed(network, patch), images_NCHW.transpose(0, 1)[None]
+        axes = range(2, images_NCHW.ndim)
+        most = len(axes) if self.mirror else 0
+        flips = chain.from_iterable(combinations(axes, n) for n in range(most + 1))
+        maps = _mean([self._of(network, images_NCHW.flip(f), spacing_mm_HW).flip(f) for f in flips])
+        return maps if patch is None else maps[0].transpose(0, 1)
 
     def _of(
         self,
         network: nn.Module,
         images_NCHW: Tensor,
-        spacing_mm_HW: tuple[float, float] | None,
+        spacing_mm_HW: tuple[float, ...] | None,
     ) -> Tensor:
         if self.target is not None:
             probabilities_NKHW: Tensor = network(images_NCHW).softmax(dim=1)

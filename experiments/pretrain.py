@@ -31,10 +31,13 @@ def pretrain(spec: Pretrain, folder: RunFolder, devices: Devices) -> Result:
     store = open_store(folder, spec.data)
     settings, lr = with_rate(spec, folder)
     dtype = devices.dtype(spec.training.precision)
-    learnt, validated = store.pretraining(spec.slices)
-    training = SliceData.load(store, learnt, devices, dtype, spec.slices)
+    patch = spec.network.patch
+    learnt, validated = store.pretraining(spec.slices, spec.network.slices_a_patch)
+    training = SliceData.load(store, learnt, devices, dtype, spec.slices, patch=patch)
     at_most = spec.training.validation_slices
-    validation = SliceData.load(store, validated, devices, dtype, spec.slices, at_most)
+    validation = SliceData.load(
+        store, validated, devices, dtype, spec.slices, at_most, patch, tiles=True
+    )
     channels = len(store.channels)
     outputs = spec.scheme.out_channels(channels)
     body, start = initial_network(spec, channels, outputs, folder, devices)
@@ -97,7 +100,9 @@ class PretextTask:
         share = self.devices.share_of(self.slices)
         indices = self.order.indices(step)
         following = self.order.indices(step + 1)[share]
-        images_NCHW = self.training.batch(indices[share], following).images_NCHW
+        corners = self.training.corners(self.slices, generator_for(*self.cell, "place", step))
+        mine = None if corners is None else corners[share]
+        images_NCHW = self.training.batch(indices[share], following, mine).images_NCHW
         draw = self._draw(self.training, indices, "draw", step)
         return self.scheme.pretext(images_NCHW, draw[share])
 

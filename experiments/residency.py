@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from fewscan.experiments.devices import Devices
+from fewscan.experiments.patches import Patches
 from fewscan.experiments.schemes.scheme import SliceTable
+from fewscan.experiments.spec import Patch
+from fewscan.experiments.tiling import tiles
 from fewscan.experiments.to_device import sent
 from fewscan.storage.errors import DeviceError
 from fewscan.storage.labels import PretrainSlices
@@ -36,13 +39,32 @@ class ChosenSlices:
         ids: Sequence[str],
         which: PretrainSlices = "all",
         at_most: int | None = None,
+        patch: Patch | None = None,
+        tiles: bool = False,
     ) -> None:
-        """Read nothing yet. `at_most` takes so many, evenly spaced."""
+        """Read nothing yet. `at_most` takes so many, evenly spaced.
+
+        With a `patch` each is the middle of one, and `tiles` takes those whose patches lie behind
+        each other, the last one of a scan perhaps over the one before it.
+        """
         self.store = store
-        self.stream = SliceStream(store, ids, which)
-        count = len(self.stream) if at_most is None else min(at_most, len(self.stream))
-        self.indices_N = np.arange(count) * len(self.stream) // max(count, 1)
+        self.patch = patch
+        self.stream = SliceStream(store, ids, which, 1 if patch is None else patch[0])
+        found_N = np.arange(len(self.stream))
+        if patch is not None and tiles:
+            found_N = self._tiles(patch[0])
+        count = len(found_N) if at_most is None else min(at_most, len(found_N))
+        self.indices_N = found_N[np.arange(count) * len(found_N) // max(count, 1)]
         """Numbers of the slices in the stream."""
+
+    def _tiles(self, depth: int) -> np.ndarray:
+        """Numbers of those whose patches lie behind each other."""
+        found: list[int] = []
+        for subject, id_ in enumerate(self.ids):
+            numbers_N = np.flatnonzero(self.stream.subjects_N == subject)
+            kept = self.store.subjects[id_].positions
+            found += numbers_N[tiles(self.stream.positions_N[numbers_N], kept, depth)].tolist()
+        return np.array(found, np.int64)
 
     def __len__(self) -> int:
         return len(self.indices_N)
@@ -60,19 +82,27 @@ class ChosenSlices:
     def table(self) -> SliceTable:
         """What is known of the slices without reading them."""
         stream, size = self.stream, self.store.size
+        plane = (size, size)
         scans_N, positions_N = stream.subjects_N[self.indices_N], stream.positions_N[self.indices_N]
         store = self.store
         counts = [store.slices_of(store.subjects[subject]) for subject in stream.ids]
         last_N = np.maximum(np.array(counts, np.int64)[scans_N] - 1, 1)
-        spacings_mm = [store.spacing_mm_ZHW(subject)[1:] for subject in stream.ids]
-        rows_mm, columns_mm = np.median(spacings_mm, axis=0).tolist()
+        spacings_mm = [store.spacing_mm_ZHW(subject) for subject in stream.ids]
+        through_mm, rows_mm, columns_mm = np.median(spacings_mm, axis=0).tolist()
         return SliceTable(
             len(self.store.channels),
-            (size, size),
+            plane if self.patch is None else self.patch,
             scans_N,
             positions_N / last_N,
-            (rows_mm, columns_mm),
+            (rows_mm, columns_mm) if self.patch is None else (through_mm, rows_mm, columns_mm),
         )
+
+    def patches(self, size: Patch) -> Patches:
+        """Those around the slices."""
+        stream, plane = self.stream, (self.store.size, self.store.size)
+        kept = [self.store.subjects[subject].positions for subject in stream.ids]
+        of, at = stream.subjects_N[self.indices_N], stream.positions_N[self.indices_N]
+        return Patches.around(size, plane, kept, of, at)
 
     def empty(self, count: int, device: str = "cpu", pinned: bool = False) -> tuple[Tensor, Tensor]:
         """Room for `count` slices: images_NCHW (float16), labels_NHW (uint8)."""

@@ -197,7 +197,7 @@ class _Scorer:
         truth_NHW = torch.from_numpy(truth_ZHW).split(PREDICTION_BATCH)
         frame, on_scan = self.store.frame(subject), list[np.ndarray]()
         images = torch.from_numpy(slices.images_NCHW)
-        batches = self.predictor.in_batches(images, spacing_mm_ZHW[1:])
+        batches = self.predictor.in_batches(images, spacing_mm_ZHW)
         for maps_NKHW, true_NHW in zip(batches, truth_NHW, strict=True):
             scores_NHW = lesion_score(maps_NKHW, lesion)
             true_NHW = true_NHW.to(scores_NHW.device)

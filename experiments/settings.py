@@ -3,8 +3,9 @@
 import math
 from typing import Any, Literal
 
-Transfer = Literal["all", "encoder"]
-"""Which weights a fine-tuning takes over from a pre-training; the head is always new."""
+Transfer = Literal["all", "encoder", "inflate"]
+"""Which weights a fine-tuning takes over from a pre-training; the head is always new. inflate: all,
+of a 2D network, for a 3D one (`experiments.unet.inflated`)."""
 
 Selection = Literal["validation", "within", "last"]
 """Which labels choose the model that is kept and the threshold of its mask: those of the validation

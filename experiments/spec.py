@@ -41,6 +41,10 @@ Residency = Literal["auto", "device", "shared", "stream"]
 """Where slices are kept while a run needs them: in no spec, but named where no torch is loaded."""
 
 
+Patch = tuple[int, int, int]
+"""Slices, rows and columns."""
+Dims = Literal[2, 3]
+
 MOST_LEVELS, MOST_CHANNELS = 10, 8192
 """Of a network that some machine has room for; the published one has 4 and 512."""
 
@@ -53,6 +57,13 @@ class Network:
     """Channels of the first level; each level below doubles them."""
     depth: int = 4
     """Levels, one more than there are poolings."""
+    dims: Dims = 2
+    """2: it sees slices. 3: it sees patches of volumes."""
+    patch: Patch | None = None
+    """In 3D, slices, rows and columns of a patch; it lies around a kept slice."""
+    flat_levels: int = 0
+    """In 3D, so many of the finest levels have kernels and poolings of depth 1: those in which
+    slices are at least twice as far apart as pixels (nnU-Net's rule)."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "width")
@@ -61,6 +72,46 @@ class Network:
             raise ValueError(
                 f"width {self.width} and depth {self.depth} make more than {MOST_LEVELS} levels or "
                 f"{MOST_CHANNELS} channels in the last"
+            )
+        if self.dims not in (2, 3) or (self.patch is None) != (self.dims == 2):
+            raise ValueError(
+                f"dims {self.dims} with patch {self.patch}, expected dims 2 without a patch, or 3 "
+                "with slices, rows and columns of one"
+            )
+        if not 0 <= self.flat_levels <= (self.depth if self.dims == 3 else 0):
+            raise ValueError(
+                f"flat_levels is {self.flat_levels}, expected 0 in 2D, and at most depth in 3D"
+            )
+        if self.patch is not None:
+            require_patch(self.patch, self.depth, self.flat_levels)
+
+    @property
+    def slices_a_patch(self) -> int:
+        """That an item has: 1 in 2D."""
+        return 1 if self.patch is None else self.patch[0]
+
+
+def patch_units(depth: int, flat_levels: int) -> tuple[Patch, Patch]:
+    """Along each axis of a patch, what its length must be a multiple of, and the least length."""
+    plane = 2 ** (depth - 1)
+    through = 2 ** max(0, depth - 1 - flat_levels)
+    return (through, plane, plane), (
+        through if flat_levels == depth else 2 * through,
+        2 * plane,
+        2 * plane,
+    )
+
+
+def require_patch(patch: Patch, depth: int, flat_levels: int) -> None:
+    """Raise ValueError that names the first axis along which a patch cannot be halved."""
+    units, least = patch_units(depth, flat_levels)
+    parts = zip(("slices", "rows", "columns"), patch, units, least, strict=True)
+    for name, length, unit, at_least in parts:
+        if length % unit or length < at_least:
+            raise ValueError(
+                f"a patch of {length} {name} in a network of depth {depth} with {flat_levels} flat "
+                f"levels, expected a multiple of {unit}, at least {at_least}: reflected borders "
+                "need two pixels, also in the coarsest level"
             )
 
 
@@ -73,7 +124,7 @@ class Training:
     validate_every: int
     """Steps between two validations; each may choose the model that is kept."""
     batch_size: int = 16
-    """Slices a step, over all devices together."""
+    """Slices a step, over all devices together; in 3D patches."""
     lr: float = 1e-4
     """The learning rate at its highest."""
     lr_half_period: int | None = None
@@ -91,7 +142,8 @@ class Training:
     clip_norm: float = 0.5
     """The gradient's norm is cut to this."""
     validation_slices: int | None = None
-    """Validate on this many slices, evenly spaced. None: on all."""
+    """Validate on this many slices, evenly spaced. None: on all. In 3D on this many patches; None:
+    on as many as lie behind each other in the scans."""
     precision: Precision = "auto"
     """auto: bf16 autocast where the device computes it natively, else fp32."""
 
@@ -192,7 +244,7 @@ class Augmentation:
     """Which augmentation the fine-tuning sees."""
 
     policy: Literal["nnunet", "none"] = "nnunet"
-    """nnunet: the nine transforms of nnU-Net's 2D training, see `experiments.augment`."""
+    """nnunet: the nine transforms of nnU-Net's training, see `experiments.augment`."""
 
 
 @dataclass(frozen=True)

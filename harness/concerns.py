@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from fewscan.experiments.schemes import SCHEMES
+from fewscan.experiments.spec import Network
+from fewscan.harness.networks import median_spacing_mm, network_of
 from fewscan.harness.study import Study
 from fewscan.storage.errors import StudyError, named
 from fewscan.storage.slices import SliceStore
@@ -35,13 +38,29 @@ def require_possible(study: Study, store: SliceStore) -> None:
             )
 
 
-def require_pretraining_possible(study: Study, name: str, store: SliceStore) -> None:
-    """Raise `StudyError` if a pre-training has no slices to learn from or to be validated on."""
-    which = study.pretrain[name].slices
-    parts = zip(("learn from", "be validated on"), store.pretraining(which), strict=True)
+def require_pretraining_possible(
+    study: Study, name: str, store: SliceStore, network: Network
+) -> None:
+    """Raise `StudyError` if a pre-training has no slices to learn from or to be validated on, or
+    its scheme cannot teach such a network."""
+    which, scheme = study.pretrain[name].slices, study.pretrain[name].scheme
+    if network.dims not in scheme.dims:
+        raise StudyError(
+            f"scheme {scheme.kind} teaches networks of {_in_dims(scheme.dims)} alone",
+            where=f"pretrain.{name}.scheme",
+            expected=f"a scheme of {network.dims}D: {', '.join(_schemes_of(network.dims))}",
+            remedy=f"take one of them, or set pretrain.{name}.dims to 2 and fine-tune with "
+            "transfer: inflate"
+            if network.dims == 3
+            else "take one of them",
+        )
+    depth = network.slices_a_patch
+    parts = zip(("learn from", "be validated on"), store.pretraining(which, depth), strict=True)
     for what, ids in parts:
         if not ids:
             kind = "healthy slice" if which == "healthy" else "slice"
+            if depth > 1:
+                kind = f"patch of {depth} {kind}s"
             raise StudyError(
                 f"no {kind} to {what}",
                 where=f"pretrain.{name}, store {store.path}",
@@ -101,6 +120,7 @@ def concerns(plan: "Plan") -> Iterator[str]:
     yield from _masks_of_pretrainings(plan)
     yield from _labels_without_lesion(plan)
     yield from _absent_classes(plan.store)
+    yield from _of_patches(plan)
     yield from _common_patients(plan)
     if not plan.store.keeps_scan_labels:
         yield (
@@ -109,7 +129,20 @@ def concerns(plan: "Plan") -> Iterator[str]:
         )
 
 
+def _in_dims(dims: Sequence[int]) -> str:
+    return " and ".join(f"{n}D" for n in dims)
+
+
+def _schemes_of(dims: int) -> list[str]:
+    """Our own that teach such networks."""
+    return [kind for kind, scheme in SCHEMES.items() if dims in scheme.dims]
+
+
 def _require_size(study: Study, store: SliceStore) -> None:
+    if study.network.dims == 3:
+        network_of(study, store)
+        if all(it.dims != 2 for it in study.pretrain.values()):
+            return
     halvings = study.network.depth - 1
     unit = 2**halvings
     if store.size % unit == 0 and store.size // unit >= 2:
@@ -223,6 +256,48 @@ def _absent_classes(store: SliceStore) -> Iterator[str]:
         lacking = _lacking(store, getattr(store.split, part))
         if lacking:
             yield f"no scan of the {part} split has {' or '.join(lacking)}: not defined there"
+
+
+def _of_patches(plan: "Plan") -> Iterator[str]:
+    """What a 3D study sees of its scans."""
+    network, store = plan.network, plan.store
+    if network.patch is None:
+        return
+    through, *plane_mm = median_spacing_mm(store)
+    mm = " × ".join(f"{it:.3g}" for it in (through, *plane_mm))
+    patch = " × ".join(map(str, network.patch))
+    flat = f"; {network.flat_levels} flat levels" if network.flat_levels else ""
+    yield f"patches of {patch} voxels of {mm} mm, slices first{flat}"
+    small = [i for i, it in store.subjects.items() if len(it.positions) < network.patch[0]]
+    if small:
+        yield (
+            f"{len(small)} of {len(store.subjects)} scans have fewer kept slices than a patch; "
+            "the rest of it is zeros"
+        )
+    for name, wish in plan.study.pretrain.items():
+        own = plan.store_of(name)
+        if wish.slices == "healthy" and wish.dims != 2:
+            slices, patches = (
+                sum(len(own.positions(own.subjects[i], "healthy", depth)) for i in ids)
+                for depth in (1, network.patch[0])
+                for ids in [own.pretraining("healthy")[0]]
+            )
+            yield (
+                f"pre-training {name} learns from patches that are healthy throughout: {patches:,} "
+                f"of {slices:,} healthy slices lie in the middle of one"
+            )
+    if 2 * through <= min(plane_mm):
+        yield (
+            "slices are less than half as far apart as pixels, and all axes are pooled alike; "
+            "prepare larger slices (--size) for pixels of the size of voxels"
+        )
+    if network.patch[1:] != (store.size, store.size) and any(
+        getattr(run.spec, "oversample_foreground", 0) for run in plan.runs
+    ):
+        yield (
+            "oversample_foreground chooses slices with a lesion, and patches are narrower than "
+            "slices: some of theirs show none"
+        )
 
 
 def _common_patients(plan: "Plan") -> Iterator[str]:

@@ -8,9 +8,10 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from fewscan.experiments.spec import Finetune, Target, Training
+from fewscan.experiments.spec import Finetune, Pretrain, Target, Training
 from fewscan.harness.arms import Arm
 from fewscan.harness.concerns import concerns
+from fewscan.harness.networks import needed_bytes
 from fewscan.harness.plan import VERBS, Plan, PlannedRun, slices_a_scan
 from fewscan.harness.status import SYMBOLS, StudyStatus, mixtures, read_paces, read_status
 from fewscan.storage.runs import State
@@ -34,6 +35,8 @@ def render_plan(plan: Plan) -> RenderableType:
     title = f"study {plan.study.name} on {plan.store.path}\n"
     if trained := _iterations(plan):
         body.append(trained)
+    if memory := _memory(plan):
+        body.append(memory)
     known = [f"[yellow]note:[/] {escape(sentence)}" for sentence in concerns(plan)]
     return Group(title, *body, "", *known, summary(status), *estimate)
 
@@ -50,6 +53,17 @@ def _iterations(plan: Plan) -> str:
         for count, it in sorted(found.items())
     ]
     return f"iterations by labelled scans: {', '.join(texts)}" if texts else ""
+
+
+def _memory(plan: Plan) -> str:
+    """What trainings take of each of their devices; the largest of each stage."""
+    most: dict[str, float] = {}
+    for run in plan.runs:
+        if isinstance(run.spec, Pretrain | Finetune):
+            needs = needed_bytes(plan.study, run.spec, run.store or plan.store)
+            most[run.kind] = max(needs, most.get(run.kind, 0))
+    texts = [f"{VERBS.get(kind, 'pre-train')} {needs / 1e9:.2g} GB" for kind, needs in most.items()]
+    return f"memory a device, roughly: {', '.join(texts)}" if texts else ""
 
 
 def run_lines(status: StudyStatus) -> Iterator[str]:

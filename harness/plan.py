@@ -20,6 +20,7 @@ from fewscan.experiments.settings import FROM_SCRATCH, Transfer
 from fewscan.experiments.spec import (
     Finetune,
     Imported,
+    Network,
     Pretrain,
     RunSpec,
     Score,
@@ -40,6 +41,7 @@ from fewscan.harness.ensembles import (
     not_divided,
     which_network,
 )
+from fewscan.harness.networks import network_of, pretraining_network, require_room
 from fewscan.harness.study import Share, Study, load_study
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder, StudyFolder
@@ -104,6 +106,11 @@ class Plan:
     @property
     def folder(self) -> StudyFolder:
         return StudyFolder(self.study.folder)
+
+    @cached_property
+    def network(self) -> Network:
+        """Of the fine-tunings."""
+        return network_of(self.study, self.store)
 
     @property
     def scores(self) -> tuple[PlannedRun, ...]:
@@ -197,7 +204,10 @@ class _Planner:
         }
         """What runs start from: name and seed of a pre-training, or the name of imported weights,
         → run id. Pre-trainings are added as they are planned."""
+        self.network = network_of(study, store)
         self.stores = {name: self._store_of(name) for name in study.pretrain}
+        self.networks = {name: pretraining_network(study, name, store) for name in self.stores}
+        """Of each pre-training."""
         self.left_out: list[str] = []
         self.whole: dict[Arm, Arm] = {}
         """Arm → the same with what all arms of the study share, which its name does not say."""
@@ -205,7 +215,8 @@ class _Planner:
     def _store_of(self, name: str) -> SliceStore:
         path = self.study.pretrain[name].store
         store = self.store if path is None else SliceStore.open(path)
-        require_pretraining_possible(self.study, name, store)
+        network = pretraining_network(self.study, name, self.store)
+        require_pretraining_possible(self.study, name, store, network)
         if store is not self.store:
             require_fitting_store(self.study, name, store, self.store)
         return store
@@ -287,7 +298,12 @@ class _Planner:
         self, spec: RunSpec, place: Place, name: str, store: SliceStore | None = None
     ) -> PlannedRun:
         store = store or self.store
-        return PlannedRun(spec, place, name, run_flops(spec, self.study.network, store), store)
+        network = self.network
+        if place.arm.kind == "unsupervised":  # the score of a pre-training
+            network = self.networks.get(place.arm.init or "", network)
+        if isinstance(spec, Pretrain | Finetune):
+            require_room(self.study, spec, store, name)
+        return PlannedRun(spec, place, name, run_flops(spec, network, store), store)
 
     def _start(self, init: str, seed: int) -> tuple[str | None, int | None]:
         """What a run of this seed starts from: the id of a run, and the pre-training's seed."""
@@ -321,9 +337,16 @@ class _Planner:
     ) -> PlannedRun:
         wish = self.study.pretrain[name]
         parent, before = self._start(wish.init, seed)
+        if self.networks.get(wish.init, self.networks[name]) != self.networks[name]:
+            raise StudyError(
+                f"it has another network than {wish.init}, which it starts from",
+                where=f"pretrain.{name}.dims",
+                expected="the same network; only fine-tunings inflate weights",
+                remedy="give both the same dims, or start from scratch",
+            )
         spec = Pretrain(
             data=self.stores[name].fingerprint,
-            network=self.study.network,
+            network=self.networks[name],
             scheme=wish.scheme,
             training=training,
             seed=seed,
@@ -503,7 +526,9 @@ class _Planner:
     def _impossible(self, arm: Arm) -> str:
         """Why an arm cannot be, without a full stop; empty if it can."""
         scheme = None if arm.init is None else self._scheme_of(arm.init)
-        if arm.transfer == "all" and scheme is not None and not scheme.skips:
+        if arm.init is not None and (reason := self._misfit(arm.init, arm.transfer)):
+            return reason
+        if arm.transfer != "encoder" and scheme is not None and not scheme.skips:
             return (
                 f"{arm.init} was pre-trained without skip connections, so its decoder has not "
                 "learnt to use them; transfer the encoder"
@@ -513,6 +538,18 @@ class _Planner:
                 "a probe of the last map sees it through the decoder, which is random; "
                 "finetune.probes.levels has the encoder's"
             )
+        return ""
+
+    def _misfit(self, init: str, transfer: Transfer) -> str:
+        """Why the weights of an init do not fit the network; of imported ones the run says it."""
+        own = self.networks[init].dims if init in self.networks else None
+        if transfer == "inflate" and (self.network.dims == 2 or own == 3):
+            return (
+                f"inflate brings weights of a 2D network into a 3D one, and {init} is of "
+                f"{own or 2}D, the study of {self.network.dims}D"
+            )
+        if transfer != "inflate" and own == 2 and self.network.dims == 3:
+            return f"{init} is of a 2D network, which `transfer: inflate` brings into a 3D one"
         return ""
 
     def _named(self, arms: Sequence[Arm]) -> dict[Arm, Arm]:
@@ -595,7 +632,7 @@ class _Planner:
         parent, _ = self._start(arm.init or SCRATCH, place.seed)
         return Finetune(
             data=self.store.fingerprint,
-            network=self.study.network,
+            network=self.network,
             target=place.target,
             label_count=place.labels,
             training=self._training(place.arm, place.labels),

@@ -106,7 +106,7 @@ class ScanPredictor:
         depth = turned.channels_XYZ[0].shape[slices.frame.axis]
         spacing_mm_ZHW = slices.frame.spacing_mm(turned.spacing_mm)
         images = torch.from_numpy(slices.images_NCHW)
-        maps = self.predictor.in_batches(images, spacing_mm_ZHW[1:])
+        maps = self.predictor.in_batches(images, spacing_mm_ZHW)
         maps_HWZK, classes_HWZ = _volumes(trained, slices, depth, maps, self.threshold)
         own_mm_ZHW = spacing_on_the_scan(turned.spacing_mm, slices.frame)
         classes_ZHW = apply(self.rules, classes_HWZ.transpose(2, 0, 1), own_mm_ZHW)

@@ -38,12 +38,15 @@ from fewscan.experiments.schemes.scheme import Scheme
 from fewscan.experiments.settings import OWN_RATES, Schedule, Selection, Transfer
 from fewscan.experiments.spec import (
     Augmentation,
+    Dims,
     Evaluation,
     Network,
+    Patch,
     Postprocess,
     Residency,
     Target,
     Training,
+    patch_units,
 )
 from fewscan.harness.arms import SCRATCH
 from fewscan.slurm import Settings
@@ -91,6 +94,67 @@ def _plain_scheme(scheme: Scheme) -> dict[str, Any]:
 def _require_each_once(name: str, values: Sequence[Any]) -> None:
     if not values or len(set(values)) != len(values):
         raise ValueError(f"{name} needs at least one value, and none twice")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The U-Net that all arms share. In 3D what is not named follows the spacing of the store."""
+
+    width: int = 64
+    """Channels of the first level; each level below doubles them."""
+    depth: int = 4
+    """Levels, one more than there are poolings."""
+    dims: Dims = 2
+    """2: it sees slices. 3: it sees patches of volumes."""
+    patch: Patch | None = None
+    """In 3D, slices, rows and columns of a patch."""
+    patch_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """The same in millimetres: as many voxels of the store's median spacing as can be halved."""
+    flat_levels: int | None = None
+    """In 3D, so many of the finest levels look at each slice by itself. None: those in which slices
+    are at least twice as far apart as pixels."""
+
+    def __post_init__(self) -> None:
+        Network(self.width, self.depth)  # says what is wrong with them
+        said = [it for it in (self.patch, self.patch_mm) if it is not None]
+        if len(said) != (1 if self.dims == 3 else 0):
+            raise ValueError("dims 3 goes with either patch or patch_mm, dims 2 with neither")
+        if self.flat_levels is not None and self.dims == 2:
+            raise ValueError("flat_levels are for dims 3")
+
+    def on(self, spacing_mm_ZHW: tuple[float, float, float], size: int) -> Network:
+        """On slices of size² pixels of this spacing. Raises ValueError for a patch that does not
+        fit them."""
+        if self.dims == 2:
+            return Network(self.width, self.depth)
+        flat = flat_levels(spacing_mm_ZHW, self.depth)
+        flat = flat if self.flat_levels is None else self.flat_levels
+        patch = self.patch
+        if patch is None:
+            assert self.patch_mm is not None
+            units, least = patch_units(self.depth, flat)
+            most = (None, size, size)
+            depth, rows, columns = map(_voxels, self.patch_mm, spacing_mm_ZHW, units, least, most)
+            patch = depth, rows, columns
+        if max(patch[1:]) > size:
+            raise ValueError(f"a patch of {patch[1]} × {patch[2]} pixels is larger than a slice")
+        return Network(self.width, self.depth, 3, patch, flat)
+
+
+def _voxels(length_mm: float, mm: float, unit: int, least: int, most: int | None) -> int:
+    """Of a length, the nearest number that can be halved."""
+    found = max(round(length_mm / mm / unit) * unit, least)
+    return found if most is None else min(found, most // unit * unit)
+
+
+def flat_levels(spacing_mm_ZHW: tuple[float, float, float], depth: int) -> int:
+    """So many of the finest levels have slices at least twice as far apart as pixels.
+
+    nnU-Net's rule (Isensee et al. 2021): an axis is pooled, and convolved, only where its spacing
+    is within a factor of 2 of the finest. It knows nothing of slices that are much finer.
+    """
+    through, *plane = spacing_mm_ZHW
+    return sum(through / (min(plane) * 2**level) >= 2 for level in range(depth))
 
 
 @dataclass(frozen=True)
@@ -204,6 +268,9 @@ class Pretraining:
     """Another slice store to learn from, of as many channels and slices as large."""
     tune: PretrainTuning | None = None
     """None: its rate is `training.lr`."""
+    dims: Dims | None = None
+    """2 in a study of 3D networks: its like for slices, of which fine-tunings take over what
+    `transfer: inflate` makes of it. None: as `network`."""
 
     def __post_init__(self) -> None:
         _require_each_once("seeds", self.seeds)
@@ -410,6 +477,9 @@ class Resources:
     """Seconds of work that a kill may cost."""
     system_metrics_every_s: PositiveFloat | None = None
     """Seconds between two samples of cores, memory and GPU, for MLflow. None: none are taken."""
+    memory_gb: PositiveFloat | None = None
+    """Of a device, in 10⁹ bytes; trainings that need more are refused before anything runs. None:
+    with device cpu and without Slurm what this machine has, else nobody knows."""
     niceness: Annotated[int, Field(ge=0, le=19)] = 0
     """How far runs stand back where other programs want the same cores: 0 not at all, 19 wholly."""
 
@@ -511,7 +581,7 @@ class Study:
     folder: Path
     """Where runs, MLflow's data and reports go; relative to the study file."""
     finetune: Finetuning
-    network: Network = Network()
+    network: Architecture = Architecture()
     pretrain: dict[str, Pretraining] = field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     score: Scoring = Scoring()

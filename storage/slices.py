@@ -105,12 +105,15 @@ class SliceStore:
             kept = {patient_of[i] for i in (*self.split.validation, *self.split.test)}
         return tuple(i for i in self.manifest.unlabelled if patient_of[i] not in kept)
 
-    def pretraining(self, which: PretrainSlices) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def pretraining(
+        self, which: PretrainSlices, depth: int = 1
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The scans that a pre-training learns from, and those that it is validated on.
 
         The training part and the unlabelled scans; the validation part. In a store without any
         label the rule's validation part is for validation, and the others are learnt from. Scans
-        without such slices are left out. Raises `StudyError` if there are too few for both.
+        without such slices (`positions`) are left out. Raises `StudyError` if there are too few for
+        both.
         """
         if self.manifest.labelled:
             parts = (*self.split.train, *self.unlabelled), self.split.validation
@@ -118,13 +121,28 @@ class SliceStore:
             rest = self.manifest.split_by_rule(self.subjects)
             parts = (*rest.train, *rest.test), rest.validation
         train, validation = (
-            tuple(i for i in ids if len(self.positions(self.subjects[i], which))) for ids in parts
+            tuple(i for i in ids if len(self.positions(self.subjects[i], which, depth)))
+            for ids in parts
         )
         return train, validation
 
-    def positions(self, subject: Subject, which: PretrainSlices) -> Sequence[int]:
-        """Slice indices of the kept slices of a subject, or of the healthy ones."""
-        return subject.healthy_positions(self.meaning) if which == "healthy" else subject.positions
+    def positions(self, subject: Subject, which: PretrainSlices, depth: int = 1) -> Sequence[int]:
+        """Slice indices of the kept slices of a subject, or of the healthy ones.
+
+        With a `depth`, of those around which a patch of so many slices is healthy, too.
+        """
+        if which != "healthy":
+            return subject.positions
+        found, kept = subject.healthy_positions(self.meaning), subject.positions
+        if depth == 1 or not found:
+            return found
+        is_ill = np.ones(len(kept), np.int64)
+        is_ill[np.array(found) - kept.start] = 0
+        ill_before = np.concatenate([[0], np.cumsum(is_ill)])
+        starts_N = patch_starts(np.array(found), kept, depth) - kept.start
+        ends_N = np.minimum(starts_N + depth, len(kept))  # what lies beyond them is zeros
+        ill_N = ill_before[ends_N] - ill_before[np.maximum(starts_N, 0)]
+        return [position for position, ill in zip(found, ill_N, strict=True) if not ill]
 
     def labelled_subset(self, count: int, seed: int) -> tuple[str, ...]:
         """The `count` scans of the training part whose labels may be used: see `label_subset`.
@@ -281,6 +299,17 @@ class SliceStore:
                 decode_shard(path.read_bytes(), depth, positions, out, mark)
             except (DamagedShard, OSError) as error:
                 raise damaged(subject, path, error) from error
+
+
+def patch_starts(positions_N: np.ndarray, kept: range, depth: int) -> np.ndarray:
+    """The first slice of a patch of `depth` slices around each of these, of a scan that has `kept`.
+
+    It is shifted to lie within them; if they are fewer, they lie in its middle.
+    """
+    if len(kept) < depth:
+        return np.full_like(positions_N, kept.start - (depth - len(kept)) // 2)
+    starts_N: np.ndarray = (positions_N - depth // 2).clip(kept.start, kept.stop - depth)
+    return starts_N
 
 
 def damaged(subject: Subject, shard: Path, error: Exception, what: str = "slices") -> StoreError:

@@ -35,13 +35,20 @@ class SliceStream:
     """
 
     def __init__(
-        self, store: SliceStore, ids: Sequence[str], which: PretrainSlices = "all"
+        self,
+        store: SliceStore,
+        ids: Sequence[str],
+        which: PretrainSlices = "all",
+        depth: int = 1,
     ) -> None:
-        """Look up what there is; reads no slice. Raises `StoreError` for an unknown subject."""
+        """Look up what there is; reads no slice. Raises `StoreError` for an unknown subject.
+
+        `depth` is that of `SliceStore.positions`.
+        """
         self.store = store
         self.ids = tuple(ids)
         self._subjects = [store.subject(id_) for id_ in ids]
-        positions = [store.positions(subject, which) for subject in self._subjects]
+        positions = [store.positions(subject, which, depth) for subject in self._subjects]
         self._labels_of = [store.has_labels(subject) for subject in self._subjects]
         self.subjects_N = np.repeat(np.arange(len(ids)), [len(p) for p in positions])
         self.positions_N = np.array([z for p in positions for z in p], np.int64)

@@ -151,6 +151,14 @@ def test_a_new_setting_leaves_the_ids_of_finished_runs(
     assert run_id(other) != run_id(spec)
 
 
+IN_3D: dict[str, dict[str, Any]] = {
+    "dims": {"dims": 3, "patch": (16, 16, 16)},
+    "patch": {"dims": 3, "patch": (32, 16, 16)},
+    "flat_levels": {"dims": 3, "patch": (16, 16, 16), "flat_levels": 1},
+}
+"""These go together."""
+
+
 def changed_once(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Each setting that has a default, changed alone: its name, and the whole."""
     others: dict[str, Any] = {
@@ -170,7 +178,9 @@ def changed_once(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
     """What a setting cannot be without."""
     for field in fields(value):
         inner = getattr(value, field.name)
-        if is_dataclass(inner):
+        if isinstance(value, Network) and field.name in IN_3D:
+            yield field.name, replace(value, **IN_3D[field.name])
+        elif is_dataclass(inner):
             for name, made in changed_once(inner):
                 yield f"{field.name}.{name}", replace(value, **{field.name: made})
         elif isinstance(inner, int | float) or field.name in others:
@@ -314,7 +324,13 @@ def test_a_default_is_part_of_the_protocol() -> None:
         "validation_slices": None,
         "precision": "auto",
     }
-    assert asdict(Network()) == {"width": 64, "depth": 4}
+    assert asdict(Network()) == {
+        "width": 64,
+        "depth": 4,
+        "dims": 2,
+        "patch": None,
+        "flat_levels": 0,
+    }
     assert asdict(Evaluation()) == {"min_component_mm3": 0, "nsd_tolerance_mm": 2.0}
     assert asdict(Augmentation()) == {"policy": "nnunet"}
     assert {kind: scheme_to_json(scheme()) for kind, scheme in SCHEMES.items()} == {

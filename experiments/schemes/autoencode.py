@@ -6,7 +6,8 @@ convolutions, to a few channels and back, makes one (ours). A fine-tuning does n
 auto-encoders of anomaly benchmarks have a dense latent vector (16 numbers for 64² pixels in
 MedIAnomaly; Cai et al. 2025).
 
-Letters in names: N images, C channels, H and W rows and columns of a slice.
+Letters in names: N images, C channels, H and W rows and columns of a slice; of patches HW
+stands for ZHW.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Autoencode(Restoration):
-    """Reconstruct the slice itself."""
+    """Reconstruct the slice, or the patch, itself."""
 
     kind: ClassVar[str] = "autoencode"
+    dims: ClassVar[tuple[int, ...]] = (2, 3)
     transfer: ClassVar[Transfer] = "encoder"
 
     latent_channels: int | None = 4

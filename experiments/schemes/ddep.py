@@ -6,7 +6,8 @@ a supervised encoder and train the decoder; without labels encoder and decoder a
 other setting. Ours: ε is 0 outside the foreground, where the task would be to read it off, and the
 loss is that of `denoise`, so that the two differ in target and scaling alone.
 
-Letters in names: N images, C channels, H and W rows and columns of a slice.
+Letters in names: N images, C channels, H and W rows and columns of a slice; of patches HW
+stands for ZHW.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class NoisePrediction(Scheme):
     """Predict the noise of every pixel. The default is the published constant."""
 
     kind: ClassVar[str] = "ddep"
+    dims: ClassVar[tuple[int, ...]] = (2, 3)
     has_anomaly_score: ClassVar[bool] = True
 
     std: float = 0.22
@@ -85,7 +87,7 @@ class NoisePrediction(Scheme):
         return reconstruction_loss(outputs, *targets)
 
     def anomaly_score(
-        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...]
     ) -> Tensor:
         """How far slices are from those that their noisy versions come from, by its account.
 

@@ -3,13 +3,16 @@
 Kascenas et al., "Denoising Autoencoders for Unsupervised Anomaly Detection in Brain MRI" (MIDL
 2022): Gaussian noise on a coarse grid, interpolated to the slice, so that it looks like lesions
 rather than like grain; squared error inside the foreground. Where the output differs from a clean
-input the scan is anomalous.
+input the scan is anomalous. In 3D (ours; no constants are published) the grid has an axis through
+the slices, too, and interpolation is trilinear.
 
-Letters in names: N images, C channels, R the grid's side, H and W rows and columns of a slice.
+Letters in names: N images, C channels, R the grid's side, H and W rows and columns of a slice; of
+patches HW stands for ZHW.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,10 +33,14 @@ class Noise:
     published coarse one is therefore `{resolution: 128, std: 0.134}` on slices of 128², or on any
     `{pitch_mm: …, std: 0.134}` with the distance between pixels; at the same `std` it would differ
     in energy too. Which σ the publication gave its pixel noise is not known.
+
+    In 3D each axis takes √⅔ of the standard deviation, so that the energy of the published noise is
+    that of `std: 0.245` with `pitch_mm: 16` (0.2 · √1.5).
     """
 
     resolution: int = 16
-    """Side of the grid that the noise is drawn on, before it is interpolated to the slice."""
+    """Side of the grid that the noise is drawn on, before it is interpolated to the slice. Through
+    the slices of a patch nodes are, in mm, as far apart as along its rows."""
     std: float = 0.2
     """Standard deviation on that grid, in units of the images' 99th percentile."""
     pitch_mm: float | None = None
@@ -46,15 +53,20 @@ class Noise:
         if self.pitch_mm == 0:
             raise ValueError("pitch_mm is 0, expected a distance")
 
-    def nodes(self, slices: SliceTable) -> tuple[int, int]:
-        """Rows and columns of the grid; its corners are centres of pixels, and no pixel has two."""
-        if self.pitch_mm is None:
-            return self.resolution, self.resolution
-        rows, columns = (
-            min(round((size - 1) * mm / self.pitch_mm) + 1, size)
+    def nodes(self, slices: SliceTable) -> tuple[int, ...]:
+        """Rows and columns of the grid, slices before them; its corners are centres of pixels, and
+        no pixel has two."""
+        pitch_mm, plane = self.pitch_mm, (self.resolution, self.resolution)
+        if pitch_mm is None and len(slices.size) == 2:
+            return plane
+        if pitch_mm is None:
+            rows_mm = (slices.size[-2] - 1) * slices.spacing_mm_HW[-2]
+            pitch_mm = rows_mm / max(self.resolution - 1, 1)
+        found = tuple(
+            min(round((size - 1) * mm / pitch_mm) + 1, size)
             for size, mm in zip(slices.size, slices.spacing_mm_HW, strict=True)
         )
-        return rows, columns
+        return found if self.pitch_mm is not None else (found[0], *plane)
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,9 @@ class NoiseDraw:
 
     coarse_NCRR: Tensor
     """Noise on the coarse grid, on the CPU, in units of the images."""
-    shift: tuple[int, int]
-    """Rows and columns by which the interpolated noise is rolled, the same for the whole batch."""
+    shift: tuple[int, ...]
+    """Rows and columns, slices before them, by which the interpolated noise is rolled, the same for
+    the whole batch."""
 
     def __getitem__(self, images: slice, /) -> NoiseDraw:
         return NoiseDraw(self.coarse_NCRR[images], self.shift)
@@ -75,6 +88,7 @@ class Denoise(Restoration):
     """Remove noise. The defaults are the published constants."""
 
     kind: ClassVar[str] = "denoise"
+    dims: ClassVar[tuple[int, ...]] = (2, 3)
 
     noise: Noise = Noise()
 
@@ -84,8 +98,9 @@ class Denoise(Restoration):
 
         shape = (len(slices), slices.channels, *self.noise.nodes(slices))
         coarse_NCRR = torch.randn(shape, generator=generator) * self.noise.std
-        rows, columns = (int(torch.randint(n, (), generator=generator)) for n in slices.size)
-        return NoiseDraw(coarse_NCRR, (rows, columns))
+        plane, through = slices.size[-2:], slices.size[:-2]  # rows and columns first, as in 2D
+        drawn = [int(torch.randint(n, (), generator=generator)) for n in (*plane, *through)]
+        return NoiseDraw(coarse_NCRR, (*drawn[2:], *drawn[:2]))
 
     def corrupted(self, images_NCHW: Tensor, foreground_NHW: Tensor, draw: NoiseDraw) -> Tensor:
         """Noise where there is tissue."""
@@ -95,13 +110,35 @@ class Denoise(Restoration):
 def masked_noise(images_NCHW: Tensor, foreground_NHW: Tensor, draw: NoiseDraw) -> Tensor:
     """The noise to add to the images: NCHW, in their dtype, 0 where there is no tissue.
 
-    From the coarse grid to H×W by bilinear interpolation, corners aligned, then rolled.
+    From the coarse grid to H×W by (tri)linear interpolation, corners aligned, then rolled.
     """
-    import torch.nn.functional as F
-
     from fewscan.experiments.to_device import sent
 
     coarse = sent(draw.coarse_NCRR, images_NCHW.device, images_NCHW.dtype)
-    noise_NCHW = F.interpolate(coarse, images_NCHW.shape[2:], mode="bilinear", align_corners=True)
-    rolled_NCHW = noise_NCHW.roll(draw.shift, dims=(-2, -1))
+    noise_NCHW = interpolated(coarse, images_NCHW.shape[2:])
+    axes = tuple(range(-len(draw.shift), 0))
+    rolled_NCHW = noise_NCHW.roll(draw.shift, dims=axes)
     return rolled_NCHW * foreground_NHW.unsqueeze(1)
+
+
+def interpolated(coarse_NCRR: Tensor, size: Sequence[int]) -> Tensor:
+    """A coarse grid brought to a size, its corners onto the corners: NCHW.
+
+    In the plane, and then through the slices, which together is trilinear; and of a single slice
+    it has the bits of the 2D interpolation.
+    """
+    import torch.nn.functional as F
+
+    plane = coarse_NCRR if len(size) == 2 else coarse_NCRR.flatten(1, 2)
+    in_plane = F.interpolate(plane, tuple(size[-2:]), mode="bilinear", align_corners=True)
+    if len(size) == 2:
+        return in_plane
+    nodes = coarse_NCRR.shape[2]
+    lines = in_plane.unflatten(1, (-1, nodes))
+    if nodes == size[0]:
+        return lines
+    pixels = size[1] * size[2]
+    through = F.interpolate(
+        lines.flatten(-2), (size[0], pixels), mode="bilinear", align_corners=True
+    )
+    return through.unflatten(-1, tuple(size[1:]))

@@ -91,7 +91,7 @@ class Inpaint(Restoration):
             return BoxDraw(boxes, seeds(len(slices), generator))
         block_HW = pixels_of(self.patch_mm, slices.spacing_mm_HW, slices.size)
         above, left = (int(torch.randint(n, (), generator=generator)) for n in block_HW)
-        blocks = Blocks(block_HW, slices.size, (above, left))
+        blocks = Blocks(block_HW, slices.plane, (above, left))
         keys_NB = torch.rand((len(slices), blocks.number), generator=generator)
         return SwapDraw(blocks, keys_NB)
 
@@ -116,7 +116,7 @@ class Inpaint(Restoration):
         return blocks.exchanged(images_NCHW, partners(keys_NB, eligible_NB, 2 * pairs_N1))
 
     def anomaly_score(
-        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...]
     ) -> Tensor:
         """What it does not restore where it was hidden (ours).
 

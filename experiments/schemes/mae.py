@@ -81,7 +81,7 @@ class Mae(Scheme):
         from fewscan.experiments.blocks import Blocks, pixels_of
 
         block_HW = pixels_of(self.block_mm, slices.spacing_mm_HW, slices.size)
-        blocks = Blocks(block_HW, slices.size)
+        blocks = Blocks(block_HW, slices.plane)
         keys_NB = torch.rand((len(slices), blocks.number), generator=generator)
         return MaskDraw(blocks, keys_NB)
 
@@ -106,7 +106,7 @@ class Mae(Scheme):
         return masked_reconstruction_loss(outputs, *targets)
 
     def anomaly_score(
-        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...]
     ) -> Tensor:
         """What it does not predict (ours, as is the ratio of 0.75 for it).
 

@@ -1,6 +1,7 @@
 """What schemes share that spoil a slice and ask for the clean one back.
 
-Letters in names: N images, C channels, H and W rows and columns of a slice.
+Letters in names: N images, C channels, H and W rows and columns of a slice; of patches HW
+stands for ZHW.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Restoration(Scheme):
         return reconstruction_loss(outputs, *targets)
 
     def anomaly_score(
-        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...]
     ) -> Tensor:
         """What it cannot reconstruct of a clean slice."""
         from fewscan.experiments.anomaly import reconstruction_anomaly

@@ -9,7 +9,8 @@ How different ones use it: `denoise` and `ddep` have a `draw` of noise; `inpaint
 label made from the draw; `contrast` takes two `views` of a slice, a second head in `network`,
 `heights_N` for positives by position, a loss over the ranks, and keeps the last model.
 
-Letters in names: N images, C channels, H and W rows and columns.
+Letters in names: N images, C channels, H and W rows and columns; where a scheme takes patches
+(`dims`) HW stands for ZHW, the slices before them.
 """
 
 from __future__ import annotations
@@ -39,25 +40,30 @@ class SliceTable:
     """What is known of slices without looking at them."""
 
     channels: int
-    size: tuple[int, int]
-    """Rows and columns."""
+    size: tuple[int, ...]
+    """Rows and columns; of patches slices, rows and columns."""
     scans_N: np.ndarray
     """For each slice a number that is the same for slices of one scan."""
     heights_N: np.ndarray
     """Where it lies in its scan, from 0, the first slice, to 1, the last."""
-    spacing_mm_HW: tuple[float, float] = (1.0, 1.0)
-    """Distance between rows and between columns: of several scans the median, so that a length in
-    millimetres is as many pixels in every slice."""
+    spacing_mm_HW: tuple[float, ...] = (1.0, 1.0)
+    """Distance between rows and between columns, of patches between slices before them: of several
+    scans the median, so that a length in millimetres is as many pixels in every slice."""
 
     @classmethod
-    def unrelated(cls, channels: int, size: tuple[int, int], count: int) -> SliceTable:
+    def unrelated(cls, channels: int, size: tuple[int, ...], count: int) -> SliceTable:
         """Slices of which nothing is known: each is a scan of its own."""
         import numpy as np
 
-        return cls(channels, size, np.arange(count), np.zeros(count))
+        return cls(channels, size, np.arange(count), np.zeros(count), (1.0,) * len(size))
 
     def __len__(self) -> int:
         return len(self.scans_N)
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.size[-2], self.size[-1]
 
     def of(self, indices_N: np.ndarray) -> SliceTable:
         """The table of some of the slices."""
@@ -74,7 +80,7 @@ class HasAnomalyScore(Protocol):
     """What a predictor without a target asks."""
 
     def anomaly_score(
-        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...]
     ) -> Tensor:
         """See `Scheme.anomaly_score`."""
 
@@ -101,6 +107,8 @@ class Scheme:
     """Whether its validation loss may choose the model."""
     watches: ClassVar[tuple[str, ...]] = ()
     """Names of the numbers that `watched` gives, for the events."""
+    dims: ClassVar[tuple[int, ...]] = (2,)
+    """Axes of the networks that it can teach: 2 of slices, 3 of patches."""
     has_anomaly_score: ClassVar[bool] = False
     """Whether `anomaly_score` is there, so that the unsupervised baseline can be scored."""
 
@@ -155,10 +163,11 @@ class Scheme:
         return outputs.new_zeros(0)
 
     def anomaly_score(
-        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...]
     ) -> Tensor:
         """How anomalous each pixel is, as the trained network sees it: float32 NHW, not negative.
 
-        `spacing_mm_HW` is the distance between rows and between columns, for what has a size.
+        `spacing_mm_HW` is the distance between rows and between columns, for what has a size. Of a
+        3D network the images are one whole volume, and between slices comes first.
         """
         raise NotImplementedError

@@ -242,7 +242,7 @@ class Synthetic(Scheme):
         return (output_NHW - targets).square().mean()
 
     def anomaly_score(
-        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float]
+        self, network: nn.Module, images_NCHW: Tensor, spacing_mm_HW: tuple[float, ...]
     ) -> Tensor:
         """What the network says, or of `restore` what it changes, smoothed as other scores are."""
         from fewscan.experiments.anomaly import anomaly_of, reconstruction_anomaly
@@ -277,7 +277,7 @@ def _gamma(order: int, shape: tuple[int, ...], generator: Generator) -> Tensor:
     return exponential.sum(dim=0)
 
 
-def _to_disc(half_axes_mm_NK2: Tensor, turn_NK: Tensor, spacing_mm_HW: Bounds) -> Tensor:
+def _to_disc(half_axes_mm_NK2: Tensor, turn_NK: Tensor, spacing_mm_HW: tuple[float, ...]) -> Tensor:
     """Pixels to millimetres, along the axes of the ellipse, in parts of them."""
     import torch
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,6 +33,11 @@ from fewscan.harness.report.results import RunResults, cell_name, quantities
 from fewscan.harness.report.studies import one_study
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.labels import LabelMeaning
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewscan.experiments.predictor import Predictor
 
 CLASS_COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
 """Okabe and Ito's, without black."""
@@ -137,32 +143,55 @@ def _compute(plan: Plan, choice: Choice) -> Examples:
 
     from fewscan.harness.trained import load_trained
 
-    shown, spacings_mm = [], []
+    shown, spacings_mm, scans = [], [], []
     for patient in choice.patients.values():
         scan = _scan_of(plan, patient)
         slices = plan.store.read_subject(scan)
-        spacings_mm.append(plan.store.spacing_mm_ZHW(scan)[1:])
+        spacings_mm.append(plan.store.spacing_mm_ZHW(scan))
         lesion_NHW = plan.store.meaning.is_lesion(slices.labels_NHW)
         largest = int(lesion_NHW.sum(axis=(1, 2)).argmax())
         parts = (slices.positions_N, slices.images_NCHW, slices.labels_NHW)
         shown.append([part[largest] for part in parts])
+        scans.append((torch.from_numpy(slices.images_NCHW), largest))
     positions, images_NCHW, truth_NHW = (np.stack(part) for part in zip(*shown, strict=True))
     images = torch.from_numpy(images_NCHW).float()
     labels = []
     for run_id in choice.run_ids:
         trained = load_trained(plan.folder.run(run_id).path)
         threshold = math.inf if trained.threshold is None else trained.threshold
-        found_NHW = trained.predictor.labels(trained.predictor.maps(images), threshold)
+        maps = _maps(trained.predictor, images, scans, spacings_mm)
+        found_NHW = trained.predictor.labels(maps, threshold)
         assert found_NHW is not None
         labels.append(found_NHW.numpy())
     anomaly_NHW = None
     if choice.anomaly is not None:
         trained = load_trained(plan.folder.run(choice.anomaly[1]).path)
-        each = zip(images.split(1), spacings_mm, strict=True)
-        maps = [trained.predictor.maps(image, spacing_mm) for image, spacing_mm in each]
-        anomaly_NHW = torch.cat(maps)[:, 0].numpy()
+        each = zip(images.split(1), scans, spacings_mm, strict=True)
+        views = [_maps(trained.predictor, image, [scan], [mm]) for image, scan, mm in each]
+        anomaly_NHW = torch.cat(views)[:, 0].numpy()
     images_NHW = images_NCHW[:, 0].astype(np.float32)
     return Examples(choice, positions, images_NHW, truth_NHW, np.stack(labels), anomaly_NHW)
+
+
+def _maps(
+    predictor: "Predictor",
+    images_NCHW: "Tensor",
+    scans: Sequence[tuple["Tensor", int]],
+    spacings_mm: Sequence[tuple[float, float, float]],
+) -> "Tensor":
+    """Of the slices that are shown; a 3D network has to see the whole scan of each.
+
+    `scans` are all slices of each scan, and which of them is shown.
+    """
+    import torch
+
+    if not predictor.needs_whole_scans:
+        return predictor.maps(images_NCHW, spacings_mm[0])
+    found = []
+    for (slices_NCHW, shown), spacing_mm in zip(scans, spacings_mm, strict=True):
+        maps_NKHW = torch.cat([*predictor.in_batches(slices_NCHW, spacing_mm)])
+        found.append(maps_NKHW[shown])
+    return torch.stack(found)
 
 
 def _scan_of(plan: Plan, patient: str) -> str:

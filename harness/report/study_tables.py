@@ -394,10 +394,10 @@ def arithmetic(studies: Studies) -> list[Arithmetic]:
             if not isinstance(run.spec, Pretrain | Finetune):
                 continue
             store, training = run.store or plan.store, run.spec.training
-            flops = flops_by_part(run.spec, plan.study.network, store)
+            flops = flops_by_part(run.spec, run.spec.network, store)
             step = flops.training / training.iterations
             channels = len(store.channels)
-            slice_ = forward_flops(plan.study.network, channels, channels, store.size)
+            slice_ = forward_flops(run.spec.network, channels, channels, store.size)
             plain = (1 + BACKWARD) * slice_ * training.batch_size
             what = run.name.partition(" · ")[0] if run.place.target is None else run.place.arm.title
             own = Arithmetic(

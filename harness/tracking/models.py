@@ -110,8 +110,9 @@ def _copy_code(folder: Path) -> str:
 
 def _save(folder: Path, network: UNet, logged: LoggedModel, facts: dict[str, Any]) -> None:
     shape, size = network.shape, facts["slice_size"]
-    images_NCHW = np.full((1, shape.in_channels, size, size), GREY, np.float32)
-    maps_NKHW = np.zeros((1, shape.out_channels, size, size), np.float32)
+    plane = shape.patch or (size, size)
+    images_NCHW = np.full((1, shape.in_channels, *plane), GREY, np.float32)
+    maps_NKHW = np.zeros((1, shape.out_channels, *plane), np.float32)
     mlflow.pytorch.save_model(
         network.float(),
         folder,
