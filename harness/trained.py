@@ -76,7 +76,7 @@ class Trained:
                 else "the run has no threshold: it has not been scored"
             )
             raise RunError(
-                f"{found}, or its validation scans had no lesion",
+                f"{found}, or the validation scans had no lesion",
                 where=self.run_id,
                 expected="a threshold that validation chose",
                 remedy="give one: --threshold 0.5",
