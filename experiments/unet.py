@@ -200,8 +200,11 @@ def pooled(x_NCHW: Tensor, pool: Sequence[int]) -> Tensor:
         return F.avg_pool2d(x_NCHW, (pool[0], pool[1]))
     through, rows, columns = pool
     in_plane = F.avg_pool2d(x_NCHW.flatten(1, 2), (rows, columns))
-    volume = in_plane.unflatten(1, x_NCHW.shape[1:3])
-    return volume if through == 1 else volume.unflatten(2, (-1, through)).mean(dim=3)
+    volume: Tensor = in_plane.unflatten(1, x_NCHW.shape[1:3])
+    if through == 1:
+        return volume
+    averages: Tensor = volume.unflatten(2, (-1, through)).mean(dim=3)
+    return averages
 
 
 def enlarged(x_NCHW: Tensor, size: Sequence[int]) -> Tensor:
@@ -214,7 +217,8 @@ def enlarged(x_NCHW: Tensor, size: Sequence[int]) -> Tensor:
         return bilinear(x_NCHW, tuple(size))
     in_plane = bilinear(x_NCHW.flatten(1, 2), tuple(size[1:])).unflatten(1, x_NCHW.shape[1:3])
     through = bilinear(in_plane.flatten(-2), (size[0], size[1] * size[2]))
-    return through.unflatten(-1, tuple(size[1:]))
+    volume: Tensor = through.unflatten(-1, tuple(size[1:]))
+    return volume
 
 
 class ConvBlock(nn.Module):
@@ -284,7 +288,8 @@ def standardised(weight: Tensor) -> Tensor:
     # Five times as fast on a CPU as torch.std; its gradient at a constant filter is 0, not NaN.
     length = torch.linalg.vector_norm(centred, dim=axes, keepdim=True)
     std = length / math.sqrt(centred[0].numel() - 1)
-    return centred / (std + WEIGHT_STD_EPSILON)
+    filters: Tensor = centred / (std + WEIGHT_STD_EPSILON)
+    return filters
 
 
 class StandardisedConv2d(nn.Conv2d):

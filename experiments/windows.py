@@ -62,14 +62,12 @@ class Windowed(nn.Module):
         seen_ZHW = volume_NCZHW.new_zeros(size)
         total: Tensor | None = None
         for place in places:
-            window = tuple(
-                slice(start, start + n) for start, n in zip(place, self.patch, strict=True)
-            )
-            output = self.network(volume_NCZHW[(..., *window)])
+            z, y, x = (slice(start, start + n) for start, n in zip(place, self.patch, strict=True))
+            output = self.network(volume_NCZHW[..., z, y, x])
             if total is None:
                 total = output.new_zeros(*output.shape[:2], *size)
-            total[(..., *window)] += output * weights_ZHW
-            seen_ZHW[window] += weights_ZHW
+            total[..., z, y, x] += output * weights_ZHW
+            seen_ZHW[z, y, x] += weights_ZHW
         assert total is not None
         return total / seen_ZHW
 

@@ -134,11 +134,12 @@ def interpolated(coarse_NCRR: Tensor, size: Sequence[int]) -> Tensor:
     if len(size) == 2:
         return in_plane
     nodes = coarse_NCRR.shape[2]
-    lines = in_plane.unflatten(1, (-1, nodes))
+    lines: Tensor = in_plane.unflatten(1, (-1, nodes))
     if nodes == size[0]:
         return lines
     pixels = size[1] * size[2]
     through = F.interpolate(
         lines.flatten(-2), (size[0], pixels), mode="bilinear", align_corners=True
     )
-    return through.unflatten(-1, tuple(size[1:]))
+    volume: Tensor = through.unflatten(-1, tuple(size[1:]))
+    return volume
