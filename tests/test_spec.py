@@ -19,6 +19,7 @@ from fewscan.experiments.spec import (
     Finetune,
     Imported,
     Network,
+    Postprocess,
     Pretrain,
     RunSpec,
     Score,
@@ -44,7 +45,12 @@ SPECS: list[RunSpec] = [
 ODD: list[RunSpec] = [
     Pretrain("data", Network(8), TRAINING, Denoise(Noise(8))),
     Finetune("data", Network(8), "binary", 4, TRAINING, 0, Augmentation("none")),
-    Score("data", Evaluation(20), ("abc",), image=ImageScore("flair")),
+    Score(
+        "data",
+        Evaluation(20, postprocess=Postprocess(fill_holes=True)),
+        ("abc",),
+        image=ImageScore("flair"),
+    ),
 ]
 """None of whose nested settings is the default."""
 
@@ -133,7 +139,7 @@ def test_all_settings_are_tried_below() -> None:
     tried = {type(_at(spec, path)).__name__ for spec, path in PLACES}
     assert tried == {
         *("Pretrain", "Finetune", "Score", "Imported", "Network", "Training", "Evaluation"),
-        *("Augmentation", "Denoise", "Noise", "ImageScore"),
+        *("Augmentation", "Denoise", "Noise", "ImageScore", "Postprocess"),
     }
 
 
@@ -173,6 +179,8 @@ def changed_once(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         "smoothing_mm": 7.0,
         "pitch_mm": 7.0,
         "folds": 2,
+        "lesion_iou": 0.7,
+        "min_lesion_mm3": (7.0,),
     }
     beside = {"folds": {"selection": "within"}}
     """What a setting cannot be without."""
@@ -331,7 +339,15 @@ def test_a_default_is_part_of_the_protocol() -> None:
         "patch": None,
         "flat_levels": 0,
     }
-    assert asdict(Evaluation()) == {"min_component_mm3": 0, "nsd_tolerance_mm": 2.0}
+    assert asdict(Evaluation()) == {
+        "min_component_mm3": 0,
+        "nsd_tolerance_mm": 2.0,
+        "lesion_wise": False,
+        "lesion_reach_mm": 3.0,
+        "smallest_lesion_mm3": 50.0,
+        "lesion_iou": 0.1,
+        "postprocess": {"largest_component": False, "min_lesion_mm3": (), "fill_holes": False},
+    }
     assert asdict(Augmentation()) == {"policy": "nnunet"}
     assert {kind: scheme_to_json(scheme()) for kind, scheme in SCHEMES.items()} == {
         kind: {"kind": kind, **settings} for kind, settings in SCHEME_DEFAULTS.items()
