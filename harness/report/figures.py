@@ -97,27 +97,72 @@ def draw_published(
 ) -> Figure:
     """The panels of Holzschuh et al.'s Figure 1, with the figures that others published."""
     shown = panels()
-    rows = rows_of([arm for arm in colours if arm.schedule != "long"])
-    figure, grid = _grid(rows, len(shown), 13 / 3, 4.2)
+    dots = [arm for arm in colours if _is_dot(arm, {it.labels for it in points if it.arm == arm})]
+    rows = rows_of([arm for arm in colours if arm.schedule != "long" and arm not in dots])
+    figure, grid, below = _grid(rows, len(shown), 13 / 3, 4.2, dots)
     for lit, all_axes in zip(rows, grid, strict=True):
         for (target, metric), axes in zip(shown, all_axes, strict=True):
             key = metric.overall_key(target)
             here = [it for it in points if it.quantity.key == key]
-            _draw_panel(axes, here, colours, axis, lit)
+            curves = {arm: colour for arm, colour in colours.items() if arm not in dots}
+            _draw_panel(axes, [it for it in here if it.arm not in dots], curves, axis, lit)
             _draw_references(axes, [it for it in published if it.metric == key])
             _limit(axes, metric)
+    for (target, metric), axes in zip(shown, below, strict=False):
+        key = metric.overall_key(target)
+        here = [it for it in points if it.arm in dots and it.quantity.key == key and it.values]
+        _draw_dots(axes, [(it.arm, it.labels, it.mean, it.interval) for it in here], colours)
+        _limit_dots(axes, metric)
     titles = [metric.panel_title for _, metric in shown]
     _say_what_is_where(rows, grid, [f"({k}) {it}" for k, it in zip(ascii_lowercase, titles)])  # noqa: B905
     _legend(figure, figure.axes)
     return figure
 
 
-def _grid(rows: Sequence[Lit], columns: int, width: float, height: float) -> tuple[Figure, Any]:
-    """A figure with a row of panels of this size in inches, or several lower ones."""
-    if len(rows) > 1:
-        height = 2.2 * len(rows) + 1
-    figure = new_figure(width * columns, height)
-    return figure, figure.subplots(len(rows), columns, squeeze=False)
+def _is_dot(arm: Arm, counts: Collection[int | None]) -> bool:
+    """Whether it is a probe at one label count, which makes no curve."""
+    return arm.schedule == "probe" and len(counts) == 1
+
+
+def _grid(
+    rows: Sequence[Lit], columns: int, width: float, height: float, dots: Sequence[Arm]
+) -> tuple[Figure, Any, Sequence[Axes]]:
+    """A figure with a row of panels of this size in inches, or several lower ones; and a last row
+    for the arms that are dots, if there are any."""
+    heights = [height] if len(rows) == 1 else [2.2] * len(rows)
+    if dots:
+        heights.append(0.22 * len(dots) + 0.8)
+    figure = new_figure(width * columns, sum(heights) + (len(heights) > 1))
+    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
+    return figure, grid[: len(rows)], grid[-1] if dots else ()
+
+
+def _draw_dots(
+    axes: Axes,
+    dots: Sequence[tuple[Arm, int | None, float | None, tuple[float, float] | None]],
+    colours: Colours,
+) -> None:
+    """A line for each of the arms, with its mean and interval, from the top in their order."""
+    for place, (arm, _, mean, interval) in enumerate(dots):
+        if mean is not None:
+            axes.plot(mean, -place, "o", color=colours[arm], markersize=4)
+        if interval is not None:
+            axes.hlines(-place, *interval, color=colours[arm], linewidth=1.4, alpha=0.7)
+    names = [_plain(f"{cell_name(arm, labels)}") for arm, labels, _, _ in dots]
+    axes.set_yticks([-place for place in range(len(dots))], names, fontsize=7)
+    axes.set_ylim(0.6 - len(dots), 0.6)
+    axes.grid(alpha=0.3)
+    if dots:
+        axes.set_title("a new head on frozen features", fontsize=9)
+    else:
+        axes.set_axis_off()
+
+
+def _limit_dots(axes: Axes, metric: Metric) -> None:
+    """As `_limit`, of the other axis."""
+    if math.isfinite(metric.most):
+        margin = MARGIN * (metric.most - metric.least)
+        axes.set_xlim(metric.least - margin, metric.most + margin)
 
 
 def _say_what_is_where(rows: Sequence[Lit], grid: Any, titles: Sequence[str]) -> None:
@@ -208,11 +253,19 @@ def _draw_references(axes: Axes, published: Sequence[Published]) -> None:
 
 def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     """Means, differences and labels saved of one metric, each with 95 % intervals."""
-    arms = [arm for arm in colours if evidence.of_arm(arm) and arm.schedule != "long"]
+    there = [arm for arm in colours if evidence.of_arm(arm) and arm.schedule != "long"]
+    dots = [arm for arm in there if _is_dot(arm, evidence.of_arm(arm))]
+    arms = [arm for arm in there if arm not in dots]
     rows = rows_of(arms)
-    figure, grid = _grid(rows, 3, 13 / 3, 4.0)
+    figure, grid, below = _grid(rows, 3, 13 / 3, 4.0, dots)
     for lit, all_axes in zip(rows, grid, strict=True):
         _draw_evidence(all_axes, evidence, colours, arms, lit)
+    _share_y([all_axes[1] for all_axes in grid])
+    for axes in below:
+        found = [(arm, n, it.mean) for arm in dots for n, it in evidence.of_arm(arm).items()]
+        known = [(arm, n, it.value, it.interval) for arm, n, it in found if it is not None]
+        _draw_dots(axes, known if axes is below[0] else [], colours)
+        _limit_dots(axes, evidence.quantity.metric)
     reference = evidence.reference
     titles = [
         evidence.quantity.title,
@@ -224,12 +277,19 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     return figure
 
 
+def _share_y(column: Sequence[Axes]) -> None:
+    """The widest of their ranges for all, so that they can be compared by eye."""
+    lows, highs = zip(*(axes.get_ylim() for axes in column), strict=True)
+    for axes in column:
+        axes.set_ylim(min(lows), max(highs))
+
+
 def _draw_evidence(
     all_axes: Sequence[Axes], evidence: Evidence, colours: Colours, arms: Sequence[Arm], lit: Lit
 ) -> None:
     """A row of three panels."""
     means, differences, saved = all_axes
-    counts = sorted({it.labels for it in evidence.outcomes if it.labels is not None})
+    counts = sorted({n for arm in arms for n in evidence.of_arm(arm)})
     long = [it for it in evidence.outcomes if it.arm.schedule == "long"]
     levels_of_long = [(it.arm.title, it.mean.value) for it in long if it.mean is not None]
     _draw_levels(means, levels_of_long, [LONG_STYLE])
