@@ -86,7 +86,7 @@ class Predictor:
         most = len(axes) if self.mirror else 0
         for flip in chain.from_iterable(combinations(axes, n) for n in range(most + 1)):
             maps = self._of(network, images_NCHW.flip(flip), spacing_mm_HW).flip(flip)
-            yield maps if patch is None else maps[0].transpose(0, 1)
+            yield maps if patch is None else maps[0].transpose(0, 1).contiguous()
 
     @property
     def needs_whole_scans(self) -> bool:
