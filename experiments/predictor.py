@@ -133,7 +133,7 @@ class Predictor:
         most = len(axes) if self.mirror else 0
         flips = chain.from_iterable(combinations(axes, n) for n in range(most + 1))
         maps = _mean([self._of(network, images_NCHW.flip(f), spacing_mm_HW).flip(f) for f in flips])
-        return maps if patch is None else maps[0].transpose(0, 1)
+        return maps if patch is None else maps[0].transpose(0, 1).contiguous()
 
     def _of(
         self,
