@@ -64,9 +64,9 @@ def score(spec: Score, folder: RunFolder, devices: Devices) -> Result:
     if fitted is not None and fitted.scans:
         validation["dice_before_postprocessing"] = Dice(fitted.before).mean
         validation["dice_after_postprocessing"] = Dice(fitted.after).mean
+    rules = () if fitted is None else fitted.rules
     test: dict[str, float] = {}
     if spec.split == "test":
-        rules = () if fitted is None else fitted.rules
         test, rows = score_test_split(scorer, spec.evaluation, threshold, spec.regions, rules)
         write_bytes(folder.cases, to_csv(rows))
     return Result(

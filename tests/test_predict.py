@@ -523,8 +523,7 @@ def test_a_postprocessed_score_predicts_what_it_scored(finished: Finished) -> No
     run_in_process(plan, scores)
     (folder,) = map(plan.folder_of, scores)
     prediction = predict(folder.path, scan_folder(finished))
-    truth_XYZ = read_scan(prediction.files).labels_XYZ
-    assert truth_XYZ is not None
+    truth_XYZ = read_nifti(*scan_folder(finished).glob("*_seg.nii.gz")).voxels_XYZ
     assert prediction.labels_XYZ is not None
     said = float(row_of(folder, patient(finished))["dice_scan_lesion"])
     assert said == pytest.approx(dice(prediction.labels_XYZ > 0, truth_XYZ > 0), rel=1e-12)
