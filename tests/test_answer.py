@@ -14,6 +14,7 @@ from fewscan.harness.arms import Arm
 from fewscan.harness.plan import make_plan
 from fewscan.harness.report.answer import answer, how_many
 from fewscan.harness.report.bootstrap import Estimate
+from fewscan.harness.report.comparison import Area
 from fewscan.harness.report.evidence import REACH, Evidence, Outcome, gather
 from fewscan.harness.report.figures import colours_of, draw_evidence
 from fewscan.harness.report.labels_needed import Extrapolation, LabelsNeeded
@@ -173,3 +174,31 @@ def test_a_score_that_no_metric_has_is_refused(tiny_document: dict[str, Any], sc
     document = tiny_document | {"report": {"reach": {"binary": score}}}
     with pytest.raises(StudyError, match=r"reach.binary is .* between 0 and 1; write 0.7 for 70 %"):
         parse_study(document, "here")
+
+
+def test_of_many_arms_the_sentence_names_those_that_are_told_apart() -> None:
+    """One after the other they would fill a screen."""
+    arms = [Arm("fine-tuning", f"scheme {n}") for n in range(6)]
+    outcomes = [Outcome(DICE, SCRATCH, 4, 5)] + [Outcome(DICE, it, 4, 5, SCRATCH) for it in arms]
+    needed = {SCRATCH: needs(12, (7, 21))} | {it: needs(9, (4, 16)) for it in arms}
+
+    def said(p_values: list[float]) -> str:
+        areas = {}
+        for n, (arm, p) in enumerate(zip(arms, p_values, strict=True)):
+            gain = Estimate(0.01 * n - 0.02, (0.01 * n - 0.03, 0.01 * n - 0.01))
+            level = Estimate(0.6, None)
+            areas[arm] = Area((1, 64), 5, 5, False, 20, level, level, gain, p, p)
+        return answer(
+            Evidence(DICE, "scratch", outcomes, {}, areas, 21, needed, None, is_named=True)
+        )
+
+    end = (
+        " against scratch, by the area under the curve (corrected for 21 comparisons); scheme 5 "
+        "gains most, +0.030 (95 % interval +0.020 to +0.040); scratch needs 12 (95 % interval 7 "
+        "to 21) labelled scans for a Dice of 0.700."
+    )
+    assert said([1.0] * 6) == f"Binary: of 6 arms none can be told apart,{end}"
+    assert said([0.01, 1, 1, 1, 0.02, 0.01]) == (
+        "Binary: of 6 arms scheme 4 and scheme 5 are better, scheme 0 is worse, of 3 it cannot "
+        f"be said,{end}"
+    )

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 
 from fewscan.harness.arms import Arm
+from fewscan.harness.report.comparison import Area
 from fewscan.harness.report.evidence import REACH, Evidence
+from fewscan.harness.report.findings import SIGNIFICANT
 from fewscan.harness.report.labels_needed import LabelsNeeded
-from fewscan.harness.report.tables import number
+from fewscan.harness.report.tables import ABREAST, interval, number, signed
 
 TINY = 1e-9
 """12 and a rounding error are 12 scans, not 13."""
@@ -23,14 +26,53 @@ def answer(evidence: Evidence) -> str:
     pairs = [it for it in evidence.references.items() if {*it} <= needed.keys()]
     if not pairs:
         return ""
-    parts = [_pair(arm, reference, evidence) for arm, reference in pairs]
     score = next(iter(needed.values())).score
     what = f"a {evidence.quantity.title} of {number(score)}"
     if not evidence.is_named:
         what += f", {REACH:g} times what {evidence.reference} reaches with its most labels"
+    if len(pairs) > ABREAST:
+        return f"{evidence.quantity.target.capitalize()}: {_of_many(pairs, evidence, what)}."
+    parts = [_pair(arm, reference, evidence) for arm, reference in pairs]
     reasons = [f"{arm.key}: {it.reason}" for arm, it in needed.items() if it.reason]
     why = f" ({'; '.join(reasons)})" if reasons else ""
     return f"{evidence.quantity.target.capitalize()}: {'; '.join(parts)}: {what}{why}."
+
+
+def _of_many(pairs: Sequence[tuple[Arm, Arm]], evidence: Evidence, what: str) -> str:
+    """Which of many arms are better than their references, by what the report tests first."""
+    known: list[tuple[float, Arm, Area]] = []
+    for arm, _ in pairs:
+        area = evidence.areas.get(arm)
+        if area is not None and area.difference is not None and area.difference.value is not None:
+            known.append((area.difference.value, arm, area))
+    told = [
+        (gain > 0, arm.key)
+        for gain, arm, area in known
+        if area.p_corrected is not None and area.p_corrected < SIGNIFICANT
+    ]
+    said = [
+        f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {how}"
+        for how, wanted in (("better", True), ("worse", False))
+        if (names := [name for is_better, name in told if is_better == wanted])
+    ]
+    rest = len(pairs) - len(told)
+    if rest:
+        said.append(f"of {rest} it cannot be said" if told else "none can be told apart")
+    text = (
+        f"of {len(pairs)} arms {', '.join(said)}, against "
+        f"{' and '.join(dict.fromkeys(reference.key for _, reference in pairs))}, by the area "
+        f"under the curve (corrected for {evidence.tested} comparisons)"
+    )
+    if known:
+        gain, arm, area = max(known, key=itemgetter(0))
+        text += f"; {arm.key} gains most, {signed(gain)}"
+        if area.difference is not None and area.difference.interval is not None:
+            text += f" (95 % interval {interval(area.difference, '+')})"
+    needed = {reference: evidence.needed[reference] for _, reference in pairs}
+    for reference, it in needed.items():
+        scans = "scan" if _is_one(how_many(it)) else "scans"
+        text += f"; {reference.key} needs {how_many(it)} labelled {scans} for {what}"
+    return text
 
 
 def _pair(arm: Arm, reference: Arm, evidence: Evidence) -> str:
