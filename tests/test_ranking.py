@@ -251,6 +251,8 @@ def test_more_arms_than_stand_abreast_have_a_row_each(zoo: Plan) -> None:
             assert drawn.count(OTHERS) + drawn.count(SCRATCH) >= 8
             assert not {*drawn} & ({*colours.values()} - {colours[arm]})
             assert axes.get_ylabel() == arm.title
+    ranges = {axes.get_ylim() for axes in np.array(figure.axes).reshape(9, -1)[:, 1]}
+    assert len(ranges) == 1, "differences can be compared by eye"
     few = draw_evidence(evidence, dict(list(colours.items())[:4]))
     assert len(few.axes) == 3
     write_report(studies)
@@ -278,3 +280,25 @@ def test_arithmetic_is_shown_for_each_arm(tiny_document: dict[str, Any], undrawn
     assert 1 / 3 < share["pre-trained: denoise (frozen)"] < 1
     trained = sum(run.flops for run in plan.runs if not isinstance(run.spec, Score))
     assert sum(float(it["pflop"]) for it in found.values()) == pytest.approx(trained / 1e15)
+
+
+def test_probes_at_one_label_count_are_dots_below_the_curves(tiny_document: dict[str, Any]) -> None:
+    """They make no curve: each would have a row of panels with a single point."""
+    finetune = tiny_document["finetune"] | {
+        "label_counts": [1, 4],
+        "inits": ["scratch", "denoise"],
+        "targets": ["binary"],
+        "probes": {"levels": [1], "label_counts": [4]},
+    }
+    plan = make_plan(parse_study(tiny_document | {"finetune": finetune}, "tiny"))
+    finish_all(plan)
+    studies = one_study(plan)
+    results = read_results(studies)
+    (evidence,) = gather(studies, results, leading=True)
+    report = gather_report(studies, results)
+    colours = colours_of(list(dict.fromkeys(it.arm for it in report.points)))
+    for figure in (draw_evidence(evidence, colours), report.figures["figure"]):
+        curves, dots = np.array(figure.axes).reshape(2, -1)
+        assert "denoise (probe 1)" not in curves[0].get_legend_handles_labels()[1]
+        names = [it.get_text() for it in dots[0].get_yticklabels()]
+        assert names == ["scratch (probe 1), 4 scans", "denoise (probe 1), 4 scans"]

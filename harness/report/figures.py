@@ -143,6 +143,9 @@ def _draw_dots(
     colours: Colours,
 ) -> None:
     """A line for each of the arms, with its mean and interval, from the top in their order."""
+    if not dots:
+        axes.set_axis_off()
+        return
     for place, (arm, _, mean, interval) in enumerate(dots):
         if mean is not None:
             axes.plot(mean, -place, "o", color=colours[arm], markersize=4)
@@ -152,10 +155,7 @@ def _draw_dots(
     axes.set_yticks([-place for place in range(len(dots))], names, fontsize=7)
     axes.set_ylim(0.6 - len(dots), 0.6)
     axes.grid(alpha=0.3)
-    if dots:
-        axes.set_title("a new head on frozen features", fontsize=9)
-    else:
-        axes.set_axis_off()
+    axes.set_title("a new head on frozen features", fontsize=9)
 
 
 def _limit_dots(axes: Axes, metric: Metric) -> None:
