@@ -1,4 +1,4 @@
-"""How much arithmetic the paper study is: counted from its study file, for the performance page.
+"""How much arithmetic the large studies are: counted from their files, for the performance page.
 
 Nothing is measured here. The store of BraTS 2021 is stood in for by a manifest of 1251 subjects.
 """
@@ -16,7 +16,7 @@ from fewscan.storage.conventions.brats import CHANNELS, CLASSES
 from fewscan.storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject
 
 ROOT = Path(__file__).parents[1]
-STUDY = ROOT / "experiments" / "paper.yaml"
+STUDIES = ("paper", "schemes")
 PAGE = ROOT / "docs" / "performance.md"
 SUBJECTS = 1251
 SLICES_A_SCAN = 143
@@ -29,8 +29,12 @@ _TITLES = {
 
 
 def table() -> str:
-    """PFLOP (10¹⁵ floating-point operations) of each kind of run, in Markdown."""
-    kinds = _pflop_by_kind()
+    """PFLOP (10¹⁵ floating-point operations) of each kind of run of each study, in Markdown."""
+    return "\n".join(f"`experiments/{name}.yaml`:\n\n{_table(name)}" for name in STUDIES)
+
+
+def _table(name: str) -> str:
+    kinds = _pflop_by_kind(ROOT / "experiments" / f"{name}.yaml")
     total = sum(float(np.sum(parts)) for parts in kinds.values())
     lines = [
         "| kind | runs | training | validation | scoring | PFLOP a run | of the study |",
@@ -44,12 +48,12 @@ def table() -> str:
     return "\n".join([*lines, "", f"Together: {total:,.0f} PFLOP."]) + "\n"
 
 
-def _pflop_by_kind() -> dict[str, list[np.ndarray]]:
+def _pflop_by_kind(study: Path) -> dict[str, list[np.ndarray]]:
     """Title → for each run its PFLOP for training, validation and scoring."""
     parts = defaultdict(list)
     with tempfile.TemporaryDirectory() as place:
         store = _stand_in(Path(place) / "brats2021.zarr")
-        plan = make_plan(load_study(STUDY, [f"store={store}", f"folder={place}/study"]))
+        plan = make_plan(load_study(study, [f"store={store}", f"folder={place}/study"]))
         for run in plan.runs:
             flops = flops_by_part(run.spec, plan.network, plan.store)
             parts[_TITLES[run.spec.kind]].append(np.array(flops) / 1e15)
