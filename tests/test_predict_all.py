@@ -176,7 +176,7 @@ def test_the_model_is_loaded_once(
     own_data: Finished, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = ScanPredictor.load(run_of(own_data))
-    monkeypatch.setattr("fewscan.harness.predict.load_trained", None)
+    monkeypatch.setattr("fewscan.harness.predict.load_together", None)
     steps: list[tuple[int, int]] = []
     report = predict_all(loaded, scans, tmp_path / "out", progress=lambda *step: steps.append(step))
     assert report.written == ("case_001", "case_002", "case_003")

@@ -72,7 +72,12 @@ class Bright(Predictor):
     def to(self, device: str) -> Predictor:
         return self
 
-    def maps(self, images_NCHW: Tensor, spacing_mm_HW: tuple[float, float] | None = None) -> Tensor:
+    def _of(
+        self,
+        network: nn.Module,
+        images_NCHW: Tensor,
+        spacing_mm_HW: tuple[float, ...] | None,
+    ) -> Tensor:
         bright_NHW = images_NCHW[:, 0].clamp(0, 1)
         return torch.stack([1 - bright_NHW, bright_NHW], dim=1)
 
