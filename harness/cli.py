@@ -588,7 +588,8 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
 @click.option(
     "--mirror",
     is_flag=True,
-    help="Average over mirror images: four times the work. Done anyway with what was scored so.",
+    help="Average over mirror images: four times the work, eight in 3D. Done anyway with what was "
+    "scored so.",
 )
 @click.option(
     "--target",

@@ -440,8 +440,8 @@ class Scoring:
     """How networks are asked when they are scored. No training depends on it."""
 
     mirror: bool = False
-    """Each is asked about every slice and its three mirror images, as nnU-Net predicts: four times
-    the work of a score, the choice of its threshold too."""
+    """Each is asked about every slice and its three mirror images, of volumes seven, as nnU-Net
+    predicts: four or eight times the work of a score, the choice of its threshold too."""
 
 
 @dataclass(frozen=True)
