@@ -418,14 +418,14 @@ def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
         return
     status = run_sweep(loaded, console, on_ray_lost=begin_again)
     for run in status.failed():
-        message = loaded.folder_of(run).read_error()["message"]
+        message = status.plan.folder_of(run).read_error()["message"]
         click.echo(f"failed: {run.run_id} {run.name}: {message}", err=True)
     for run in status.blocked():
         click.echo(f"blocked by a failed parent: {run.run_id} {run.name}", err=True)
     if status.count()["finished"]:
         from fewscan.harness.report.studies import one_study
 
-        _show_report(one_study(loaded))
+        _show_report(one_study(status.plan))
     if not status.is_finished:
         click.echo("not finished: give the same command to go on", err=True)
         done_with = Session.INCOMPLETE if status.is_over else Session.TRY_AGAIN

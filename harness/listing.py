@@ -37,8 +37,19 @@ def render_plan(plan: Plan) -> RenderableType:
         body.append(trained)
     if memory := _memory(plan):
         body.append(memory)
+    body += [escape(sentence) for sentence in growing(plan)]
     known = [f"[yellow]note:[/] {escape(sentence)}" for sentence in concerns(plan)]
     return Group(title, *body, "", *known, summary(status), *estimate)
+
+
+def growing(plan: Plan) -> Iterator[str]:
+    """What the looks of an adaptive study saw, and what comes next; nothing of another study."""
+    yield from plan.looked
+    if plan.look is not None and len(plan.looked) < plan.look.number:
+        yield (
+            f"look {plan.look.number} of at most {plan.look.of} is taken when these runs are "
+            "finished; then seeds are added where it is open, or the study is over"
+        )
 
 
 def _iterations(plan: Plan) -> str:
@@ -129,6 +140,7 @@ def render_status(status: StudyStatus) -> RenderableType:
     waits = status.plan.folder.read_waiting()
     if waits and status.count()["running"]:  # else it is what a killed sweep has left
         parts.append(f"[yellow]waiting:[/] {escape(waits)}")
+    parts += [escape(sentence) for sentence in growing(status.plan)]
     parts += [f"[yellow]mixed:[/] {sentence}" for sentence in mixtures(status.plan)]
     parts += _errors(status)
     return Group(*parts)

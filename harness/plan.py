@@ -41,6 +41,7 @@ from fewscan.harness.ensembles import (
     not_divided,
     which_network,
 )
+from fewscan.harness.looks import Look
 from fewscan.harness.networks import network_of, pretraining_network, require_room
 from fewscan.harness.study import Share, Study, load_study
 from fewscan.storage.errors import StudyError
@@ -99,6 +100,10 @@ class Plan:
     runs: tuple[PlannedRun, ...]
     stores: Mapping[str, SliceStore] = field(default_factory=dict)
     """Pre-training's name → the store that it learns from; by default the study's."""
+    look: Look | None = None
+    """Of an adaptive study: the next one that is taken, or the last."""
+    looked: tuple[str, ...] = ()
+    """And what the looks so far saw: sentences without a full stop."""
     left_out: tuple[str, ...] = ()
     """What of `finetune.inits`, probes and folds there is no arm for, and why: sentences without a
     full stop."""
@@ -181,7 +186,7 @@ def make_plan(study: Study) -> Plan:
                 remedy="give one another seed or setting, or leave it out",
             )
     runs, left_out = tuple(unique.values()), tuple(dict.fromkeys(planner.left_out))
-    return Plan(study, store, runs, planner.stores, left_out)
+    return Plan(study, store, runs, planner.stores, left_out=left_out)
 
 
 def meaningful(arm: Arm) -> Arm:
@@ -672,5 +677,10 @@ class _Planner:
 
 
 def load_plan(path: Path, overrides: tuple[str, ...] = ()) -> Plan:
-    """Read, validate and plan a study file."""
-    return make_plan(load_study(path, overrides))
+    """Read, validate and plan a study file; an adaptive one as far as it has grown."""
+    plan = make_plan(load_study(path, overrides))
+    if plan.study.adaptive is None:
+        return plan
+    from fewscan.harness.adaptive import so_far  # which makes plans, and reads results
+
+    return so_far(plan)

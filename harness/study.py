@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
@@ -571,6 +572,29 @@ class Power:
 
 
 @dataclass(frozen=True)
+class Adaptive:
+    """Seeds beyond `finetune.seeds`, for the comparisons whose answer is still open.
+
+    Whenever all runs are finished the results are looked at. For each comparison of an arm with its
+    reference that is open, cells of further seeds are added, those first that narrow the interval
+    of the area most for their arithmetic. Intervals and p-values hold whenever it stops
+    (`harness.looks`).
+    """
+
+    at_most: Annotated[int, Field(ge=3)]
+    """Seeds of a cell, those of `finetune.seeds` among them. The further ones are the next whole
+    numbers; a pre-training that has the seeds of `finetune.seeds` has them, too."""
+    until: Literal["decided"] | None = None
+    """decided: a comparison is over once the area's difference is shown."""
+    half_width: PositiveFloat | None = None
+    """Or once its interval is known to ± so much, in the units of the leading metric."""
+
+    def __post_init__(self) -> None:
+        if self.until is None and self.half_width is None:
+            raise ValueError("say when it ends: until: decided, or half_width: 0.02, or both")
+
+
+@dataclass(frozen=True)
 class Study:
     """One study: a store of slices, a grid of runs, a folder that holds all that comes of it."""
 
@@ -598,6 +622,34 @@ class Study:
     """Reference lines and points for the report."""
     report: Reporting = Reporting()
     power: Power = Power()
+    adaptive: Adaptive | None = None
+    """None: the seeds of `finetune.seeds`, no more."""
+
+    def __post_init__(self) -> None:
+        if self.adaptive is None:
+            return
+        first, most = len(self.finetune.seeds), self.adaptive.at_most
+        if not 2 <= first < most:
+            raise ValueError(
+                f"adaptive begins with the {first} of finetune.seeds and has at_most {most}; it "
+                "takes two to begin with, and more at most"
+            )
+
+    def with_all_seeds(self) -> "Study":
+        """The same as a plain study of all seeds that `adaptive` may come to."""
+        if self.adaptive is None:
+            return self
+        first, tune = self.finetune.seeds, self.finetune.tune
+        taken = {*first, *([tune.on.seed] if tune else [])}
+        taken |= {wish.tune.seed for wish in self.pretrain.values() if wish.tune}
+        more = (seed for seed in count(max(first) + 1) if seed not in taken)
+        every = (*first, *islice(more, self.adaptive.at_most - len(first)))
+        pretrain = {
+            name: replace(wish, seeds=every) if wish.seeds == first else wish
+            for name, wish in self.pretrain.items()
+        }
+        grid = replace(self.finetune, seeds=every)
+        return replace(self, finetune=grid, pretrain=pretrain, adaptive=None)
 
     @property
     def image_scores(self) -> tuple[ImageScore, ...]:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -81,24 +82,47 @@ def sweep(
         as_swept = dump_study(plan.study).encode()
         if not folder.study.exists() or folder.study.read_bytes() != as_swept:
             write_bytes(folder.study, as_swept)
-        view = MlflowUpdates(plan, console)
-        try:
-            status = without_failures(without_damage(read_status(plan), console))
-            was_finished = status.is_finished
-            if was_finished:
-                console.print(f"all {len(status.states)} runs are finished", highlight=False)
-            else:
-                with watched(status, console, view) as on_offer:
-                    _run_on_ray(plan, on_offer, stage, console.print, on_ray_lost)
-            from fewscan.harness.report.studies import has_results, one_study
-            from fewscan.harness.report.write import write_report
+        while True:
+            status = _sweep(plan, console, stage, on_ray_lost)
+            if plan.study.adaptive is None or not status.is_finished:
+                return status
+            from fewscan.harness.adaptive import so_far
 
-            if has_results(plan):
-                if not (was_finished and report_is_current(plan)):
-                    write_report(one_study(plan))
-                view.log_report()
-        finally:
-            view.close(finished=read_status(plan).is_finished)
+            grown = so_far(plan)
+            console.print(escape(grown.looked[-1]), highlight=False, soft_wrap=True)
+            if grown.runs == plan.runs:
+                return status
+            console.print(f"{len(grown.runs) - len(plan.runs)} runs are added", highlight=False)
+            plan = grown
+
+
+def _sweep(
+    plan: Plan,
+    console: Console,
+    stage: "Stage | None",
+    on_ray_lost: Callable[[str], object],
+) -> StudyStatus:
+    """All runs of a plan, of an adaptive study up to its next look."""
+    view = MlflowUpdates(plan, console)
+    try:
+        status = without_failures(without_damage(read_status(plan), console))
+        was_finished = status.is_finished
+        if was_finished:
+            console.print(f"all {len(status.states)} runs are finished", highlight=False)
+        else:
+            with watched(status, console, view) as on_offer:
+                _run_on_ray(plan, on_offer, stage, console.print, on_ray_lost)
+        from fewscan.harness.adaptive import so_far
+        from fewscan.harness.report.studies import has_results, one_study
+        from fewscan.harness.report.write import write_report
+
+        if has_results(plan):
+            plan = replace(plan, looked=so_far(plan).looked)
+            if not (was_finished and report_is_current(plan)):
+                write_report(one_study(plan))
+            view.log_report()
+    finally:
+        view.close(finished=read_status(plan).is_finished)
     return read_status(plan)
 
 

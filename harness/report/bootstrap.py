@@ -27,6 +27,8 @@ from fewscan.harness.report.cells import Cell, Units, positions, units_of
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+ERROR = 1 - CONFIDENCE
+"""Of an interval that is looked at once (`harness.looks`)."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,9 @@ def estimate(cell: Cell, *, resamples: int = RESAMPLES, random_seed: int = 0) ->
     return with_interval(mean(cell), resampling.means_B(cell))
 
 
-def with_interval(value: float | None, draws_B: np.ndarray) -> Estimate:
+def with_interval(value: float | None, draws_B: np.ndarray, error: float = ERROR) -> Estimate:
     """A number with the `percentiles` of its draws; without them where a draw is not defined."""
-    return Estimate(value, None if np.isnan(draws_B).any() else percentiles(draws_B))
+    return Estimate(value, None if np.isnan(draws_B).any() else percentiles(draws_B, error))
 
 
 def mean(cell: Cell) -> float | None:
@@ -88,9 +90,9 @@ def mean(cell: Cell) -> float | None:
     return float(np.nanmean(scores_SP, axis=1).mean()) if scores_SP.size else None
 
 
-def percentiles(draws_B: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of the draws, some of which may be infinite."""
-    tail = (1 - CONFIDENCE) / 2
+def percentiles(draws_B: np.ndarray, error: float = ERROR) -> tuple[float, float]:
+    """The draws without this share at the ends, 5 %; some of them may be infinite."""
+    tail = error / 2
     low, high = np.quantile(draws_B, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from fewscan.harness.report.bootstrap import (
+    ERROR,
     RESAMPLES,
     Estimate,
     Resampling,
@@ -83,13 +84,14 @@ def compare(
     second: Mapping[int, Cell],
     *,
     may_collapse: bool = False,
+    error: float = ERROR,
     resamples: int = RESAMPLES,
     random_seed: int = 0,
 ) -> dict[int, Comparison]:
     """Compare two arms at each label count at which both have a score for one seed.
 
     `may_collapse`: the scores are from 0 to 1 with 1 best, so that runs near 0 have collapsed and
-    intervals take it into account (`collapses`).
+    intervals take it into account (`collapses`). `error`: of the intervals.
 
     In 4,000 simulated studies without a true difference (251 patients; standard deviations of the
     differences: patients 0.05, residual 0.1, seeds 0.02) p fell below 0.05 in 4, 3, 3 and 4 % for
@@ -103,13 +105,13 @@ def compare(
         return {}
     resampling = draw_resamples([*cells.values()], resamples, random_seed)
     arms = [collapses(arm) for arm in (first, second)] if may_collapse else []
-    return {n: _comparison({n: cell}, resampling, arms) for n, cell in cells.items()}
+    return {n: _comparison({n: cell}, resampling, arms, error) for n, cell in cells.items()}
 
 
 def _comparison(
-    cells: Mapping[int, Cell], resampling: Resampling, arms: Sequence[Collapses]
+    cells: Mapping[int, Cell], resampling: Resampling, arms: Sequence[Collapses], error: float
 ) -> Comparison:
-    found, draws_B = weighted(cells, resampling, arms)
+    found, draws_B = weighted(cells, resampling, arms, error=error)
     (scores_SP,) = [cell.defined().scores_SP for cell in cells.values()]
     p = None if found.interval is None else p_value(draws_B)
     seeds, patients = scores_SP.shape
@@ -133,6 +135,7 @@ def area(
     second: Mapping[int, Cell] | None = None,
     *,
     may_collapse: bool = False,
+    error: float = ERROR,
     resamples: int = RESAMPLES,
     random_seed: int = 0,
 ) -> Area | None:
@@ -141,6 +144,7 @@ def area(
     Only label counts at which both have a score for one seed are in it, and where any has an
     interval only those: two units and two patients. Nothing is imputed. One set of resamples moves
     all of them together, so it is a draw of seeds and patients for the curve and not for a point.
+    `error`: of the interval of the difference, or of an area without one.
 
     Raises `StudyError` as `compare` does.
     """
@@ -154,7 +158,7 @@ def area(
     paired = {n: paired[n] for n in known or paired}
     arms = [first] if second is None else [first, second]
     fallen = [collapses(arm) for arm in arms] if may_collapse else []
-    found, draws_B = weighted(paired, resampling, fallen)
+    found, draws_B = weighted(paired, resampling, fallen, error=error)
     cells = [cell.defined() for cell in paired.values()]
     seeds = {seed for cell in cells for seed in cell.seeds}
     whole = Area(
@@ -181,6 +185,7 @@ def weighted(
     resampling: Resampling,
     arms: Sequence[Collapses],
     first_stream: int = 3,
+    error: float = ERROR,
 ) -> tuple[Estimate, np.ndarray]:
     """The area under the means of some cells, and its draws; a single cell's is its mean.
 
@@ -193,7 +198,7 @@ def weighted(
     weights = dict(zip(cells, weights_K.tolist(), strict=True))
     for stream, arm in enumerate(arms, start=first_stream):
         draws_B = draws_B + arm.unseen_B(cells, weights, draws, (resampling.random_seed, stream))
-    return with_interval(value, draws_B), draws_B
+    return with_interval(value, draws_B, error), draws_B
 
 
 def estimates(
@@ -247,7 +252,7 @@ class Branch:
     counts: Mapping[int, float]
 
 
-def corrected(branches: Mapping[Key, Branch]) -> dict[Key, Branch]:
+def corrected(branches: Mapping[Key, Branch], scale: float = 1.0) -> dict[Key, Branch]:
     """Correct the p-values of a whole report, so that "below 0.05" is the one rule.
 
     A comparison is of an arm with its reference or, where arms are ranked, of any two of them,
@@ -257,7 +262,7 @@ def corrected(branches: Mapping[Key, Branch]) -> dict[Key, Branch]:
     rejected, its share goes to the comparisons that are left. That is a graphical procedure of
     Bretz et al. (Stat. Med. 28(4), 2009), the error of the family is kept whatever the dependence;
     without label counts it is Holm's over areas. What is returned is the smallest error
-    probability of the family at which each is rejected.
+    probability of the family at which each is rejected, times `scale`.
     """
     local = {
         key: Branch(it.area, {n: max(it.area, p) for n, p in holm(it.counts).items()})
@@ -272,7 +277,8 @@ def corrected(branches: Mapping[Key, Branch]) -> dict[Key, Branch]:
 
     def correct(p: float, rank: int) -> float:
         stages = range(rank + 1)
-        return min(1.0, *(max(reached[done], (len(order) - done) * p) for done in stages))
+        least = min(max(reached[done], (len(order) - done) * p) for done in stages)
+        return min(1.0, scale * least)
 
     return {
         key: Branch(

@@ -11,7 +11,7 @@ import numpy as np
 
 from fewscan.experiments.catalogue import Metric
 from fewscan.harness.arms import Arm
-from fewscan.harness.report.bootstrap import Estimate, estimate, mean
+from fewscan.harness.report.bootstrap import ERROR, Estimate, estimate, mean
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.collapses import collapses
 from fewscan.harness.report.comparison import (
@@ -169,14 +169,16 @@ def gather(
     wanted = [it for it in quantities(studies) if it.leads or not leading]
     found = [_evidence(studies, results, quantity) for quantity in wanted]
     found = [it for it in found if it.is_compared or any(all(o.scored) for o in it.outcomes)]
-    return correct(found)
+    return correct(found, studies.error)
 
 
-def correct(found: Sequence[Evidence]) -> list[Evidence]:
+def correct(found: Sequence[Evidence], error: float = ERROR) -> list[Evidence]:
     """With p-values corrected for all that is tested: arms and pairs of arms, times targets, of
     what leads.
 
     Other quantities describe: their p-values stay uncorrected, and nothing is claimed by them.
+    `error`: probability of a false finding of all that is tested. p-values come out in parts of it,
+    so that "below 0.05" is the one rule, whatever it is.
     """
     branches: dict[tuple[Quantity, Arm | frozenset[Arm]], Branch] = {
         (evidence.quantity, arm): Branch(area.p, _p_values(evidence.of_arm(arm)))
@@ -189,7 +191,7 @@ def correct(found: Sequence[Evidence]) -> list[Evidence]:
         for pair in evidence.pairs_tested:
             assert pair.p is not None
             branches[evidence.quantity, frozenset((pair.first, pair.second))] = Branch(pair.p, {})
-    p_values = corrected(branches)
+    p_values = corrected(branches, scale=ERROR / error)
 
     def area_of(evidence: Evidence, arm: Arm) -> Area:
         branch = p_values.get((evidence.quantity, arm))
@@ -274,11 +276,13 @@ def _evidence(studies: Studies, results: Sequence[RunResults], quantity: Quantit
     for arm, reference in references.items():
         first, second = _labelled(cells, arm), _labelled(cells, reference)
         try:
-            for n, compared in compare(first, second, may_collapse=may_collapse).items():
+            for n, compared in compare(
+                first, second, may_collapse=may_collapse, error=studies.error
+            ).items():
                 clipped = compared.difference.within(-span, span)
                 compared = replace(compared, difference=clipped)
                 outcomes[arm, n] = replace(outcomes[arm, n], comparison=compared)
-            if paired := area(first, second, may_collapse=may_collapse):
+            if paired := area(first, second, may_collapse=may_collapse, error=studies.error):
                 areas[arm] = _within(paired, metric)
             saved = labels_saved(
                 first,

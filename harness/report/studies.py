@@ -17,6 +17,7 @@ from fewscan.experiments.spec import PROTOCOL, Evaluation, Postprocess, Target
 from fewscan.harness.arms import SCRATCH, Arm
 from fewscan.harness.label_budget import LabelBudget, label_budgets
 from fewscan.harness.plan import Plan
+from fewscan.harness.report.bootstrap import ERROR
 from fewscan.harness.study import Published, dump_study
 from fewscan.storage.errors import RunError, StudyError
 from fewscan.storage.runs import RunFolder
@@ -57,6 +58,12 @@ class Studies:
     def reference(self) -> str:
         """In words, what arms are compared with: "scratch", or the name of the first study."""
         return self.names[0] if self.are_compared else SCRATCH
+
+    @property
+    def error(self) -> float:
+        """Probability of a false finding of all that a report tests: smaller where there are
+        several looks at a study that grows."""
+        return min((plan.look.error for plan in self.plans if plan.look), default=ERROR)
 
     @property
     def report_folder(self) -> Path:
