@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from benchmarks import answers, arithmetic, results, statistics
+from benchmarks import answers, arithmetic, results, sequential, statistics
 from benchmarks.setting import SUBJECTS, Setting
 from fewscan.storage.manifest import STORE_PROTOCOL
 from fewscan.storage.phantom.write import GENERATOR, write_phantoms
@@ -28,9 +28,11 @@ CACHE = (
 
 @click.command()
 @click.option(
-    "--only", type=click.Choice([*NAMES, "statistics"]), help="One subject, in this process."
+    "--only",
+    type=click.Choice([*NAMES, "statistics", "sequential"]),
+    help="One subject, in this process.",
 )
-@click.option("--studies", default=400, show_default=True, help="Simulated, for `statistics`.")
+@click.option("--studies", default=400, show_default=True, help="Simulated, for `statistics` and `sequential`.")
 @click.option("--rounds", default=5, show_default=True, help="Pairs of measurements.")
 @click.option("--runs", default=60, show_default=True, help="Runs of the sweep of nothing.")
 @click.option("--folder", default=CACHE, show_default=True, type=click.Path(path_type=Path))
@@ -38,7 +40,8 @@ CACHE = (
 def main(only: str | None, studies: int, rounds: int, runs: int, folder: Path, table: bool) -> None:
     """Measure the fast paths against the published way, side by side.
 
-    `--only statistics` measures no time: it simulates studies with a known truth.
+    `--only statistics` and `--only sequential` measure no time: they simulate studies with a known
+    truth.
 
     Example: python -m benchmarks --only anomaly
     """
@@ -46,6 +49,8 @@ def main(only: str | None, studies: int, rounds: int, runs: int, folder: Path, t
     if only == "statistics":
         more: dict[str, Any] = answers.measure(studies)
         statistics.run(studies, **more)
+    elif only == "sequential":
+        sequential.run(studies)
     elif only:
         run(only, Setting(folder / "scans", folder, rounds=rounds, noop_runs=runs))
     elif not table:
@@ -54,6 +59,7 @@ def main(only: str | None, studies: int, rounds: int, runs: int, folder: Path, t
     results.write_between_marks(results.README, results.table())
     results.write_between_marks(arithmetic.PAGE, arithmetic.table())
     results.write_between_marks(statistics.PAGE, statistics.table())
+    results.write_between_marks(sequential.PAGE, sequential.table())
     if not only:
         click.echo(results.table())
     if failed:

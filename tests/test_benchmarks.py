@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import arithmetic, makespan, results, statistics
+from benchmarks import arithmetic, makespan, results, sequential, statistics
 from benchmarks.__main__ import NAMES
 from benchmarks.measure import Cost, SideBySide, side_by_side
 from benchmarks.results import Finding
@@ -45,6 +45,7 @@ def test_each_subject_compares_and_measures(name: str, scans: Path, tmp_path: Pa
         (results.README, results.table),
         (arithmetic.PAGE, arithmetic.table),
         (statistics.PAGE, statistics.table),
+        (sequential.PAGE, sequential.table),
     ],
 )
 def test_the_tables_are_what_they_are_made_from(page: Path, table: Callable[[], str]) -> None:
