@@ -32,7 +32,12 @@ CACHE = (
     type=click.Choice([*NAMES, "statistics", "sequential"]),
     help="One subject, in this process.",
 )
-@click.option("--studies", default=400, show_default=True, help="Simulated, for `statistics` and `sequential`.")
+@click.option(
+    "--studies",
+    default=400,
+    show_default=True,
+    help="Simulated, for `statistics` and `sequential`.",
+)
 @click.option("--rounds", default=5, show_default=True, help="Pairs of measurements.")
 @click.option("--runs", default=60, show_default=True, help="Runs of the sweep of nothing.")
 @click.option("--folder", default=CACHE, show_default=True, type=click.Path(path_type=Path))

@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from benchmarks import results
-from benchmarks.simulated import COUNTS, SCRATCH, Design, falling_gain, simulate_study
+from benchmarks.simulated import SCRATCH, Design, falling_gain, simulate_study
 from fewscan.harness.looks import grown, planned_looks
 from fewscan.harness.report.bootstrap import ERROR
 from fewscan.harness.report.cells import Cell
@@ -64,6 +64,10 @@ def arms_of(design: Design) -> list[str]:
     return [arm for arm in design.curves if arm != SCRATCH]
 
 
+def counts_of(design: Design) -> list[int]:
+    return sorted(design.curves[SCRATCH])
+
+
 def price(found: Mapping[int, int], count: int) -> float:
     """Of one more seed at a label count: two fine-tunings, and a pre-training if it is new."""
     return 2 + PRETRAINING * (found[count] == max(found.values()))
@@ -71,7 +75,8 @@ def price(found: Mapping[int, int], count: int) -> float:
 
 def cost(seeds: Seeds) -> float:
     """Of all runs, in fine-tunings; arms share those from scratch."""
-    scratch = sum(max(own[count] for own in seeds.values()) for count in COUNTS)
+    counts = next(iter(seeds.values()))
+    scratch = sum(max(own[count] for own in seeds.values()) for count in counts)
     return scratch + sum(
         sum(own.values()) + PRETRAINING * max(own.values()) for own in seeds.values()
     )
@@ -99,8 +104,8 @@ def p_values(found: Mapping[str, Area], error: float) -> dict[str, float]:
 
 def adaptive(design: Design, study: Study, rule: Rule, number: int) -> Outcome:
     """One study with all its seeds, looked at as a sweep does."""
-    looks = planned_looks(FIRST, MOST)
-    seeds: Seeds = {arm: dict.fromkeys(COUNTS, FIRST) for arm in arms_of(design)}
+    looks, counts = planned_looks(FIRST, design.seeds), counts_of(design)
+    seeds: Seeds = {arm: dict.fromkeys(counts, FIRST) for arm in arms_of(design)}
     shown: set[str] = set()
     held = True
     for look in looks:
@@ -115,16 +120,17 @@ def adaptive(design: Design, study: Study, rule: Rule, number: int) -> Outcome:
         for arm in still:
             own = seeds[arm]
             if following.is_last:
-                seeds[arm] = dict.fromkeys(COUNTS, MOST)
+                seeds[arm] = dict.fromkeys(counts, design.seeds)
             else:
                 more = following.seeds - max(own.values())
-                budget = (2 * len(COUNTS) + PRETRAINING) * max(more, 1)
-                seeds[arm] = grown(own, budget, price, MOST)
+                budget = (2 * len(counts) + PRETRAINING) * max(more, 1)
+                seeds[arm] = grown(own, budget, price, design.seeds)
     return Outcome(frozenset(shown), held, look.number, cost(seeds))
 
 
 def _holds(design: Design, arm: str, found: Area) -> bool:
-    truth = float(log_weights(COUNTS) @ [design.true_difference(arm, n) for n in COUNTS])
+    counts = counts_of(design)
+    truth = float(log_weights(counts) @ [design.true_difference(arm, n) for n in counts])
     assert found.difference is not None
     assert found.difference.interval is not None
     low, high = found.difference.interval
@@ -168,10 +174,11 @@ def measure(
 
 def _row(name: str, studies: int, design: Design, rule: Rule) -> dict[str, Any]:
     design = replace(design, seeds=MOST)
-    full: Seeds = {arm: dict.fromkeys(COUNTS, MOST) for arm in arms_of(design)}
+    counts = counts_of(design)
+    full: Seeds = {arm: dict.fromkeys(counts, MOST) for arm in arms_of(design)}
     first = arms_of(design)[0]
     useless = {
-        arm for arm in full if all(abs(design.true_difference(arm, n)) < TRUE_ZERO for n in COUNTS)
+        arm for arm in full if all(abs(design.true_difference(arm, n)) < TRUE_ZERO for n in counts)
     }
     found, fixed = [], []
     for number in range(studies):
