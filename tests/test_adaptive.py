@@ -17,7 +17,8 @@ from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.evidence import gather
 from fewscan.harness.report.results import read_results
 from fewscan.harness.report.studies import one_study
-from fewscan.harness.study import Study, dump_study, parse_study
+from fewscan.harness.study import Study
+from fewscan.harness.study_file import dump_study, parse_study
 from fewscan.harness.sweep import sweep
 from fewscan.storage.errors import StudyError
 
