@@ -676,7 +676,7 @@ def _predict_all(
 
 
 def _show_report(studies: Any) -> None:
-    from fewscan.harness.report.write import render_report
+    from fewscan.harness.report.terminal import render_report
 
     console.print(render_report(studies))
     folder = studies.report_folder

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fewscan.experiments.spec import Finetune, Pretrain, Target, Training
 from fewscan.harness.arms import Arm
+from fewscan.harness.by_count import ByCount, plain_table
 from fewscan.harness.concerns import concerns
 from fewscan.harness.networks import needed_bytes
 from fewscan.harness.plan import VERBS, Plan, PlannedRun, slices_a_scan
@@ -20,6 +22,8 @@ LISTED_AT_MOST = 50
 """Runs that `fewscan plan` lists one by one without being asked to."""
 SYMBOLS_AT_MOST = 6
 """Seeds of a cell that are shown one by one; of more, their number."""
+ARM_WIDTH = 12
+"""Letters of an arm's column, at least."""
 ERRORS_AT_MOST = 5
 """Failed runs whose reason is shown in full."""
 
@@ -159,28 +163,32 @@ def _errors(status: StudyStatus) -> Iterator[str]:
 
 
 def _other_runs(status: StudyStatus) -> Table:
-    table = Table(box=None, show_header=False)
+    """A line for each, or for those that differ in seed alone, together."""
+    table = plain_table(show_header=False)
+    several: dict[str, list[PlannedRun]] = {}
     for run in status.plan.runs:
         if not run.place.is_cell:
-            percent = f"{status.fractions[run.run_id]:.0%}"
-            table.add_row(SYMBOLS[status.states[run.run_id]], run.name, percent, run.run_id)
+            several.setdefault(run.name.partition(" · seed ")[0], []).append(run)
+    for name, runs in several.items():
+        states = render_states([status.states[run.run_id] for run in runs])
+        percent = sum(status.fractions[run.run_id] for run in runs) / len(runs)
+        which = runs[0].run_id if len(runs) == 1 else f"{len(runs)} seeds"
+        table.add_row(states, name, f"{percent:.0%}", which)
     return table
 
 
-def _grid(status: StudyStatus, target: Target) -> Table:
+def _grid(status: StudyStatus, target: Target) -> Group:
     cells: dict[tuple[Arm, int], list[State]] = {}
     for run in status.plan.grid:
         place = run.place
         if place.target == target and place.labels is not None:
             cells.setdefault((place.arm, place.labels), []).append(status.state_of_cell(run))
+    texts = {place: render_states(states) for place, states in cells.items()}
+    width = max(ARM_WIDTH, *(len(Text.from_markup(text)) for text in texts.values()))
+    arms = list(dict.fromkeys(arm for arm, _ in cells))
     counts = sorted({count for _, count in cells})
-    table = Table(title=f"{target}: the seeds of each cell", title_justify="left")
-    table.add_column("labelled scans")
-    for count in counts:
-        table.add_column(str(count))
-    for arm in dict.fromkeys(arm for arm, _ in cells):
-        table.add_row(arm.key, *(render_states(cells.get((arm, count), [])) for count in counts))
-    return table
+    table = ByCount(arms, counts, lambda arm, count: texts.get((arm, count), ""), width)
+    return Group(f"{target}: the seeds of each cell", table)
 
 
 def render_states(states: Sequence[State]) -> str:

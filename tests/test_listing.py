@@ -77,9 +77,23 @@ def test_each_run_has_a_line_when_asked(large: Plan) -> None:
 
 def test_cells_of_many_seeds_are_counts(large: Plan) -> None:
     finish(large, range(2, 21))
-    text = printed(render_status(read_status(large)))
-    assert row(text, "scratch") == ["scratch", "9✓ 1·", "10·", "10·"], "one is not scored"
-    assert max(len(line) for line in text.splitlines()) <= 120
+    lines = [line.split() for line in printed(render_status(read_status(large))).splitlines()]
+    first = lines.index(["scans", "scratch", "denoise"])
+    assert lines[first + 1 : first + 4] == [
+        ["1", "9✓", "1·", "10·"],  # one is not scored
+        ["2", "10·", "10·"],
+        ["18", "10·", "10·"],
+    ]
+
+
+def test_runs_that_differ_in_seed_alone_share_a_line(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    wish = tiny_document["pretrain"]["denoise"] | {"seeds": [0, 1, 2]}
+    plan = make_plan(tiny_study(pretrain={"denoise": wish}))
+    finish(plan, range(2))
+    text = printed(render_status(read_status(plan)))
+    assert ["✓✓·", "pre-train", "denoise", "67%", "3", "seeds"] in map(str.split, text.splitlines())
 
 
 def test_few_states_are_symbols_and_many_are_counts() -> None:

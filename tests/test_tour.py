@@ -18,7 +18,7 @@ NOTES = {
     "constraints.txt": "the versions that the tests run on",
     "docs/cluster.md": "for users of a Slurm cluster: study files, what happens when, troubles",
     "docs/data.md": "which data is read: layout by layout, with the command; tables; labels",
-    "docs/adaptive.md": "seeds that are added where the answer is open: which, when, what is claimed",
+    "docs/adaptive.md": "seeds that are added where the answer is open, and what may be claimed",
     "docs/ensembles.md": "members, folds, mirroring: what is averaged, which labels it takes",
     "docs/lesions.md": "lesion-wise numbers and post-processing: definitions, what is fitted where",
     "docs/performance.md": "where the time goes, and how to read the numbers",

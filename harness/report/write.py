@@ -12,9 +12,6 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table as TerminalTable
 
 from fewscan.experiments.catalogue import panels
 from fewscan.experiments.spec import PROTOCOL
@@ -175,25 +172,6 @@ def gather_report(studies: Studies, results: Sequence[RunResults]) -> Report:
         trials_of(groups),
         read_postprocessed(studies, results),
     )
-
-
-def render_report(studies: Studies) -> Group:
-    """For the terminal: the labels that are needed, in a sentence, and means with intervals."""
-    results = read_results(studies)
-    sentences = answers(gather(studies, results, leading=True))
-    return Group(*map(escape, sentences), _means(studies, results))
-
-
-def _means(studies: Studies, results: Sequence[RunResults]) -> TerminalTable:
-    table = study_tables.points_by_arm(panel_points(studies, results))
-    columns, rows = table.for_people()
-    title = "test split, mean over seeds; below it the 95 % interval over seeds and patients"
-    shown = TerminalTable(title=title, title_justify="left")
-    for column in columns:
-        shown.add_column(escape(column.title), justify=column.align)
-    for row in rows:
-        shown.add_row(*map(escape, row))
-    return shown
 
 
 def render_csv(report: Report) -> dict[str, str]:
