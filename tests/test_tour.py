@@ -29,6 +29,7 @@ NOTES = {
     "docs/volumes.md": "3D networks: patches, thick slices, weights of a 2D network",
     "docs/statistics.md": "what intervals and p-values are worth, in studies with a known truth",
     "docs/tour.md": "this page",
+    "docs/zoo_phantom.png": "the same on synthetic scans",
     "docs/zoo_hippocampus.png": "the figure of nine pre-trainings on real scans",
     "docs/demo.png": "the figure of the demo",
     "docs/mlflow.png": "a study in MLflow",

@@ -14,7 +14,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +28,10 @@ from fewscan.experiments.catalogue import structures
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm
 from fewscan.harness.plan import Plan
-from fewscan.harness.report.figures import new_figure
+from fewscan.harness.report.figures import SMALL, WIDTH, new_figure
 from fewscan.harness.report.results import RunResults, cell_name, quantities
 from fewscan.harness.report.studies import one_study
+from fewscan.harness.report.tables import ABREAST
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.labels import LabelMeaning
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     from fewscan.experiments.predictor import Predictor
 
+MARGIN = 0.03
+"""Of a slice, around the head."""
 CLASS_COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
 """Okabe and Ito's, without black."""
 QUARTILES = {"lower quartile": 0.25, "median": 0.5, "upper quartile": 0.75}
@@ -102,9 +105,9 @@ def _choose(plan: Plan, results: Sequence[RunResults], target: Target) -> Choice
     cells: dict[tuple[int, int], dict[Arm, RunResults]] = {}
     for it in results:
         place = it.place
-        if place.target == target and place.labels is not None and it.patients:
+        if place.target == target and place.arm.is_ranked and place.labels and it.patients:
             cells.setdefault((place.labels, place.seed), {})[place.arm] = it
-    arms = {run.place.arm for run in plan.grid}
+    arms = {run.place.arm for run in plan.grid if run.place.arm.is_ranked}
     complete = sorted(place for place, found in cells.items() if found.keys() == arms)
     counts = sorted({labels for labels, _ in complete})
     if not counts:
@@ -118,7 +121,10 @@ def _choose(plan: Plan, results: Sequence[RunResults], target: Target) -> Choice
     ranked = sorted((np.nanmean(v), p) for p, v in dice.items() if not np.isnan(v).all())
     if not ranked:
         return None
-    patients = {name: ranked[math.floor((len(ranked) - 1) * q)][1] for name, q in QUARTILES.items()}
+    places: dict[str, list[str]] = {}
+    for name, quartile in QUARTILES.items():
+        places.setdefault(ranked[math.floor((len(ranked) - 1) * quartile)][1], []).append(name)
+    patients = {" and ".join(names): patient for patient, names in places.items()}
     return Choice(
         target,
         labels,
@@ -230,13 +236,26 @@ def draw_examples(examples: Examples, channel: str, meaning: LabelMeaning) -> Fi
     heads = [f"input ({channel})", "truth"]
     heads += [cell_name(arm, choice.labels) for arm in choice.arms]
     heads += [f"anomaly map ({choice.anomaly[0]})"] if choice.anomaly else []
-    rows = len(choice.patients)
-    figure = new_figure(min(13.0, 2.3 * len(heads)), 2.3 * rows + 0.8)
-    grid = figure.subplots(rows, len(heads), squeeze=False)
-    for n, (place, patient) in enumerate(choice.patients.items()):
-        image_HW, axes = examples.images_NHW[n], list(grid[n])
+    people = [
+        f"{place}\n{patient}\nslice {position}"
+        for (place, patient), position in zip(
+            choice.patients.items(), examples.positions, strict=True
+        )
+    ]
+    # A patient a row, what is shown of it beside each other; of many arms turned round.
+    turned = len(heads) > ABREAST + 3
+    rows, columns = (heads, people) if turned else (people, heads)
+    side = min(WIDTH / len(columns), 1.3)
+    figure = new_figure(side * len(columns), (side + 0.25) * len(rows) + 0.6)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for ax, text in zip(grid[:, 0], rows, strict=True):
+        ax.set_ylabel(_head(text), fontsize=SMALL)
+    for ax, text in zip(grid[0], columns, strict=True):
+        ax.set_title(_head(text), fontsize=SMALL)
+    examples = cropped(examples)
+    for n, place in enumerate(choice.patients):
+        image_HW, axes = examples.images_NHW[n], list(grid[:, n] if turned else grid[n])
         _show(axes[0], image_HW)
-        axes[0].set_ylabel(f"{place}\n{patient}\nslice {examples.positions[n]}", fontsize=7)
         truth_HW = examples.truth_NHW[n]
         lesion_HW, known_HW = meaning.is_lesion(truth_HW), meaning.is_known(truth_HW)
         is_binary = choice.target == "binary"
@@ -245,18 +264,49 @@ def draw_examples(examples: Examples, channel: str, meaning: LabelMeaning) -> Fi
             axes[2:], examples.labels_ANHW, choice.dice[place], strict=False
         ):
             _mask(ax, image_HW, labels_NHW[n])
-            text = "no Dice" if math.isnan(dice) else f"Dice of the scan {dice:.2f}"
-            ax.set_xlabel(text, fontsize=8)
+            text = "no Dice" if math.isnan(dice) else f"Dice {dice:.2f}"
+            ax.set_xlabel(text, fontsize=SMALL)
         if examples.anomaly_NHW is not None:
             _show(axes[-1], examples.anomaly_NHW[n], "inferno")
-    for ax, head in zip(grid[0], heads, strict=True):
-        ax.set_title(head.replace("$", r"\$"), fontsize=9)
     patches = [
         Patch(color=CLASS_COLOURS[k % len(CLASS_COLOURS)], label=name.replace("_", " "))
         for k, name in enumerate(names)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
     return figure
+
+
+def _head(text: str) -> str:
+    """In few letters a line, and no formula."""
+    return text.replace("$", r"\$").replace(" (", "\n(").replace(", ", "\n")
+
+
+def cropped(examples: Examples) -> Examples:
+    """Without the rows and columns beyond the head in every slice, but for a margin.
+
+    What is no head has the lowest value of its slice, as `prepare` leaves it.
+    """
+    lowest_N11 = examples.images_NHW.min(axis=(1, 2), keepdims=True)
+    head_HW = (examples.images_NHW > lowest_N11).any(axis=0) | (examples.truth_NHW > 0).any(axis=0)
+    rows, columns = (
+        _window(np.flatnonzero(head_HW.any(axis=1 - axis)), head_HW.shape[axis]) for axis in (0, 1)
+    )
+    anomaly_NHW = examples.anomaly_NHW
+    return replace(
+        examples,
+        images_NHW=examples.images_NHW[:, rows, columns],
+        truth_NHW=examples.truth_NHW[:, rows, columns],
+        labels_ANHW=examples.labels_ANHW[:, :, rows, columns],
+        anomaly_NHW=None if anomaly_NHW is None else anomaly_NHW[:, rows, columns],
+    )
+
+
+def _window(inside: np.ndarray, size: int) -> slice:
+    """From the first to the last, `MARGIN` of the size more on both sides."""
+    if not inside.size:
+        return slice(0, size)
+    margin = round(MARGIN * size)
+    return slice(max(0, int(inside[0]) - margin), min(size, int(inside[-1]) + 1 + margin))
 
 
 def _show(axes: Axes, image_HW: np.ndarray, colours: str = "gray") -> None:

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from fewscan.experiments.catalogue import Metric, panels
@@ -55,6 +56,39 @@ Colours = Mapping[Arm, str]
 """Arm → colour, the same in every figure."""
 
 
+WIDTH = 183 / 25.4
+"""Inches: two columns of a journal, 183 mm (Nature's and Elsevier's are 180 to 190)."""
+TITLE, SMALL = 8, 6.5
+"""Points; journals want no less than 5 to 7."""
+FALLBACKS = (
+    "Noto Sans",
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Zen Hei",
+    "Arial Unicode MS",
+)
+"""Fonts for letters that matplotlib's own does not have, where they are installed."""
+
+
+def style() -> dict[str, Any]:
+    """Settings of matplotlib, for drawing and saving: type as journals want it, as TrueType."""
+    there = set(fontManager.get_font_names())
+    return {
+        "font.family": ["DejaVu Sans", *(name for name in FALLBACKS if name in there)],
+        "font.size": TITLE,
+        "axes.titlesize": TITLE,
+        "axes.labelsize": TITLE,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "legend.fontsize": 7,
+        "axes.linewidth": 0.6,
+        "lines.linewidth": 1.2,
+        "lines.markersize": 3,
+        "pdf.fonttype": 42,
+        "svg.hashsalt": "fewscan",
+    }
+
+
 OTHERS, SCRATCH = "0.82", "0.45"
 """Greys of arms that are not the panel's own: a scratch arm stands out, for it is the reference."""
 
@@ -77,14 +111,14 @@ def rows_of(arms: Sequence[Arm]) -> list[Lit]:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write PNG or PDF, by the name's suffix, without a date."""
     metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=metadata)
+    with replacing(path) as temporary, rc_context(style()):
+        figure.savefig(temporary, format=path.suffix[1:], dpi=300, metadata=metadata)
 
 
 def as_data_uri(figure: Figure) -> str:
     """The figure as SVG inside an address, to stand in a page that needs no other file."""
     data = io.BytesIO()
-    with rc_context({"svg.hashsalt": "fewscan"}):
+    with rc_context(style()):
         figure.savefig(data, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(data.getvalue()).decode()
 
@@ -96,10 +130,11 @@ def draw_published(
     axis: LabelAxis = "learnt",
 ) -> Figure:
     """The panels of Holzschuh et al.'s Figure 1, with the figures that others published."""
-    shown = panels()
+    there = {it.quantity.key for it in points}
+    shown = [it for it in panels() if it[1].overall_key(it[0]) in there]
     dots = [arm for arm in colours if _is_dot(arm, {it.labels for it in points if it.arm == arm})]
     rows = rows_of([arm for arm in colours if arm.schedule != "long" and arm not in dots])
-    figure, grid, below = _grid(rows, len(shown), 13 / 3, 4.2, dots)
+    figure, grid, below = _grid(rows, len(shown), 2.6, dots)
     for lit, all_axes in zip(rows, grid, strict=True):
         for (target, metric), axes in zip(shown, all_axes, strict=True):
             key = metric.overall_key(target)
@@ -112,6 +147,8 @@ def draw_published(
         key = metric.overall_key(target)
         here = [it for it in points if it.arm in dots and it.quantity.key == key and it.values]
         _draw_dots(axes, [(it.arm, it.labels, it.mean, it.interval) for it in here], colours)
+        if axes is not below[0]:
+            axes.set_yticklabels([])
         _limit_dots(axes, metric)
     titles = [metric.panel_title for _, metric in shown]
     _say_what_is_where(rows, grid, [f"({k}) {it}" for k, it in zip(ascii_lowercase, titles)])  # noqa: B905
@@ -125,14 +162,14 @@ def _is_dot(arm: Arm, counts: Collection[int | None]) -> bool:
 
 
 def _grid(
-    rows: Sequence[Lit], columns: int, width: float, height: float, dots: Sequence[Arm]
+    rows: Sequence[Lit], columns: int, height: float, dots: Sequence[Arm]
 ) -> tuple[Figure, Any, Sequence[Axes]]:
-    """A figure with a row of panels of this size in inches, or several lower ones; and a last row
+    """A figure with a row of panels of this height in inches, or several lower ones; and a last row
     for the arms that are dots, if there are any."""
-    heights = [height] if len(rows) == 1 else [2.2] * len(rows)
+    heights = [height] if len(rows) == 1 else [1.5] * len(rows)
     if dots:
-        heights.append(0.22 * len(dots) + 0.8)
-    figure = new_figure(width * columns, sum(heights) + (len(heights) > 1))
+        heights.append(0.16 * len(dots) + 0.6)
+    figure = new_figure(WIDTH, sum(heights) + 0.6 * (len(heights) > 1))
     grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
     return figure, grid[: len(rows)], grid[-1] if dots else ()
 
@@ -148,14 +185,16 @@ def _draw_dots(
         return
     for place, (arm, _, mean, interval) in enumerate(dots):
         if mean is not None:
-            axes.plot(mean, -place, "o", color=colours[arm], markersize=4)
+            axes.plot(mean, -place, "o", color=colours[arm])
         if interval is not None:
             axes.hlines(-place, *interval, color=colours[arm], linewidth=1.4, alpha=0.7)
-    names = [_plain(f"{cell_name(arm, labels)}") for arm, labels, _, _ in dots]
-    axes.set_yticks([-place for place in range(len(dots))], names, fontsize=7)
+    counts = {labels for _, labels, _, _ in dots}
+    names = [_plain(arm.key if len(counts) == 1 else cell_name(arm, n)) for arm, n, _, _ in dots]
+    axes.set_yticks([-place for place in range(len(dots))], names, fontsize=SMALL)
     axes.set_ylim(0.6 - len(dots), 0.6)
     axes.grid(alpha=0.3)
-    axes.set_title("a new head on frozen features", fontsize=9)
+    scans = f", {counts.pop()} labelled scans" if len(counts) == 1 else ""
+    axes.set_title(f"a new head on frozen features{scans}")
 
 
 def _limit_dots(axes: Axes, metric: Metric) -> None:
@@ -168,10 +207,10 @@ def _limit_dots(axes: Axes, metric: Metric) -> None:
 def _say_what_is_where(rows: Sequence[Lit], grid: Any, titles: Sequence[str]) -> None:
     """What the columns show; of several rows whose they are, and the axis below the last alone."""
     for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(_plain(title), fontsize=10)
+        axes.set_title(_plain(title).replace(" (", "\n("))
     if len(rows) > 1:
         for (arm,), all_axes in zip(rows, grid, strict=True):
-            all_axes[0].set_ylabel(_plain(arm.title).replace(" (", "\n("), fontsize=9)
+            all_axes[0].set_ylabel(_plain(arm.title).replace(" (", "\n("))
         for axes in grid[:-1].ravel():
             axes.set_xlabel("")
 
@@ -221,7 +260,7 @@ def _draw_panel(
 
 
 def _draw_line(axes: Axes, x: Sequence[Any], y: Any, arm: Arm, colour: str) -> None:
-    axes.plot(x, y, "o-", color=colour, label=_plain(arm.title), markersize=4)
+    axes.plot(x, y, "o-", color=colour, label=_plain(arm.title))
 
 
 def _draw_grey(axes: Axes, x: Sequence[Any], y: Any, arm: Arm) -> None:
@@ -257,7 +296,7 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     dots = [arm for arm in there if _is_dot(arm, evidence.of_arm(arm))]
     arms = [arm for arm in there if arm not in dots]
     rows = rows_of(arms)
-    figure, grid, below = _grid(rows, 3, 13 / 3, 4.0, dots)
+    figure, grid, below = _grid(rows, 3, 2.5, dots)
     for lit, all_axes in zip(rows, grid, strict=True):
         _draw_evidence(all_axes, evidence, colours, arms, lit)
     _share_y([all_axes[1] for all_axes in grid])
@@ -270,7 +309,7 @@ def draw_evidence(evidence: Evidence, colours: Colours) -> Figure:
     titles = [
         evidence.quantity.title,
         f"difference from {reference}",
-        f"labelled scans that {reference} needs",
+        f"labelled scans\nthat {reference} needs",
     ]
     _say_what_is_where(rows, grid, titles)
     _legend(figure, [all_axes[0] for all_axes in grid])
@@ -358,14 +397,14 @@ def _draw_saved(axes: Axes, x: float, it: LabelsSaved, colour: str) -> None:
     if it.needed.value is None or math.isinf(it.needed.value):
         axes.plot(x, top, "^", color=colour)
     else:
-        axes.plot(x, it.needed.value, "o", color=colour, markersize=4)
+        axes.plot(x, it.needed.value, "o", color=colour)
 
 
 def draw_training(curves: Mapping[str, Sequence[RunLog]], colours: Colours) -> Figure:
     """Small multiples of the losses: a line a run, solid on validation, faint on training."""
     columns = min(4, len(curves))
     rows = math.ceil(len(curves) / columns)
-    figure = new_figure(13, 2.2 * rows + 0.4)
+    figure = new_figure(WIDTH, 1.3 * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (title, logs) in zip(grid, curves.items(), strict=False):
         for it in logs:
@@ -374,8 +413,8 @@ def draw_training(curves: Mapping[str, Sequence[RunLog]], colours: Colours) -> F
             axes.plot(*zip(*it.validation, strict=True), color=colour, linewidth=1.1, label=label)
             if it.train:
                 axes.plot(*zip(*it.train, strict=True), color=colour, linewidth=0.8, alpha=0.35)
-        axes.set_title(_plain(title), fontsize=9)
-        axes.tick_params(labelsize=8)
+        axes.set_title(_plain(title), fontsize=SMALL)
+        axes.tick_params(labelsize=SMALL)
         axes.grid(alpha=0.3)
     for axes in grid[len(curves) :]:
         axes.set_axis_off()
@@ -398,7 +437,7 @@ def _legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
         found |= dict(zip(labels, handles, strict=True))
     if found:
         figure.legend(
-            list(found.values()), list(found), loc="outside lower center", ncols=4, frameon=False
+            list(found.values()), list(found), loc="outside lower center", ncols=3, frameon=False
         )
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 
 from fewscan.experiments.results import Result
 from fewscan.harness.plan import PlannedRun
@@ -27,6 +28,7 @@ class RunLog:
     """One planned run: where it stands, and where and how long it ran."""
 
     run: PlannedRun
+    folder: Path
     state: State
     reason: str
     """Why it is not finished; empty if it is."""
@@ -89,6 +91,7 @@ def _log(status: StudyStatus, run: PlannedRun, blocked: set[str]) -> RunLog:
     share = status.plan.share_of(run).gpu_share if {*devices} - {"cpu"} else 1.0
     return RunLog(
         run=run,
+        folder=folder.path,
         state=status.states[run.run_id],
         reason=_reason(status, run, blocked),
         attempts=len(starts),

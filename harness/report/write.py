@@ -5,17 +5,20 @@ figure stands in a CSV file, and the same run folders give the same bytes. The p
 file and no network; `report.html` is its template, into which jinja2 puts every value escaped.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from fewscan.experiments.catalogue import panels
 from fewscan.experiments.spec import PROTOCOL
 from fewscan.harness.concerns import concerns
+from fewscan.harness.listing import growing
 from fewscan.harness.report import study_tables
 from fewscan.harness.report.answer import answers
 from fewscan.harness.report.evidence import Evidence, Outcome, gather
@@ -27,8 +30,10 @@ from fewscan.harness.report.figures import (
     draw_published,
     draw_training,
     save_figure,
+    style,
 )
 from fewscan.harness.report.findings import findings
+from fewscan.harness.report.methods import methods
 from fewscan.harness.report.postprocessing import (
     Postprocessed,
     postprocessing_table,
@@ -37,7 +42,7 @@ from fewscan.harness.report.postprocessing import (
 from fewscan.harness.report.results import PanelPoint, RunResults, panel_points, read_results
 from fewscan.harness.report.run_log import RunLog, by_machine, curves, read_logs
 from fewscan.harness.report.studies import Studies
-from fewscan.harness.report.tables import scans, to_csv, to_latex
+from fewscan.harness.report.tables import ABREAST, scans, to_csv, to_latex
 from fewscan.harness.report.trainings import (
     TrainingCell,
     Trial,
@@ -90,6 +95,10 @@ class Report:
     @cached_property
     def figures(self) -> dict[str, Figure]:
         """By the name of the file, the published figure first."""
+        with rc_context(style()):
+            return self._drawn()
+
+    def _drawn(self) -> dict[str, Figure]:
         arms = dict.fromkeys(it.arm for it in self.points if it.labels is not None)
         colours, store = colours_of(list(arms)), self.studies.first.store
         figures = {
@@ -254,4 +263,13 @@ def render_page(report: Report) -> str:
         postprocessing_table=postprocessing_table,
         trials_table=trials_table,
         warnings=list(warnings_of(report.trainings)),
+        methods=methods,
+        abreast=ABREAST,
+        growing=growing,
+        run_folder=partial(_run_folder, report.studies),
     )
+
+
+def _run_folder(studies: Studies, log: RunLog) -> str:
+    """From the page, to follow a number to what it was made of."""
+    return Path(os.path.relpath(log.folder, studies.report_folder)).as_posix()
