@@ -13,6 +13,7 @@ from fewscan.harness.arms import Arm
 from fewscan.harness.by_count import ByCount, plain_table
 from fewscan.harness.report.answer import answers
 from fewscan.harness.report.evidence import gather
+from fewscan.harness.report.next_steps import next_steps
 from fewscan.harness.report.results import PanelPoint, panel_points, read_results
 from fewscan.harness.report.studies import Studies
 from fewscan.harness.report.tables import MISSING, number
@@ -23,7 +24,8 @@ WIDTH = len("0.123 (0.12–0.12)")
 def render_report(studies: Studies) -> Group:
     """The labels that are needed, in a sentence, and means with their intervals."""
     results = read_results(studies)
-    sentences = answers(gather(studies, results, leading=True))
+    evidence = gather(studies, results, leading=True)
+    sentences = answers(evidence) + [f"{it}." for it in next_steps(studies, evidence)]
     parts: list[RenderableType] = [*(escape(sentence) for sentence in sentences), ""]
     for quantity, own in groupby(panel_points(studies, results), key=lambda it: it.quantity):
         parts += [f"[bold]{escape(quantity.title)}[/]", *_means(list(own))]

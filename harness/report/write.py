@@ -34,6 +34,7 @@ from fewscan.harness.report.figures import (
 )
 from fewscan.harness.report.findings import findings
 from fewscan.harness.report.methods import methods
+from fewscan.harness.report.next_steps import next_steps
 from fewscan.harness.report.postprocessing import (
     Postprocessed,
     postprocessing_table,
@@ -263,6 +264,7 @@ def render_page(report: Report) -> str:
         postprocessing_table=postprocessing_table,
         trials_table=trials_table,
         warnings=list(warnings_of(report.trainings)),
+        next_steps=next_steps(report.studies, report.leading),
         methods=methods,
         abreast=ABREAST,
         growing=growing,
