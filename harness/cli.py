@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from fewscan.harness.minutes import MinuteLines
 from fewscan.harness.options import names, patterns, regions
 from fewscan.slurm.session import Session
 from fewscan.storage.conventions import registry
@@ -688,10 +689,16 @@ def _show_report(studies: Any) -> None:
 
 @contextmanager
 def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that receives (done, total)."""
+    """A progress bar that receives (done, total); where the output is a file, a line a minute."""
+    lines = MinuteLines(console)
     with Progress(console=console) as progress:
         task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+            lines.say(f"{description}: {done} of {total}")
+
+        yield advance
 
 
 if __name__ == "__main__":

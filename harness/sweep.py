@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from fewscan.experiments.catalogue import panels
 from fewscan.experiments.results import Result
+from fewscan.harness.minutes import MinuteLines
 from fewscan.harness.on_slurm import workers_wanted
 from fewscan.harness.plan import Plan
 from fewscan.harness.ray_cluster import cluster_ray, local_ray
@@ -301,7 +302,7 @@ def watched(
         console=console,
     )
     task = bar.add_task("starting Ray", total=1.0)
-    watch = Watch(status)
+    watch, lines = Watch(status), MinuteLines(console)
 
     def look() -> None:
         before = watch.status
@@ -316,6 +317,7 @@ def watched(
         if watch.has_begun and (waits := now.plan.folder.read_waiting()):
             words += f"\nwaiting: {escape(waits)}"
         bar.update(task, completed=now.done_fraction, description=words)
+        lines.say(f"{words}, {now.done_fraction:.0%}".replace("\n", "; "))
 
     def on_offer(run_id: str) -> None:
         watch.on_offer(run_id)

@@ -301,4 +301,5 @@ def test_probes_at_one_label_count_are_dots_below_the_curves(tiny_document: dict
         curves, dots = np.array(figure.axes).reshape(2, -1)
         assert "denoise (probe 1)" not in curves[0].get_legend_handles_labels()[1]
         names = [it.get_text() for it in dots[0].get_yticklabels()]
-        assert names == ["scratch (probe 1), 4 scans", "denoise (probe 1), 4 scans"]
+        assert names == ["scratch (probe 1)", "denoise (probe 1)"]
+        assert dots[0].get_title() == "a new head on frozen features, 4 labelled scans"

@@ -131,7 +131,7 @@ def draw_published(
 ) -> Figure:
     """The panels of Holzschuh et al.'s Figure 1, with the figures that others published."""
     there = {it.quantity.key for it in points}
-    shown = [it for it in panels() if it[1].overall_key(it[0]) in there]
+    shown = [it for it in panels() if not there or it[1].overall_key(it[0]) in there]
     dots = [arm for arm in colours if _is_dot(arm, {it.labels for it in points if it.arm == arm})]
     rows = rows_of([arm for arm in colours if arm.schedule != "long" and arm not in dots])
     figure, grid, below = _grid(rows, len(shown), 2.6, dots)
