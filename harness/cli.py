@@ -553,7 +553,9 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
     with _bar("runs") as step:
         registered = sync_view(load_plan(study, overrides), uri, register, step)
     for target, model in registered.items():
-        console.print(f"the best {target} model  {model}", soft_wrap=True)
+        console.print(f"the best {target} model  {model.uri}", soft_wrap=True)
+        for sentence in model.sentences:
+            console.print(f"    {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
 @command(

@@ -153,3 +153,12 @@ def test_a_slice_without_anything_is_shown_whole() -> None:
     nothing = examples()
     nothing.images_NHW[:] = 0
     assert cropped(nothing).images_NHW.shape == (2, 40, 40)
+
+
+def test_means_are_there_for_latex(page: str, finished: Plan) -> None:
+    """0.155 and 0.355 at one scan: see `fake_runs`; a cell is one line."""
+    latex = (finished.folder.report / "tables.tex").read_text()
+    (row,) = [
+        line for line in latex.split("\n") if line.startswith("Dice at the chosen threshold & 1 ")
+    ]
+    assert re.search(r"& 0\.155 \(0\.\d{3} to 0\.\d{3}\) & 0\.355 \(", row)

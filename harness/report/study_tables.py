@@ -443,6 +443,16 @@ def means_by_arm(outcomes: Sequence[Outcome]) -> Table:
     return _by_arm(outcomes, _mean)
 
 
+def means_on_a_line(outcomes: Sequence[Outcome]) -> Table:
+    """Means with their intervals, each on one line: for LaTeX."""
+    return _by_arm(outcomes, _on_a_line)
+
+
+def _on_a_line(it: Outcome) -> str:
+    mean, *more = _mean(it).split("\n")
+    return f"{mean} ({'; '.join(more)})" if more else mean
+
+
 def _mean(it: Outcome) -> str:
     if it.mean is None:
         return MISSING

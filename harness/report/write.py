@@ -220,10 +220,12 @@ LATEX_HEAD = r"""% Needs \usepackage{booktabs}. Over seeds and patients; p-value
 
 
 def render_latex(report: Report) -> str:
-    """Areas and differences of what the verdicts are about, and what post-processing did."""
+    """Means, areas and differences of what the verdicts are about, and of post-processing."""
     texts = []
     for it in report.leading:
         what = f"{report.studies.name}, {it.quantity.target}: {it.quantity.title}"
+        means = study_tables.means_on_a_line(it.outcomes)
+        texts.append(to_latex(means, caption=f"{what}, mean and 95 % interval."))
         areas = study_tables.areas_table(study_tables.areas(it))
         texts.append(to_latex(areas, caption=f"{what}, mean over the logarithmic axis."))
         if it.ranking is not None:

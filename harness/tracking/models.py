@@ -1,6 +1,6 @@
 """The kept model of a run as an MLflow model that loads where this repository is not.
 
-`mlflow.pytorch.load_model("runs:/RUN/model")` gives the network back: its weights lie in the model
+`mlflow.pytorch.load_model("models:/m-…")` gives the network back: its weights lie in the model
 together with the code of its class alone: a study has hundreds of models, and files are what a
 cluster's disk runs out of. What must be known to use it on a new scan
 (channels, classes, slice size, target, threshold, protocols) is its metadata:
@@ -8,6 +8,7 @@ cluster's disk runs out of. What must be known to use it on a new scan
 as MLflow would, takes a process and many seconds a model.
 """
 
+import re
 import shutil
 from importlib import import_module
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from fewscan.harness.tracking.mlflow_run import RUN_ID, MlflowRun
 from fewscan.storage.errors import TrackingError
 
 NAME = "model"
+"""Of its folder while it is written."""
 MODEL_TYPE = "U-Net"
 MODULES = (
     "fewscan",
@@ -59,7 +61,7 @@ def log_model(
     network = load_model(run.model)
     logged = next(iter(found), None) or client.create_logged_model(
         experiment_id,
-        name=NAME,
+        name=model_name(run.name),
         source_run_id=mlflow_id,
         tags={RUN_ID: run.run_id},
         params=run.params,
@@ -90,6 +92,11 @@ def load_logged(uri: str) -> tuple[UNet, dict[str, Any]]:
             "sqlite:///STUDY/mlflow.db); the model's page shows its URI",
         ) from error
     return network.eval(), facts
+
+
+def model_name(run: str) -> str:
+    """A run's name in the letters that MLflow allows: "binary-denoise-4-scans-seed-0"."""
+    return re.sub(r"\W+", "-", run).strip("-")
 
 
 def logged_models(client: MlflowClient, experiment_id: str, mlflow_id: str) -> list[LoggedModel]:

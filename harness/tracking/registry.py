@@ -5,6 +5,7 @@ chose each checkpoint, on the same validation slices for all of them. The test s
 """
 
 import math
+from dataclasses import dataclass
 
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
@@ -19,11 +20,47 @@ from fewscan.storage.errors import TrackingError
 ALIAS = "best"
 
 
-def register_best(study: MlflowStudy, plan: Plan, name: str) -> dict[str, str]:
+FEW_SCANS = 10
+"""Validation scans below which the choice of a model is mostly luck (our choice)."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """The best model of a target."""
+
+    uri: str
+    """Where it lies: "models:/lesions-binary@best"."""
+    run: str
+    """The score of its run, in words: "binary · denoise · 36 scans · seed 1"."""
+    loss: float
+    """On the validation split."""
+    scans: int
+    """In the validation split."""
+    labels: int
+    """Labelled scans that it has learnt from."""
+    most_labels: int
+    """That any finished run of its target has learnt from."""
+
+    @property
+    def sentences(self) -> list[str]:
+        """Which it is, on what it was chosen, and what speaks against it."""
+        scans = f"{self.scans} validation scan{'' if self.scans == 1 else 's'}"
+        said = [f"{self.run}: the lowest validation loss, {self.loss:.4g}, on {scans}"]
+        if self.scans < FEW_SCANS:
+            said.append(f"{scans} are few to choose by: another split may choose another model")
+        if self.labels < self.most_labels:
+            said.append(
+                f"it has learnt from {self.labels} labelled scan{'' if self.labels == 1 else 's'}; "
+                f"models of up to {self.most_labels} are there and did worse on validation"
+            )
+        return said
+
+
+def register_best(study: MlflowStudy, plan: Plan, name: str) -> dict[str, Registered]:
     """Give the best model of each target a version of NAME-TARGET, and that version the alias.
 
-    A model that is registered already gets no second version. Returns target → model URI. Raises
-    `TrackingError` if no fine-tuning is finished and scored.
+    A model that is registered already gets no second version. Returns target → what was chosen.
+    Raises `TrackingError` if no fine-tuning is finished and scored.
     """
     best = best_runs(plan)
     if not best:
@@ -34,17 +71,32 @@ def register_best(study: MlflowStudy, plan: Plan, name: str) -> dict[str, str]:
             "ensemble there is no one model",
             remedy="sweep the study first",
         )
-    return {target: _register(study, f"{name}-{target}", run, plan) for target, run in best.items()}
+    found = {}
+    for target, run in best.items():
+        labels = [it.place.labels or 0 for it in _finished(plan) if it.place.target == target]
+        found[target] = Registered(
+            _register(study, f"{name}-{target}", run, plan),
+            run.place.cell,
+            validation_loss(plan, run),
+            len(plan.split.validation),
+            run.place.labels or 0,
+            max(labels),
+        )
+    return found
 
 
 def best_runs(plan: Plan) -> dict[str, PlannedRun]:
     """Target → the score of the finished fine-tuning with the lowest validation loss."""
-    single = [run for run in plan.grid if len(run.parents) == 1]  # of several there is no one model
-    finished = [run for run in single if plan.folder_of(run).result.exists()]
     best: dict[str, PlannedRun] = {}
-    for run in sorted(finished, key=lambda run: validation_loss(plan, run)):
+    for run in sorted(_finished(plan), key=lambda run: validation_loss(plan, run)):
         best.setdefault(str(run.place.target), run)
     return best
+
+
+def _finished(plan: Plan) -> list[PlannedRun]:
+    """The scores of single networks; of several there is no one model."""
+    single = [run for run in plan.grid if len(run.parents) == 1]
+    return [run for run in single if plan.folder_of(run).result.exists()]
 
 
 def validation_loss(plan: Plan, score: PlannedRun) -> float:

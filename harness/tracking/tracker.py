@@ -30,7 +30,7 @@ from fewscan.harness.tracking.mlflow_run import (
     view_of,
 )
 from fewscan.harness.tracking.mlflow_study import MlflowStudy, reported_run, study_identity
-from fewscan.harness.tracking.registry import register_best
+from fewscan.harness.tracking.registry import Registered, register_best
 from fewscan.harness.tracking.saved_views import report_page, saved_views
 from fewscan.harness.tracking.stores import (
     forget_connections,
@@ -99,7 +99,7 @@ class Tracker:
         unfinished = "RUNNING" if "running" in states else "KILLED"
         self._pass(FROM_OUTSIDE, "FINISHED" if states == {"finished"} else unfinished)
 
-    def register_best(self, name: str) -> dict[str, str]:
+    def register_best(self, name: str) -> dict[str, Registered]:
         """Register the best model of each target; see `harness.tracking.registry`."""
         with self._connected() as study:
             return register_best(study, self.plan, name)
@@ -173,7 +173,7 @@ def sync(
     uri: str | None = None,
     register: str | None = None,
     progress: Progress | None = None,
-) -> dict[str, str]:
+) -> dict[str, Registered]:
     """Bring MLflow up to date from the folders, report included.
 
     With `register`, also register the best models under that name; returns where each lies. Raises

@@ -12,6 +12,8 @@ from fake_folders import DATA, ROOT, SIZE, database, finish_all, mlflow_id
 from fewscan.experiments.checkpoint import load_model
 from fewscan.experiments.spec import PROTOCOL
 from fewscan.harness.plan import Plan
+from fewscan.harness.tracking.mlflow_run import view_of
+from fewscan.harness.tracking.models import model_name
 from fewscan.harness.tracking.tracker import Tracker
 
 
@@ -39,6 +41,8 @@ def test_the_model_is_the_network_also_where_this_repository_is_not(
         "best_step": 20,
         "threshold": 0.1,
     }
+    seen = view_of(plan, plan.runs[4], "finished", "FINISHED")
+    uri = f"runs:/{mlflow_id(plan, 4)}/{model_name(seen.name)}"
     script = f"""
 import sys
 sys.path = [p for p in sys.path if p not in ("", {str(ROOT)!r})]
@@ -47,10 +51,10 @@ import importlib.util
 assert importlib.util.find_spec("experiments") is None
 import mlflow, numpy, torch
 mlflow.set_tracking_uri({database(plan)!r})
-model = mlflow.pytorch.load_model("runs:/{mlflow_id(plan, 4)}/model")
+model = mlflow.pytorch.load_model("{uri}")
 images = torch.from_numpy(numpy.load("images.npy"))
 numpy.save("outputs.npy", model(images).detach().numpy())
-info = mlflow.models.get_model_info("runs:/{mlflow_id(plan, 4)}/model")
+info = mlflow.models.get_model_info("{uri}")
 assert info.signature.inputs.inputs[0].shape == (-1, 4, {SIZE}, {SIZE})
 assert info.signature.outputs.inputs[0].shape == (-1, 2, {SIZE}, {SIZE})
 assert info.metadata == {facts!r}, info.metadata

@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 
 from fewscan.experiments.checkpoint import load_model
 from fewscan.harness.plan import Plan
+from fewscan.harness.tracking.registry import Registered
 from fewscan.harness.tracking.tracker import sync
 from fewscan.storage.errors import TrackingError
 
@@ -19,7 +20,9 @@ def test_the_best_model_is_registered_once_and_a_better_one_takes_its_place(
 ) -> None:
     finish_all(plan, 1, 4, loss=0.5)
     for _ in range(2):
-        assert sync(plan, register="lesions") == {"binary": "models:/lesions-binary@best"}
+        (chosen,) = sync(plan, register="lesions").values()
+        assert chosen.uri == "models:/lesions-binary@best"
+        assert chosen.run == plan.runs[4].place.cell
     client = MlflowClient(database(plan))
     (version,) = client.search_model_versions("name = 'lesions-binary'")
     assert version.tags["fewscan.run_id"] == plan.runs[4].run_id
@@ -57,3 +60,14 @@ def test_nothing_to_register(plan: Plan) -> None:
     finish_all(plan, 0, 1)
     with pytest.raises(TrackingError, match="no model to register"):
         sync(plan, register="lesions")
+
+
+def test_what_speaks_against_the_choice_is_said() -> None:
+    few = Registered("models:/it@best", "binary · scratch · 1 scan · seed 0", 0.25, 2, 1, 36)
+    first, second, third = few.sentences
+    assert first.startswith("binary · scratch · 1 scan · seed 0: the lowest validation loss, 0.25,")
+    assert first.endswith("on 2 validation scans")
+    assert "2 validation scans are few to choose by" in second
+    assert third.startswith("it has learnt from 1 labelled scan; models of up to 36 are there")
+    many = replace(few, scans=62, labels=36)
+    assert many.sentences == [first.replace("2 validation", "62 validation")]
