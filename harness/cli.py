@@ -62,6 +62,13 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help='Override a value of the study file, e.g. --set "finetune.seeds=[0,1]". Repeatable.',
 )
+only_option = click.option(
+    "--only",
+    multiple=True,
+    metavar="WHAT",
+    help="A part of the study: an arm by its name, labels=1,4, seeds=0 or targets=binary, and what "
+    "it starts from. Repeatable: names and values add up, kinds narrow down.",
+)
 runs_option = click.option(
     "--runs", is_flag=True, help="A line for each run instead: for grep, sort and wc."
 )
@@ -364,6 +371,7 @@ def import_checkpoint(file: Path, study: Path, name: str, overrides: tuple[str, 
 )
 @study_argument
 @set_option
+@only_option
 @runs_option
 @click.option(
     "--pilot",
@@ -371,17 +379,24 @@ def import_checkpoint(file: Path, study: Path, name: str, overrides: tuple[str, 
     help="A study with finished runs, from which the power of this one is estimated. Default: what "
     "the study file states (power), else its own finished runs.",
 )
-def plan(study: Path, overrides: tuple[str, ...], runs: bool, pilot: Path | None) -> None:
+def plan(
+    study: Path,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    runs: bool,
+    pilot: Path | None,
+) -> None:
     """Say which runs there are, what is done, what it costs and what it would find. Runs nothing.
 
     Many runs are grouped; a few, or all with --runs, are listed with their parents. What it would
     find is the smallest gain, in the area under the label-efficiency curve, with 80 % power.
     """
     from fewscan.harness.listing import render_plan, run_lines
+    from fewscan.harness.only import only as part_of
     from fewscan.harness.plan import load_plan
     from fewscan.harness.status import read_status
 
-    loaded = load_plan(study, overrides)
+    loaded = part_of(load_plan(study, overrides), only)
     if runs:
         click.echo("\n".join(run_lines(read_status(loaded))))
     else:
@@ -392,9 +407,13 @@ def plan(study: Path, overrides: tuple[str, ...], runs: bool, pilot: Path | None
             console.print(escape(line), soft_wrap=True)
 
 
-@command("fewscan sweep experiments/demo.yaml")
+@command(
+    "fewscan sweep experiments/demo.yaml",
+    "fewscan sweep experiments/demo.yaml --only denoise --only labels=1,4 --only seeds=0",
+)
 @study_argument
 @set_option
+@only_option
 @click.option(
     "--on",
     "where",
@@ -402,17 +421,18 @@ def plan(study: Path, overrides: tuple[str, ...], runs: bool, pilot: Path | None
     default="local",
     help="Here, or in Slurm jobs as the study's `slurm` section says; then it returns at once.",
 )
-def sweep(study: Path, overrides: tuple[str, ...], where: str) -> None:
+def sweep(study: Path, overrides: tuple[str, ...], only: tuple[str, ...], where: str) -> None:
     """Run the study, or go on with it: the same command.
 
     Exits with 1 if a run failed (the others are finished all the same) or was interrupted.
     """
     from fewscan.harness.on_slurm import launch_sweep
+    from fewscan.harness.only import only as part_of
     from fewscan.harness.plan import load_plan
     from fewscan.harness.sweep import begin_again
     from fewscan.harness.sweep import sweep as run_sweep
 
-    loaded = load_plan(study, overrides)
+    loaded = part_of(load_plan(study, overrides), only)
     if where == "slurm":
         job = launch_sweep(loaded)
         console.print(f"Slurm job {job} is the head; `fewscan status STUDY` tells how it goes")

@@ -50,6 +50,7 @@ def launch_sweep(plan: Plan) -> str:
     folder.prepare()
     write_bytes(folder.study, dump_study(plan.study).encode())
     driver = [sys.executable, "-P", "-m", "fewscan.harness.cli", "sweep", str(folder.study)]
+    driver += [word for wish in plan.only for word in ("--only", wish)]
     return launch(driver, folder.cluster, settings)
 
 

@@ -105,6 +105,8 @@ class Plan:
     """Of an adaptive study: the next one that is taken, or the last."""
     looked: tuple[str, ...] = ()
     """And what the looks so far saw: sentences without a full stop."""
+    only: tuple[str, ...] = ()
+    """The part of the study that these are, as `--only` says it (`harness.only`); empty: all."""
     left_out: tuple[str, ...] = ()
     """What of `finetune.inits`, probes and folds there is no arm for, and why: sentences without a
     full stop."""

@@ -85,7 +85,7 @@ def sweep(
             write_bytes(folder.study, as_swept)
         while True:
             status = _sweep(plan, console, stage, on_ray_lost)
-            if plan.study.adaptive is None or not status.is_finished:
+            if plan.study.adaptive is None or plan.only or not status.is_finished:
                 return status
             from fewscan.harness.adaptive import so_far
 

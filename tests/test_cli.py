@@ -195,3 +195,13 @@ def test_a_place_that_takes_no_files_is_an_error_of_one_line(command: str, place
     assert "error: " in done.output
     assert "Traceback" not in done.output
     assert done.exception is None or isinstance(done.exception, SystemExit)
+
+
+def test_a_part_of_a_study_is_planned(study: Path) -> None:
+    whole = fewscan("plan", study, "--runs").output.splitlines()
+    part = fewscan("plan", study, "--runs", "--only", "scratch", "--only", "labels=1").output
+    assert len(part.splitlines()) == 5, "a head, and two runs for each target"
+    assert {*part.splitlines()} < {*whole}
+    refused = fewscan("plan", study, "--only", "nothing")
+    assert refused.exit_code == 1
+    assert "one of: unsupervised: denoise, scratch, denoise" in refused.output
