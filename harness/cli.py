@@ -350,7 +350,7 @@ def import_checkpoint(file: Path, study: Path, name: str, overrides: tuple[str, 
     another study of yours (STUDY/runs/ID).
     """
     from fewscan.harness.imports import import_published, import_run
-    from fewscan.harness.study import load_study
+    from fewscan.harness.study_file import load_study
 
     take = import_run if file.is_dir() else import_published
     run = take(file, load_study(study, overrides), name)
@@ -465,7 +465,7 @@ def status(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
 @set_option
 def cancel(study: Path, overrides: tuple[str, ...]) -> None:
     """Stop the study's Slurm jobs; runs checkpoint first. The same sweep command goes on later."""
-    from fewscan.harness.study import load_study
+    from fewscan.harness.study_file import load_study
     from fewscan.slurm import cancel as cancel_jobs
     from fewscan.storage.runs import StudyFolder
 
@@ -482,7 +482,7 @@ def doctor(study: Path | None, overrides: tuple[str, ...]) -> None:
     With a STUDY whose file has a slurm section, also on a node of its partition. Exits with 1 if
     something is missing.
     """
-    from fewscan.harness.study import load_study
+    from fewscan.harness.study_file import load_study
     from fewscan.slurm.doctor import checks
 
     loaded = load_study(study, overrides) if study else None

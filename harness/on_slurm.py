@@ -14,7 +14,8 @@ from rich.table import Table
 
 from fewscan.harness.plan import Plan
 from fewscan.harness.status import StudyStatus
-from fewscan.harness.study import Share, Study, dump_study
+from fewscan.harness.study import Share, Study
+from fewscan.harness.study_file import dump_study
 from fewscan.slurm import Settings, Status, launch
 from fewscan.slurm import status as cluster_status
 from fewscan.storage.atomic import write_bytes

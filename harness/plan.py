@@ -42,7 +42,8 @@ from fewscan.harness.ensembles import (
     which_network,
 )
 from fewscan.harness.networks import network_of, pretraining_network, require_room
-from fewscan.harness.study import Share, Study, load_study
+from fewscan.harness.study import Share, Study
+from fewscan.harness.study_file import load_study
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder, StudyFolder
 from fewscan.storage.slice_format import SliceFormat

@@ -23,7 +23,7 @@ from fewscan.harness.plan import Plan
 from fewscan.harness.ray_cluster import cluster_ray, local_ray
 from fewscan.harness.repeated import repeated
 from fewscan.harness.status import SYMBOLS, StudyStatus, read_status
-from fewscan.harness.study import dump_study
+from fewscan.harness.study_file import dump_study
 from fewscan.slurm import processes
 from fewscan.slurm.session import Session
 from fewscan.storage.atomic import remove_leftovers, write_bytes

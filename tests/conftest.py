@@ -10,7 +10,8 @@ import pytest
 from tiny import tiny_values, write_tiny_scan
 from whole_sweep import WholeSweep, sweep_own_data
 
-from fewscan.harness.study import Study, parse_study
+from fewscan.harness.study import Study
+from fewscan.harness.study_file import parse_study
 from fewscan.storage.prepare import prepare
 
 hypothesis.settings.register_profile("fewscan", deadline=None)  # the clock decides no test

@@ -21,7 +21,8 @@ from fewscan.harness.report.labels_needed import Extrapolation, LabelsNeeded
 from fewscan.harness.report.results import Quantity, read_results
 from fewscan.harness.report.studies import Studies, one_study, two_studies
 from fewscan.harness.report.write import render_report, write_report
-from fewscan.harness.study import Study, parse_study
+from fewscan.harness.study import Study
+from fewscan.harness.study_file import parse_study
 from fewscan.storage.errors import StudyError
 
 DICE = Quantity("binary", METRICS["dice"], "dice", "Dice", ("dice",), leads=True)

@@ -15,7 +15,8 @@ from fewscan.harness.concerns import concerns
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.studies import one_study, two_studies
 from fewscan.harness.report.write import write_report
-from fewscan.harness.study import Arms, Study, dump_study, parse_study
+from fewscan.harness.study import Arms, Study
+from fewscan.harness.study_file import dump_study, parse_study
 from fewscan.storage.errors import StudyError
 
 Make = Callable[..., Plan]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fewscan.harness.on_slurm import require_fit, with_room_to_start
-from fewscan.harness.study import parse_study
+from fewscan.harness.study_file import parse_study
 from fewscan.slurm import Settings
 
 PAGE = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()

@@ -14,7 +14,7 @@ from fewscan.harness.listing import render_plan
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.write import write_report
-from fewscan.harness.study import parse_study
+from fewscan.harness.study_file import parse_study
 from fewscan.storage.errors import StudyError
 from fewscan.storage.nifti import write_nifti
 from fewscan.storage.prepare import prepare

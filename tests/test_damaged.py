@@ -18,7 +18,7 @@ from fewscan.harness.report.results import read_results
 from fewscan.harness.report.studies import one_study, two_studies
 from fewscan.harness.report.write import write_report
 from fewscan.harness.status import read_status
-from fewscan.harness.study import parse_study
+from fewscan.harness.study_file import parse_study
 from fewscan.harness.sweep import sweep
 from fewscan.storage.runs import RunFolder
 

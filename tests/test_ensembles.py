@@ -34,7 +34,8 @@ from fewscan.harness.report.results import read_results
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.write import write_report
 from fewscan.harness.status import read_status
-from fewscan.harness.study import Study, parse_study
+from fewscan.harness.study import Study
+from fewscan.harness.study_file import parse_study
 from fewscan.harness.tracking.mlflow_run import FROM_OUTSIDE, view_of
 from fewscan.harness.trained import load_together, load_trained
 from fewscan.storage.errors import RunError, StudyError
@@ -381,7 +382,7 @@ def test_mlflow_tells_the_members_apart(finished: Plan) -> None:
 
 
 def study_file(plan: Plan, path: Path) -> Path:
-    from fewscan.harness.study import dump_study
+    from fewscan.harness.study_file import dump_study
 
     path.write_text(dump_study(plan.study))
     return path

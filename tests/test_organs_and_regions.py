@@ -13,7 +13,7 @@ from tiny import run_in_process, tiny_values
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.write import write_report
-from fewscan.harness.study import parse_study
+from fewscan.harness.study_file import parse_study
 from fewscan.storage.catalog import Selection
 from fewscan.storage.labels import IGNORED
 from fewscan.storage.nifti import read_nifti, write_nifti

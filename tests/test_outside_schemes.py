@@ -27,7 +27,7 @@ from fewscan.experiments.spec import (
     to_json,
 )
 from fewscan.experiments.stages import run_stage
-from fewscan.harness.study import dump_study, parse_study
+from fewscan.harness.study_file import dump_study, parse_study
 from fewscan.storage.errors import RunError, StudyError
 from fewscan.storage.runs import RunFolder
 

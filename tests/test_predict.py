@@ -29,7 +29,7 @@ from fewscan.experiments.stages import run_stage
 from fewscan.harness.cli import main
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.predict import predict, write_prediction
-from fewscan.harness.study import parse_study
+from fewscan.harness.study_file import parse_study
 from fewscan.harness.trained import load_trained
 from fewscan.storage.errors import FewscanError, RunError, ScanError
 from fewscan.storage.find import find_scans

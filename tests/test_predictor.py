@@ -29,7 +29,7 @@ from fewscan.experiments.spec import Evaluation, Score, Target, run_id
 from fewscan.experiments.stages import run_stage
 from fewscan.experiments.unet import UNet
 from fewscan.harness.plan import Plan, PlannedRun, make_plan, slice_format
-from fewscan.harness.study import parse_study
+from fewscan.harness.study_file import parse_study
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder
 

@@ -23,7 +23,7 @@ from fewscan.harness.report.ranking import MOST_TESTED, Ranking, other_pairs, ra
 from fewscan.harness.report.results import read_results
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.write import gather_report, write_report
-from fewscan.harness.study import parse_study
+from fewscan.harness.study_file import parse_study
 
 ARMS = [Arm("fine-tuning", name) for name in (None, "a", "b", "c")]
 COUNTS = (1, 4, 16)

@@ -21,7 +21,8 @@ from fewscan.harness.report.run_log import read_logs
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.tables import escape_latex
 from fewscan.harness.report.write import write_report
-from fewscan.harness.study import Study, parse_study
+from fewscan.harness.study import Study
+from fewscan.harness.study_file import parse_study
 
 GRID = {"label_counts": [1, 4, "all"], "seeds": [0, 1, 2]}
 FILES = {

@@ -26,7 +26,7 @@ from fewscan.harness.concerns import concerns
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.write import write_report
-from fewscan.harness.study import parse_study
+from fewscan.harness.study_file import parse_study
 from fewscan.storage.check import check
 from fewscan.storage.errors import RunError, StoreError
 from fewscan.storage.find import find_scans

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fewscan.experiments.anomaly import voxels_in
 from fewscan.experiments.schemes import SCHEMES
-from fewscan.harness.study import dump_study, load_study, parse_study
+from fewscan.harness.study_file import dump_study, load_study, parse_study
 from fewscan.storage.errors import StudyError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"

@@ -13,7 +13,8 @@ from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Finetune, Pretrain
 from fewscan.experiments.trials import with_rate
 from fewscan.harness.plan import Plan, PlannedRun, make_plan
-from fewscan.harness.study import Study, parse_study
+from fewscan.harness.study import Study
+from fewscan.harness.study_file import parse_study
 from fewscan.storage.errors import RunError, StudyError
 
 RATES = [1e-3, 1e-2, 3e-2]

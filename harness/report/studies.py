@@ -17,7 +17,8 @@ from fewscan.experiments.spec import PROTOCOL, Evaluation, Postprocess, Target
 from fewscan.harness.arms import SCRATCH, Arm
 from fewscan.harness.label_budget import LabelBudget, label_budgets
 from fewscan.harness.plan import Plan
-from fewscan.harness.study import Published, dump_study
+from fewscan.harness.study import Published
+from fewscan.harness.study_file import dump_study
 from fewscan.storage.errors import RunError, StudyError
 from fewscan.storage.runs import RunFolder
 

@@ -16,7 +16,7 @@ from fewscan.experiments.devices import Devices
 from fewscan.experiments.stages import run_stage
 from fewscan.harness.on_slurm import launch_sweep
 from fewscan.harness.plan import Plan, make_plan
-from fewscan.harness.study import parse_study
+from fewscan.harness.study_file import parse_study
 from fewscan.slurm import Status, cancel, status
 from fewscan.slurm.folder import JOINED
 from fewscan.storage.atomic import write_bytes

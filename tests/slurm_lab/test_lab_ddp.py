@@ -14,7 +14,7 @@ from fewscan.experiments.devices import Devices, launch
 from fewscan.experiments.stages import run_stage
 from fewscan.harness.on_slurm import launch_sweep
 from fewscan.harness.plan import Plan, make_plan
-from fewscan.harness.study import parse_study
+from fewscan.harness.study_file import parse_study
 from fewscan.slurm import cancel, status
 from fewscan.storage.runs import RunFolder
 
