@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that `--help` is instant.
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -336,6 +337,46 @@ def check(store: Path) -> None:
     with _bar("subjects") as step:
         report = check_store(store, step)
     console.print(report.render(), soft_wrap=True)
+
+
+@command(
+    "fewscan init brats2021.zarr",
+    "fewscan init brats2021.zarr studies/mine.yaml --from paper",
+)
+@click.argument("store", type=PATH)
+@click.argument("out", type=PATH, required=False)
+@click.option(
+    "--from",
+    "name",
+    metavar="NAME",
+    help="Copy a study file that comes with fewscan, such as paper, and set its store and folder; "
+    "an unknown name lists them.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="What the study is to run on, which its size depends on. Default: what is found here.",
+)
+def init(store: Path, out: Path | None, name: str | None, device: Any) -> None:
+    """Write a commented study file that fits STORE; an existing file is never replaced.
+
+    OUT is by default STORE's name, or that of --from, with the ending .yaml, in this folder.
+    `fewscan keys` explains what may stand in it.
+    """
+    from fewscan.harness.first_study import write_copy, write_first_study
+
+    out = out or Path(f"{name or store.stem}.yaml")
+    if name:
+        if misfit := write_copy(name, store, out):
+            click.echo(f"note: on this store it cannot run as it stands: {misfit}", err=True)
+    else:
+        import torch
+
+        write_first_study(store, out, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    file = shlex.quote(str(out))
+    console.print(f"{out} is written; look through it, then", soft_wrap=True)
+    console.print(f"    fewscan plan {file}     what it costs; runs nothing", soft_wrap=True)
+    console.print(f"    fewscan sweep {file}    run it, or go on with it", soft_wrap=True)
 
 
 @command("fewscan import-checkpoint dae.pt my.yaml --as dae", name="import-checkpoint")

@@ -56,7 +56,7 @@ def site(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def files_of_the_package() -> set[str]:
     """What belongs into every distribution."""
-    suffixes = {".py", ".html", ".yaml"}
+    suffixes = {".py", ".html", ".j2", ".yaml"}
     paths = [path for room in ROOMS for path in (ROOT / room).rglob("*")]
     return {p.relative_to(ROOT).as_posix() for p in paths if p.suffix in suffixes}
 

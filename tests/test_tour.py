@@ -39,6 +39,7 @@ NOTES = {
     "experiments/volumes_small.yaml": "3D in small, on the Decathlon's hippocampus",
     "experiments/paper.yaml": "the published study, each number with its source",
     "package/py.typed": "says that the package is typed",
+    "harness/first_study.yaml.j2": "the template of the study file that `init` writes",
     "harness/report/report.html": "the template of the report's page",
     "pyproject.toml": "the package, with a reason beside each dependency",
     "benchmarks/results/": "what the table shows: JSON, a file a subject",
