@@ -379,6 +379,18 @@ def init(store: Path, out: Path | None, name: str | None, device: Any) -> None:
     console.print(f"    fewscan sweep {file}    run it, or go on with it", soft_wrap=True)
 
 
+@command("fewscan keys", "fewscan keys finetune.training", "fewscan keys mae")
+@click.argument("key", required=False)
+def keys(key: str | None) -> None:
+    """Explain the keys of a study file: what each takes, its default, what it means.
+
+    KEY is a block or a key, by its path or the end of it, or the kind of a scheme. Default: all.
+    """
+    from fewscan.harness.study_keys import explained, reference
+
+    click.echo(explained(key) if key else reference(), nl=bool(key))
+
+
 @command("fewscan import-checkpoint dae.pt my.yaml --as dae", name="import-checkpoint")
 @click.argument("file", type=PATH)
 @study_argument

@@ -7,11 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import yaml
 from jinja2 import StrictUndefined, Template
 
 from fewscan.harness.networks import median_spacing_mm, most_levels
 from fewscan.harness.plan import load_plan
+from fewscan.harness.study_file import read_values
 from fewscan.storage.errors import FewscanError, StudyError
 from fewscan.storage.slices import SliceStore
 
@@ -83,7 +83,8 @@ def write_copy(name: str, store_path: Path, out: Path) -> FewscanError | None:
     SliceStore.open(store_path)
     text = (files("fewscan.experiments") / f"{name}.yaml").read_text()
     for key, value in _places(store_path, out).items():
-        text = re.sub(rf"^{key}:.*$", lambda _, it=f"{key}: {value}": it, text, flags=re.MULTILINE)
+        line = f"{key}: {value}".replace("\\", r"\\")
+        text = re.sub(rf"^{key}:.*$", line, text, flags=re.MULTILINE)
     _write_new(out, text)
     try:
         load_plan(out)
@@ -117,7 +118,7 @@ def _places(store_path: Path, out: Path) -> dict[str, str]:
 
 def _plain(text: str) -> str:
     """As YAML, in quotes if it would be read as anything but this text."""
-    is_plain = re.fullmatch(r"[\w./-]([\w ./-]*[\w./-])?", text) and yaml.safe_load(text) == text
+    is_plain = re.fullmatch(r"[\w./-]([\w ./-]*[\w./-])?", text) and read_values(text) == text
     return text if is_plain else json.dumps(text)
 
 
@@ -134,7 +135,7 @@ def first_study(store: SliceStore, out: Path, device: Device) -> str:
     template = Template(
         text, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
-    return template.render(
+    written: str = template.render(
         store=store,
         split=store.split,
         out=out.name,
@@ -151,3 +152,4 @@ def first_study(store: SliceStore, out: Path, device: Device) -> str:
         channel=_plain(f"channel {(flair or store.channels)[0]}"),
         pixel_mm=max(median_spacing_mm(store)[1:]),
     )
+    return written

@@ -25,6 +25,7 @@ NOTES = {
     "docs/results.md": "what the study files gave where they were run",
     "docs/schemes.md": "the ways of pre-training, and how to bring one of your own",
     "docs/security.md": "what listens where, who gets in, what lies where",
+    "docs/study.md": "every key of a study file; `fewscan keys` prints it",
     "docs/volumes.md": "3D networks: patches, thick slices, weights of a 2D network",
     "docs/statistics.md": "what intervals and p-values are worth, in studies with a known truth",
     "docs/tour.md": "this page",
