@@ -429,6 +429,7 @@ def plan(study: Path, overrides: tuple[str, ...], runs: bool, pilot: Path | None
     Many runs are grouped; a few, or all with --runs, are listed with their parents. What it would
     find is the smallest gain, in the area under the label-efficiency curve, with 80 % power.
     """
+    from fewscan.harness.first_pace import first_pace
     from fewscan.harness.listing import render_plan, run_lines
     from fewscan.harness.plan import load_plan
     from fewscan.harness.status import read_status
@@ -437,7 +438,7 @@ def plan(study: Path, overrides: tuple[str, ...], runs: bool, pilot: Path | None
     if runs:
         click.echo("\n".join(run_lines(read_status(loaded))))
     else:
-        console.print(render_plan(loaded))
+        console.print(render_plan(loaded, first_pace))
         from fewscan.harness.report.power import power_lines
 
         for line in power_lines(loaded, load_plan(pilot) if pilot else None):
