@@ -20,6 +20,8 @@ from fewscan.experiments.unet import UNet
 
 WITHIN_S = 2.0
 """Seconds that the steps may take in all, as far as those before tell."""
+TIMED = 3
+"""Steps of a shape, of which the fastest counts: others had the machine to share."""
 
 
 def flops_per_s(
@@ -28,16 +30,18 @@ def flops_per_s(
     channels: int,
     size: int,
     devices: Devices,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> float:
     """Floating-point operations a second of training steps, as `cost` counts them.
 
     Of the network's own width and depth in the training's precision; its slices (of size² pixels)
     or patches and its batch are grown from small ones up to their own, as far as time allows: a CPU
     may need a minute for one step of the largest. Reading and augmentation are not in it. Leaves
-    random numbers and the number of threads as they were.
+    random numbers and the number of threads as they were. `clock` gives seconds; None: of a CPU
+    those of its threads, whatever else the machine does meanwhile.
     """
-    begun, found, last = clock(), 0.0, (1.0, 0.0)
+    clock = clock or _clock_of(devices)
+    begun, found = clock(), 0.0
     with _threads(devices.threads), torch.random.fork_rng(devices=[]):
         model = UNet(
             channels,
@@ -52,16 +56,24 @@ def flops_per_s(
         for lengths, images in _growing(network, size, training.batch_size):
             forward = forward_flops(_seeing(network, lengths), channels, channels, lengths[-1])
             flops = images * (1 + BACKWARD) * forward
-            ahead_s = 2 * last[1] * flops / last[0]
-            if found and clock() - begun + ahead_s > WITHIN_S:
+            if found and clock() - begun + (1 + TIMED) * flops / found > WITHIN_S:
                 break
             images_NCHW = torch.rand((images, channels, *lengths)).to(step.like)
             step(images_NCHW)  # the first one of a shape also chooses how it is computed
-            before = clock()
-            step(images_NCHW)
-            last = flops, clock() - before
-            found = flops / last[1]
+            found = flops / min(_timed(step, images_NCHW, clock) for _ in range(TIMED))
     return found
+
+
+def _clock_of(devices: Devices) -> Callable[[], float]:
+    if devices.device != "cpu":
+        return time.perf_counter
+    return lambda: time.process_time() / devices.threads
+
+
+def _timed(step: "_Step", images_NCHW: torch.Tensor, clock: Callable[[], float]) -> float:
+    before = clock()
+    step(images_NCHW)
+    return clock() - before
 
 
 class _Step:
