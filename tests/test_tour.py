@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 NOTES = {
     ".ci/run": "what CI runs: make test",
     "CHANGELOG.md": "what changed, and what was found on the way",
+    "CITATION.cff": "how to cite fewscan, and the papers that its first study is about",
     "CONTRIBUTING.md": "the invariants and habits of the house",
     "LICENSE": "MIT",
     "Makefile": "demo, test, lowest, bench, mutants, lint, format",
