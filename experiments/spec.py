@@ -166,7 +166,7 @@ class Training:
 @dataclass(frozen=True)
 class Postprocess:
     """Which rules may change a mask after it was predicted; by default none. Each is kept only
-    where it raises Dice on the scans that choose the threshold: `experiments.postprocess`."""
+    where it raises Dice on the scans that choose the threshold: docs/lesions.md."""
 
     largest_component: bool = False
     """Whether to try the largest connected component alone: of all classes together, of each."""
@@ -199,7 +199,7 @@ class Evaluation:
     """NSD: surfaces at most this far apart agree. 2 mm is a pixel of the published slices (1.9 mm);
     what is finer is the grid's doing. None: neither NSD nor HD95, and no need for MONAI."""
     lesion_wise: bool = False
-    """Whether single lesions are scored, too: `experiments.lesions`."""
+    """Whether single lesions are scored, too: docs/lesions.md."""
     lesion_reach_mm: float = 3.0
     """True lesions whose surroundings of this width touch are one lesion, and what is predicted in
     there belongs to it. BraTS 2023: 3 mm for gliomas, 1 mm for metastases and meningiomas."""
@@ -210,7 +210,7 @@ class Evaluation:
     """A lesion is found where its intersection over union with what is predicted of it is at least
     this; 0.1 is nnDetection's (Baumgartner et al., MICCAI 2021)."""
     postprocess: Postprocess = Postprocess()
-    """What may change a mask after it was predicted."""
+    """What may change a mask after it was predicted; true is all rules, false none."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "min_component_mm3", "nsd_tolerance_mm")
@@ -244,7 +244,7 @@ class Augmentation:
     """Which augmentation the fine-tuning sees."""
 
     policy: Literal["nnunet", "none"] = "nnunet"
-    """nnunet: the nine transforms of nnU-Net's training, see `experiments.augment`."""
+    """nnunet: the nine transforms of nnU-Net's training; none: the slices as they are."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that `--help` is instant.
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -346,6 +347,58 @@ def check(store: Path) -> None:
     console.print(report.render(), soft_wrap=True)
 
 
+@command(
+    "fewscan init brats2021.zarr",
+    "fewscan init brats2021.zarr studies/mine.yaml --from paper",
+)
+@click.argument("store", type=PATH)
+@click.argument("out", type=PATH, required=False)
+@click.option(
+    "--from",
+    "name",
+    metavar="NAME",
+    help="Copy a study file that comes with fewscan, such as paper, and set its store and folder; "
+    "an unknown name lists them.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="What the study is to run on, which its size depends on. Default: what is found here.",
+)
+def init(store: Path, out: Path | None, name: str | None, device: Any) -> None:
+    """Write a commented study file that fits STORE; an existing file is never replaced.
+
+    OUT is by default STORE's name, or that of --from, with the ending .yaml, in this folder.
+    `fewscan keys` explains what may stand in it.
+    """
+    from fewscan.harness.first_study import write_copy, write_first_study
+
+    out = out or Path(f"{name or store.stem}.yaml")
+    if name:
+        if misfit := write_copy(name, store, out):
+            click.echo(f"note: on this store it cannot run as it stands: {misfit}", err=True)
+    else:
+        import torch
+
+        write_first_study(store, out, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    file = shlex.quote(str(out))
+    console.print(f"{out} is written; look through it, then", soft_wrap=True)
+    console.print(f"    fewscan plan {file}     what it costs; runs nothing", soft_wrap=True)
+    console.print(f"    fewscan sweep {file}    run it, or go on with it", soft_wrap=True)
+
+
+@command("fewscan keys", "fewscan keys finetune.training", "fewscan keys mae")
+@click.argument("key", required=False)
+def keys(key: str | None) -> None:
+    """Explain the keys of a study file: what each takes, its default, what it means.
+
+    KEY is a block or a key, by its path or the end of it, or the kind of a scheme. Default: all.
+    """
+    from fewscan.harness.study_keys import explained, reference
+
+    click.echo(explained(key) if key else reference(), nl=bool(key))
+
+
 @command("fewscan import-checkpoint dae.pt my.yaml --as dae", name="import-checkpoint")
 @click.argument("file", type=PATH)
 @study_argument
@@ -391,6 +444,7 @@ def plan(
     Many runs are grouped; a few, or all with --runs, are listed with their parents. What it would
     find is the smallest gain, in the area under the label-efficiency curve, with 80 % power.
     """
+    from fewscan.harness.first_pace import first_pace
     from fewscan.harness.listing import render_plan, run_lines
     from fewscan.harness.only import only as part_of
     from fewscan.harness.plan import load_plan
@@ -400,7 +454,7 @@ def plan(
     if runs:
         click.echo("\n".join(run_lines(read_status(loaded))))
     else:
-        console.print(render_plan(loaded))
+        console.print(render_plan(loaded, first_pace))
         from fewscan.harness.report.power import power_lines
 
         for line in power_lines(loaded, load_plan(pilot) if pilot else None):

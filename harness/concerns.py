@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fewscan.experiments.schemes import SCHEMES
 from fewscan.experiments.spec import Network
-from fewscan.harness.networks import median_spacing_mm, network_of
+from fewscan.harness.networks import median_spacing_mm, most_levels, network_of
 from fewscan.harness.study import Study
 from fewscan.storage.errors import StudyError, named
 from fewscan.storage.slices import SliceStore
@@ -144,18 +144,17 @@ def _require_size(study: Study, store: SliceStore) -> None:
         if all(it.dims != 2 for it in study.pretrain.values()):
             return
     halvings = study.network.depth - 1
-    unit = 2**halvings
-    if store.size % unit == 0 and store.size // unit >= 2:
+    unit, most = 2**halvings, most_levels(store.size)
+    if study.network.depth <= most:
         return
-    levels = next(n for n in range(halvings, -1, -1) if store.size % 2**n == 0)
     smaller = max(store.size // unit, 2) * unit
     larger = smaller + unit
     raise StudyError(
         f"slices of {store.size} × {store.size} pixels cannot be halved {halvings} times",
         where="network.depth",
-        expected=f"at most {levels + 1} levels for them, or a multiple of {unit} pixels",
+        expected=f"at most {most} levels for them, or a multiple of {unit} pixels",
         remedy=f"prepare slices of {smaller} or {larger} pixels (--size), or set network.depth to "
-        f"{max(levels + 1, 2)}",
+        f"{max(most, 2)}",
     )
 
 

@@ -2,22 +2,25 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fewscan.experiments.spec import Finetune, Pretrain, Target, Training
+from fewscan.experiments.spec import Finetune, Pretrain, Score, Target, Training
 from fewscan.harness.arms import Arm
 from fewscan.harness.by_count import ByCount, plain_table
 from fewscan.harness.concerns import concerns
+from fewscan.harness.first_pace import FirstPace
 from fewscan.harness.networks import needed_bytes
 from fewscan.harness.plan import VERBS, Plan, PlannedRun, slices_a_scan
 from fewscan.harness.status import SYMBOLS, StudyStatus, mixtures, read_paces, read_status
 from fewscan.storage.runs import State
 
+Measure = Callable[[Plan], FirstPace | None]
+"""How fast the device of a plan is; None: nobody can tell here."""
 LISTED_AT_MOST = 50
 """Runs that `fewscan plan` lists one by one without being asked to."""
 SYMBOLS_AT_MOST = 6
@@ -28,14 +31,17 @@ ERRORS_AT_MOST = 5
 """Failed runs whose reason is shown in full."""
 
 
-def render_plan(plan: Plan) -> RenderableType:
-    """Its runs one by one while few, else grouped; what is done, and how long the rest takes."""
+def render_plan(plan: Plan, measure: Measure = lambda plan: None) -> RenderableType:
+    """Its runs one by one while few, else grouped; what is done, and how long the rest takes.
+
+    `measure` is asked how fast the device is, if no run tells.
+    """
     status = read_status(plan)
     if len(plan.runs) <= LISTED_AT_MOST:
         body: list[RenderableType] = ["\n".join(run_lines(status))]
     else:
         body = [_groups(status), "--runs lists them one by one"]
-    estimate = [] if status.is_finished else [render_estimate(status)]
+    estimate = [] if status.is_finished else [render_estimate(status, measure)]
     title = f"study {plan.study.name} on {plan.store.path}\n"
     if trained := _iterations(plan):
         body.append(trained)
@@ -205,8 +211,9 @@ def summary(status: StudyStatus) -> str:
     return f"{len(status.states)} runs: {states}; {status.done_fraction:.0%} of the work is done"
 
 
-def render_estimate(status: StudyStatus) -> str:
-    """One line: what is left, and how long it takes at the pace of now, else of finished runs."""
+def render_estimate(status: StudyStatus, measure: Measure = lambda plan: None) -> str:
+    """One line: what is left, and how long it takes at the pace of now, else of finished runs, else
+    at the one that is measured."""
     left = sum(run.flops * (1 - status.fractions[run.run_id]) for run in status.plan.runs)
     text = f"{left / 1e15:.3g} PFLOP are left: "
     paces = list(read_paces(status))
@@ -221,9 +228,38 @@ def render_estimate(status: StudyStatus) -> str:
             f"{who} at {steps:.3g} steps/s, {slices:.3g} slices/s; at this pace all is done in "
             f"{duration}, {at}"
         )
-    finished = [run for run in status.plan.runs if status.states[run.run_id] == "finished"]
-    seconds = sum(status.plan.folder_of(run).last_attempt_s() for run in finished)
-    if not seconds:
-        return text + "how long that takes is unknown until a run trains"
-    hours_left = left / sum(run.flops for run in finished) * seconds / 3600
-    return text + f"{hours_left:.3g} device-hours, as fast as the finished runs were"
+    if seconds_a_flop := _seconds_a_flop(status):
+        device_hours = _left_s(status, seconds_a_flop) / 3600
+        return text + f"{device_hours:.3g} device-hours, as fast as the finished runs were"
+    if pace := measure(status.plan):
+        device_hours = _left_s(status, 1 / pace.flops_per_s) / 3600
+        return text + (
+            f"about {_roughly(device_hours)} device-hours by a few steps timed here "
+            f"({pace.device}); reading, augmentation and metrics come on top"
+        )
+    return text + "how long that takes is unknown until a run trains"
+
+
+def _roughly(hours: float) -> str:
+    """With two digits: "0.042", "6.7", "410"."""
+    return f"{float(f'{hours:.2g}'):,g}"
+
+
+def _seconds_a_flop(status: StudyStatus) -> float:
+    """Of finished trainings; 0 if there is none. Scores tell nothing of it: their metrics have no
+    arithmetic that is counted."""
+    trained = [run for run in status.in_state("finished") if run.slices_a_step]
+    seconds = sum((status.plan.folder_of(run).last_attempt_s() for run in trained), 0.0)
+    return seconds / sum(run.flops for run in trained) if trained else 0.0
+
+
+def _left_s(status: StudyStatus, seconds_a_flop: float) -> float:
+    """Seconds of one device for all that is left; of scores as long each as finished ones took."""
+    scored = [run for run in status.in_state("finished") if run.kind == Score.kind]
+    took_s = [status.plan.folder_of(run).last_attempt_s() for run in scored]
+    left_s = 0.0
+    for run in status.plan.runs:
+        is_like_them = run.kind == Score.kind and sum(took_s) > 0
+        whole_s = sum(took_s) / len(took_s) if is_like_them else run.flops * seconds_a_flop
+        left_s += whole_s * (1 - status.fractions[run.run_id])
+    return left_s

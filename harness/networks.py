@@ -45,6 +45,14 @@ def pretraining_network(study: Study, name: str, store: SliceStore) -> Network:
     return replace(network, dims=2, patch=None, flat_levels=0)
 
 
+def most_levels(size: int) -> int:
+    """Of a network on slices of size² pixels: reflected borders need two pixels in the coarsest."""
+    levels = 1
+    while size % 2**levels == 0 and size // 2**levels >= 2:
+        levels += 1
+    return levels
+
+
 def median_spacing_mm(store: SliceStore) -> tuple[float, float, float]:
     """Between slices, rows and columns of the store's scans, axis by axis the median."""
     spacings_mm = [store.spacing_mm_ZHW(subject) for subject in store.subjects]

@@ -1,6 +1,6 @@
-"""What a person asks for: a study as one frozen value, each setting with its default and meaning.
+"""What a study is: a person's wishes as frozen values, each checked by itself.
 
-`study_file` reads it from YAML. docs/study.md is made from this module.
+How they stand in a file is `harness.study_file`; whether a store allows them, `harness.plan`.
 """
 
 import math
@@ -35,7 +35,6 @@ from fewscan.experiments.spec import (
     Evaluation,
     Network,
     Patch,
-    Postprocess,
     Residency,
     Target,
     Training,
@@ -154,6 +153,7 @@ class PretrainTuning:
     """Learning rates that are tried before a pre-training, the best by its validation loss."""
 
     lr: tuple[PositiveFloat, ...]
+    """Rates to try."""
     seed: int = 100
     """Of the trials: none that the study uses."""
 
@@ -168,7 +168,7 @@ class TuningCell:
     labels: PositiveInt
     """Labelled scans."""
     seed: int = 100
-    """None that the grid has: what is chosen there is not scored there."""
+    """One that the grid has not: what is chosen there is not scored there."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,7 @@ class Tuning:
     """Learning rates that every arm tries, scratch included; each takes its best by validation."""
 
     lr: tuple[PositiveFloat, ...]
+    """Rates to try."""
     on: TuningCell
 
     def __post_init__(self) -> None:
@@ -187,8 +188,11 @@ class Epochs:
     """Iterations by a law: as many epochs of the labelled slices, within two bounds."""
 
     epochs: PositiveFloat
+    """So often each labelled slice is seen."""
     at_least: PositiveInt = 1
+    """Iterations."""
     at_most: PositiveInt | None = None
+    """Iterations. None: no bound."""
 
     def __post_init__(self) -> None:
         if self.at_most is not None and self.at_most < self.at_least:
@@ -246,11 +250,12 @@ class Pretraining:
     """One pre-training, to start fine-tunings from."""
 
     training: Training
-    scheme: Annotated[Any, PlainValidator(_scheme), PlainSerializer(_plain_scheme)] = Denoise()
-    """How it learns: `{kind: denoise, …}` and the settings of that kind."""
+    scheme: Annotated[Scheme, PlainValidator(_scheme), PlainSerializer(_plain_scheme)] = Denoise()
+    """How it learns: `{kind: denoise, …}` and the settings of that kind. The key `noise` instead is
+    short for the noise of the published kind."""
     seeds: tuple[int, ...] = (0,)
     """A pre-training each: fine-tuning seed s starts from that of seed s, so that the luck of a
-    pre-training is in the intervals. The published study has one."""
+    pre-training is in the intervals. The published study has one. `seed: 3` is short for one."""
     init: str = SCRATCH
     """scratch, another pre-training's name, or the name of an imported checkpoint."""
     slices: PretrainSlices = "healthy"
@@ -305,10 +310,15 @@ class Arms:
     says. Each is a value or a list of them."""
 
     init: Annotated[tuple[str, ...], BeforeValidator(_several)]
+    """scratch, names of pre-trainings, names of imported checkpoints."""
     transfer: Annotated[tuple[Transfer, ...], BeforeValidator(_several)] = ()
+    """What of a pre-training is taken over; of scratch nothing is."""
     schedule: Annotated[tuple[Schedule, ...], BeforeValidator(_several)] = ()
+    """What of the network learns, and when."""
     lr_scale: Annotated[tuple[LrScale, ...], BeforeValidator(_several)] = ()
+    """The rate of what is transferred, in parts of that of what is new."""
     oversample_foreground: Annotated[tuple[Portion, ...], BeforeValidator(_several)] = ()
+    """The share of each batch that is drawn from slices with a lesion."""
 
     def __post_init__(self) -> None:
         _require_each_once("init", self.init)
@@ -342,18 +352,22 @@ class Finetuning:
     training: Training
     """The same for every cell: arms share their update budget."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    inits: tuple[Annotated[Any, PlainValidator(_arms), PlainSerializer(_plain_arms)], ...] = (
-        SCRATCH,
-    )
+    """Each chooses the labelled scans and draws all random numbers, the same for all arms."""
+    inits: tuple[
+        Annotated[str | Arms, PlainValidator(_arms), PlainSerializer(_plain_arms)], ...
+    ] = (SCRATCH,)
     """The arms: scratch, names of pre-trainings, names of imported checkpoints; and grids of them
     and ways to fine-tune: {init: [scratch, denoise], schedule: [plain, sawtooth], …}."""
     targets: tuple[Target, ...] = ("binary", "multiclass")
+    """binary: lesion or not. multiclass: each class of the store."""
     augmentation: Augmentation = Augmentation()
     transfer: Transfer | None = None
     """What fine-tunings take over from a pre-training: all of it but the head, or the encoder.
     None: what its scheme hands on."""
     schedule: Schedule = "plain"
-    """What of the network learns, and when: `experiments.schedules`."""
+    """What of the network learns, and when. plain: all of it, on one cosine (published). warmup:
+    all; the rate rises before it falls. sawtooth: decoder and head first, then all. frozen: decoder
+    and head alone. probe: a new head alone."""
     lr_scale: LrScale = 1.0
     """The rate of what is transferred is so many times that of what is new."""
     oversample_foreground: Portion = 0.0
@@ -362,7 +376,9 @@ class Finetuning:
     """Which labels choose the model that is kept and the threshold of its mask. validation: those
     of the validation split (published). within: a fifth of the labelled scans, held out; of fewer
     than 4, none. last: none; the last model is kept, and the threshold of a probability is 0.5."""
-    iterations: Annotated[Any, PlainValidator(_iterations), PlainSerializer(_plain)] = None
+    iterations: Annotated[
+        dict[int, int] | Epochs | None, PlainValidator(_iterations), PlainSerializer(_plain)
+    ] = None
     """Iterations by label count, for all arms: a table {1: 2000, 938: 60000}, in between on the
     straight line in logarithms; or a law {epochs: 20, at_least: 2000}. None: `training.iterations`
     for all. The number of validations stays that of `training`."""
@@ -438,7 +454,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Share:
-    """What one run of a stage gets. None of it changes what is computed."""
+    """What one run of a stage gets. Nothing of it changes what is computed."""
 
     devices: PositiveInt = 1
     """Ranks; more than one trains by DDP, each on a whole device."""
@@ -494,7 +510,7 @@ class Published:
     citation: str
     """On the page, word for word: authors, title, where, year, and table or figure."""
     metric: str
-    """The panel that they belong to: a key of result.json, see `experiments.catalogue.panels`."""
+    """The panel that they belong to: pooled_ap, pooled_best_dice or class_dice_mean."""
     value: float | None = None
     """A horizontal line: it does not depend on labels, or the number of labels is not stated."""
     points: tuple[tuple[int, float], ...] = ()
@@ -591,6 +607,7 @@ class Study:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     name: str
+    """In tables, in figures and in MLflow."""
     store: Path
     """The slice store that `fewscan prepare` made; relative to the study file."""
     folder: Path
@@ -598,14 +615,14 @@ class Study:
     finetune: Finetuning
     network: Architecture = Architecture()
     pretrain: dict[str, Pretraining] = field(default_factory=dict)
+    """The pre-trainings, each by a name of yours, under which `finetune.inits` knows it."""
     evaluation: Evaluation = Evaluation()
     score: Scoring = Scoring()
     baselines: tuple[Baseline, ...] = ("unsupervised", "supervised")
     """unsupervised: a pre-trained network's anomaly score. supervised: scratch on all labels, our
     stand-in for the published one, which is another group's. supervised long: the same, trained
     `finetune.long` times as long. random features: a head on frozen random weights. And without a
-    network (`experiments.image_scores`): smoothed, the difference to the smoothed image; channel
-    NAME, how bright a channel is."""
+    network: smoothed, the difference to the smoothed image; channel NAME, how bright it is."""
     resources: Resources = Resources()
     slurm: Settings | None = None
     """The jobs that `fewscan sweep --on slurm` submits."""
@@ -646,10 +663,3 @@ class Study:
     def image_scores(self) -> tuple[ImageScore, ...]:
         """The baselines without a network."""
         return tuple(filter(None, map(ImageScore.named, self.baselines)))
-
-
-ALL_RULES = Postprocess(
-    largest_component=True, min_lesion_mm3=(10.0, 30.0, 100.0, 300.0, 1000.0), fill_holes=True
-)
-"""What `evaluation.postprocess: true` tries: volumes from ten voxels of 1 mm to a ball of 12 mm, in
-half decades."""

@@ -1,7 +1,7 @@
-"""The study file: read, checked, changed by `--set`, written down as it was swept.
+"""The study file: YAML becomes one frozen `Study`, validated before anything runs.
 
-What a study is stands in `study`; here is how people write it, and what they are told if it cannot
-be so.
+Every mistake in the file is named at once, each with its place, what was expected and, for an
+unknown key, the nearest known one.
 """
 
 import difflib
@@ -20,8 +20,14 @@ from pydantic_core import ErrorDetails
 from fewscan.experiments.schemes import Denoise
 from fewscan.experiments.schemes.registry import scheme_class
 from fewscan.experiments.spec import Postprocess
-from fewscan.harness.study import ALL_RULES, Arms, Epochs, Study
+from fewscan.harness.study import Arms, Epochs, Study
 from fewscan.storage.errors import StudyError
+
+ALL_RULES = Postprocess(
+    largest_component=True, min_lesion_mm3=(10.0, 30.0, 100.0, 300.0, 1000.0), fill_holes=True
+)
+"""What `evaluation.postprocess: true` tries: volumes from ten voxels of 1 mm to a ball of 12 mm, in
+half decades."""
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
 _RENAMED = {
@@ -56,8 +62,9 @@ def parse_study(document: dict[str, Any], where: str) -> Study:
         raise StudyError(
             f"the study file has mistakes:\n{mistakes}",
             where=where,
-            expected="the keys and values of experiments/paper.yaml, which says what each means",
-            remedy="fix each line above; `fewscan plan STUDY` checks the file and runs nothing",
+            expected="keys and values as `fewscan keys` explains them (docs/study.md)",
+            remedy="fix each line above; `fewscan plan STUDY` checks the file and runs nothing, "
+            "`fewscan init STORE --from paper` writes an example",
         ) from None
     pretrain = {
         name: replace(it, store=it.store and it.store.absolute())
@@ -103,6 +110,11 @@ def dump_study(study: Study) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
+def read_values(text: str) -> Any:
+    """What a text of YAML holds. Raises `yaml.YAMLError`, ValueError and RecursionError."""
+    return yaml.load(text, _Loader)
+
+
 class _Loader(yaml.SafeLoader):
     """Of YAML as it has been since 1.2: `on`, `off`, `yes` and `no` are words, as keys are."""
 
@@ -118,7 +130,7 @@ _Loader.add_implicit_resolver(
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.load(path.read_text(), _Loader)
+        document = read_values(path.read_text())
         if not isinstance(document, dict):
             raise ValueError(f"it holds {type(document).__name__}, not a mapping")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -126,8 +138,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"the study file cannot be read: {error}",
             where=path,
             expected="a YAML file with keys such as name, store, folder, finetune",
-            remedy="check the path and, if a line is named, its indentation; or start from a copy "
-            "of experiments/demo.yaml",
+            remedy="check the path and, if a line is named, its indentation; or let `fewscan init "
+            "STORE` write one",
         ) from error
     return document
 
@@ -178,11 +190,11 @@ def _override(document: dict[str, Any], override: str) -> None:
                 f"{parent!r} holds the value {inner!r}, not keys",
                 where=f"--set {override}",
                 expected="a path through mappings",
-                remedy="see experiments/paper.yaml for the keys of a study",
+                remedy="`fewscan keys` explains the keys of a study",
             )
         document = inner
     try:
-        document[last] = yaml.load(text, _Loader)
+        document[last] = read_values(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise StudyError(
             f"the value cannot be read: {error}",

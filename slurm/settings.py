@@ -20,7 +20,10 @@ OWN_KEYS = frozenset({
 
 @dataclass(frozen=True)
 class Settings:
-    """The jobs of one elastic cluster. Raises `ValueError` for what cannot work."""
+    """The jobs of one elastic cluster.
+
+    Raises `ValueError` for what cannot work.
+    """
 
     scheduler: str = "slurm"
     """Who runs the jobs: a name in `schedulers`."""

@@ -107,6 +107,32 @@ def test_report_says_the_labels_that_a_score_takes(
     assert "do without: a Dice at the chosen threshold of 0.200" in text
 
 
+def test_a_finished_study_is_found_from_any_directory(
+    tiny_document: dict[str, Any],
+    store_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undrawn: None,
+) -> None:
+    """Its file names store and folder beside itself; each command is given elsewhere."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere" / "deep"
+    home.mkdir()
+    elsewhere.mkdir(parents=True)
+    (home / "slices.zarr").symlink_to(store_path)
+    places = {"store": "slices.zarr", "folder": "out/study"}
+    (home / "study.yaml").write_text(yaml.safe_dump(tiny_document | places))
+    monkeypatch.chdir(home)
+    finish_all(load_plan(Path("study.yaml")))
+    monkeypatch.chdir(elsewhere)
+    for command in ("plan", "status"):
+        shown = fewscan(command, "../../home/study.yaml")
+        assert shown.exit_code == 0, shown.output
+        assert "18 runs: 18 finished" in shown.output
+    assert fewscan("report", "../../home/study.yaml").exit_code == 0
+    assert (home / "out" / "study" / "report" / "report.html").exists()
+    assert not [*elsewhere.iterdir()], "nothing is written where the command is given"
+
+
 def test_report_without_results_says_what_to_do(study: Path) -> None:
     shown = fewscan("report", study)
     assert shown.exit_code == 1

@@ -19,6 +19,7 @@ from fewscan.experiments.results import Result
 from fewscan.harness.plan import make_plan
 from fewscan.harness.ray_cluster import require_same_code
 from fewscan.harness.study import Study
+from fewscan.harness.study_file import load_study
 from fewscan.harness.trial import config_of, run_trial
 from fewscan.storage.code_digest import code_digest
 from fewscan.storage.errors import ClusterError
@@ -56,7 +57,7 @@ def site(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def files_of_the_package() -> set[str]:
     """What belongs into every distribution."""
-    suffixes = {".py", ".html", ".yaml"}
+    suffixes = {".py", ".html", ".j2", ".yaml"}
     paths = [path for room in ROOMS for path in (ROOT / room).rglob("*")]
     return {p.relative_to(ROOT).as_posix() for p in paths if p.suffix in suffixes}
 
@@ -91,6 +92,11 @@ def test_the_installed_wheel_works_from_another_directory(
     study.write_text(yaml.safe_dump(tiny_document))
     assert "18 runs" in run_installed(site, tmp_path, "plan", study)
     assert "sound" in run_installed(site, tmp_path, "check", tiny_document["store"])
+    for more in ([], ["--from", "demo"]):
+        file = tmp_path / f"first{len(more)}.yaml"
+        run_installed(site, tmp_path, "init", tiny_document["store"], file, *more)
+        assert "denoise" in load_study(file).pretrain
+    assert run_installed(site, tmp_path, "keys") == (ROOT / "docs" / "study.md").read_text()
     code = (
         "import fewscan.harness.report.write as page, fewscan.storage.code_digest as it;"
         "from pathlib import Path; folder = Path(page.__file__).parent;"

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 NOTES = {
     ".ci/run": "what CI runs: make test",
     "CHANGELOG.md": "what changed, and what was found on the way",
+    "CITATION.cff": "how to cite fewscan, and the papers that its first study is about",
     "CONTRIBUTING.md": "the invariants and habits of the house",
     "LICENSE": "MIT",
     "Makefile": "demo, test, lowest, bench, mutants, lint, format",
@@ -26,6 +27,7 @@ NOTES = {
     "docs/results.md": "what the study files gave where they were run",
     "docs/schemes.md": "the ways of pre-training, and how to bring one of your own",
     "docs/security.md": "what listens where, who gets in, what lies where",
+    "docs/study.md": "every key of a study file; `fewscan keys` prints it",
     "docs/volumes.md": "3D networks: patches, thick slices, weights of a 2D network",
     "docs/statistics.md": "what intervals and p-values are worth, in studies with a known truth",
     "docs/tour.md": "this page",
@@ -41,6 +43,7 @@ NOTES = {
     "experiments/volumes_small.yaml": "3D in small, on the Decathlon's hippocampus",
     "experiments/paper.yaml": "the published study, each number with its source",
     "package/py.typed": "says that the package is typed",
+    "harness/first_study.yaml.j2": "the template of the study file that `init` writes",
     "harness/report/report.html": "the template of the report's page",
     "pyproject.toml": "the package, with a reason beside each dependency",
     "benchmarks/results/": "what the table shows: JSON, a file a subject",

@@ -120,6 +120,7 @@ class Synthetic(Scheme):
     has_anomaly_score: ClassVar[bool] = True
 
     task: Task = "fpi"
+    """What was done, and what is asked: docs/schemes.md."""
     half_width: Bounds = (0.05, 0.2)
     """Of the box of `fpi` and `restore`, as a share of 240 mm: 12 to 48 mm."""
     alpha: Bounds = (0.05, 0.95)
