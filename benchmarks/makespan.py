@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
 from benchmarks.study import ROOT, study_store, unused
-from fewscan.harness.plan import Plan, load_plan
+from fewscan.harness.loading import load_plan
+from fewscan.harness.plan import Plan
 from fewscan.storage.system.workers import usable_cpus
 
 Span = tuple[float, float]

@@ -28,7 +28,8 @@ from fewscan.experiments.devices import Devices
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.spec import Finetune, RunSpec, Score, Target
 from fewscan.experiments.unet import UNet
-from fewscan.harness.plan import Plan, PlannedRun, load_plan
+from fewscan.harness.loading import load_plan
+from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.storage.atomic import write_bytes
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.slices import SliceStore

@@ -14,11 +14,12 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.simulated import SCRATCH, Design, falling_gain, simulate_study
-from fewscan.harness.looks import grown, planned_looks
+from fewscan.harness.looks import planned_looks
 from fewscan.harness.report.bootstrap import ERROR
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import Area, Branch, area, corrected, log_weights
 from fewscan.harness.report.findings import is_shown
+from fewscan.harness.seed_allocation import grown
 
 PAGE = Path(__file__).parents[1] / "docs" / "adaptive.md"
 RESULTS = results.FOLDER / "sequential.json"

@@ -22,7 +22,7 @@ from benchmarks.noop import leave_finished
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
 from benchmarks.study import ROOT, study_store, unused
-from fewscan.harness.plan import load_plan
+from fewscan.harness.loading import load_plan
 
 TRAINING = {"iterations": 1, "validate_every": 1, "batch_size": 1}
 ARMS = 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm
-from fewscan.harness.looks import Look, grown, planned_looks
+from fewscan.harness.looks import Look, planned_looks
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.comparison import Area
 from fewscan.harness.report.evidence import gather
@@ -19,6 +19,7 @@ from fewscan.harness.report.findings import is_shown
 from fewscan.harness.report.results import read_results
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.tables import interval, signed
+from fewscan.harness.seed_allocation import grown
 from fewscan.harness.study import Adaptive, Study
 
 

@@ -446,8 +446,8 @@ def plan(
     """
     from fewscan.harness.first_pace import first_pace
     from fewscan.harness.listing import render_plan, run_lines
+    from fewscan.harness.loading import load_plan
     from fewscan.harness.only import only as part_of
-    from fewscan.harness.plan import load_plan
     from fewscan.harness.status import read_status
 
     loaded = part_of(load_plan(study, overrides), only)
@@ -480,9 +480,9 @@ def sweep(study: Path, overrides: tuple[str, ...], only: tuple[str, ...], where:
 
     Exits with 1 if a run failed (the others are finished all the same) or was interrupted.
     """
+    from fewscan.harness.loading import load_plan
     from fewscan.harness.on_slurm import launch_sweep
     from fewscan.harness.only import only as part_of
-    from fewscan.harness.plan import load_plan
     from fewscan.harness.sweep import begin_again
     from fewscan.harness.sweep import sweep as run_sweep
 
@@ -518,7 +518,7 @@ def status(study: Path, overrides: tuple[str, ...], runs: bool) -> None:
     head last saw them.
     """
     from fewscan.harness.listing import render_estimate, render_status, run_lines
-    from fewscan.harness.plan import load_plan
+    from fewscan.harness.loading import load_plan
     from fewscan.harness.status import read_status
 
     loaded = load_plan(study, overrides)
@@ -585,7 +585,7 @@ def report(study: Path, other: Path | None, overrides: tuple[str, ...]) -> None:
     --set is for the first. report.reach names the score for which the labelled scans that each arm
     needs are said.
     """
-    from fewscan.harness.plan import load_plan
+    from fewscan.harness.loading import load_plan
     from fewscan.harness.report.studies import one_study, two_studies
     from fewscan.harness.report.write import write_report
 
@@ -601,7 +601,7 @@ def report(study: Path, other: Path | None, overrides: tuple[str, ...]) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="Default: a free one.")
 def ui(study: Path, overrides: tuple[str, ...], port: int | None) -> None:
     """Serve the MLflow UI on this study, on 127.0.0.1, until Ctrl-C."""
-    from fewscan.harness.plan import load_plan
+    from fewscan.harness.loading import load_plan
     from fewscan.harness.tracking.tracker import serve_ui
 
     serve_ui(load_plan(study, overrides), port=port)
@@ -621,7 +621,7 @@ def sync(study: Path, overrides: tuple[str, ...], uri: str | None, register: str
 
     Giving it again changes nothing, and completes what was interrupted.
     """
-    from fewscan.harness.plan import load_plan
+    from fewscan.harness.loading import load_plan
     from fewscan.harness.tracking.tracker import sync as sync_view
 
     with _bar("runs") as step:

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 
 from jinja2 import StrictUndefined, Template
 
+from fewscan.harness.loading import load_plan
 from fewscan.harness.networks import median_spacing_mm, most_levels
-from fewscan.harness.plan import load_plan
 from fewscan.harness.study_file import read_values
 from fewscan.storage.errors import FewscanError, StudyError
 from fewscan.storage.slices import SliceStore

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewscan.experiments.spec import Target
-from fewscan.harness.plan import Plan, PlannedRun, load_plan
+from fewscan.harness.loading import load_plan
+from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.storage.errors import RunError
 
 _ARM = re.compile(r"(?P<study>.+?\.ya?ml):(?P<arm>.+?)(@(?P<labels>\d+|all))?")

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal
 
 from fewscan.experiments.catalogue import computed
@@ -44,7 +43,6 @@ from fewscan.harness.ensembles import (
 from fewscan.harness.looks import Look
 from fewscan.harness.networks import network_of, pretraining_network, require_room
 from fewscan.harness.study import Share, Study
-from fewscan.harness.study_file import load_study
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder, StudyFolder
 from fewscan.storage.slice_format import SliceFormat
@@ -677,13 +675,3 @@ class _Planner:
                 remedy="set finetune.transfer to encoder",
             )
         return transfer
-
-
-def load_plan(path: Path, overrides: tuple[str, ...] = ()) -> Plan:
-    """Read, validate and plan a study file; an adaptive one as far as it has grown."""
-    plan = make_plan(load_study(path, overrides))
-    if plan.study.adaptive is None:
-        return plan
-    from fewscan.harness.adaptive import so_far  # which makes plans, and reads results
-
-    return so_far(plan)

@@ -12,7 +12,7 @@ from fake_runs import finish_all
 
 from fewscan.experiments.unet import UNet
 from fewscan.harness.cli import main
-from fewscan.harness.plan import load_plan
+from fewscan.harness.loading import load_plan
 from fewscan.storage.errors import DiskFullError
 
 

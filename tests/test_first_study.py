@@ -12,7 +12,8 @@ from fake_scans import write_subject
 
 from fewscan.harness.cli import main
 from fewscan.harness.first_study import Device, label_counts, shipped, write_first_study
-from fewscan.harness.plan import Plan, load_plan
+from fewscan.harness.loading import load_plan
+from fewscan.harness.plan import Plan
 from fewscan.storage.catalog import Selection
 from fewscan.storage.errors import StudyError
 from fewscan.storage.prepare import prepare

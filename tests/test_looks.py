@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewscan.harness.looks import grown, planned_looks
+from fewscan.harness.looks import planned_looks
 from fewscan.harness.report.comparison import log_weights
+from fewscan.harness.seed_allocation import grown
 
 COUNTS = (1, 2, 4, 8, 16)
 

@@ -37,7 +37,7 @@ RUN_ALL = """
 import sys
 from pathlib import Path
 from tiny import run_in_process
-from fewscan.harness.plan import load_plan
+from fewscan.harness.loading import load_plan
 plan = load_plan(Path(sys.argv[1]))
 run_in_process(plan, plan.runs)
 for run in plan.runs:

@@ -16,7 +16,8 @@ import yaml
 from mlflow import MlflowClient
 from tiny import run_in_process
 
-from fewscan.harness.plan import Plan, load_plan
+from fewscan.harness.loading import load_plan
+from fewscan.harness.plan import Plan
 
 KILLS = 1
 DEADLINE_S = 240

@@ -13,7 +13,8 @@ from whole_sweep import NICENESS, WholeSweep
 
 from fewscan.experiments.devices import Devices
 from fewscan.experiments.stages import run_stage
-from fewscan.harness.plan import Plan, load_plan
+from fewscan.harness.loading import load_plan
+from fewscan.harness.plan import Plan
 from fewscan.harness.schedule import run_all
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder

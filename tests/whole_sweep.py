@@ -22,7 +22,8 @@ import yaml
 from click.testing import CliRunner
 
 from fewscan.harness.cli import main
-from fewscan.harness.plan import Plan, load_plan
+from fewscan.harness.loading import load_plan
+from fewscan.harness.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 FEWSCAN = Path(sysconfig.get_path("scripts")) / "fewscan"

@@ -69,7 +69,7 @@ import os
 from pathlib import Path
 from fewscan.harness.cli import main
 from fewscan.harness.on_slurm import launch_sweep
-from fewscan.harness.plan import load_plan
+from fewscan.harness.loading import load_plan
 from fewscan.storage.errors import FewscanError
 plan = load_plan(Path("{study.file}"))
 os.setgroups([])

@@ -9,7 +9,8 @@ import yaml
 from fake_folders import make_plan
 from tiny import run_in_process, tiny_values
 
-from fewscan.harness.plan import Plan, load_plan
+from fewscan.harness.loading import load_plan
+from fewscan.harness.plan import Plan
 from fewscan.harness.tracking import stores
 
 

@@ -11,7 +11,7 @@ from fake_folders import ui_server
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from fewscan.harness.plan import load_plan
+from fewscan.harness.loading import load_plan
 from fewscan.harness.tracking.mlflow_study import study_identity
 from fewscan.harness.tracking.saved_views import saved_views
 from fewscan.harness.tracking.stores import tracked_experiment, tracking_uri

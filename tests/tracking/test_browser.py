@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from fewscan.experiments.results import Result
-from fewscan.harness.plan import Plan, load_plan
+from fewscan.harness.loading import load_plan
+from fewscan.harness.plan import Plan
 from fewscan.harness.tracking.mlflow_study import study_identity
 from fewscan.harness.tracking.saved_views import report_page, saved_views
 from fewscan.harness.tracking.tracker import sync

@@ -7,7 +7,7 @@ from pathlib import Path
 from fake_folders import make_plan
 from mlflow.utils.validation import MAX_EXPERIMENT_TAG_VAL_LENGTH
 
-from fewscan.harness.plan import load_plan
+from fewscan.harness.loading import load_plan
 from fewscan.harness.tracking.mlflow_run import view_of
 from fewscan.harness.tracking.saved_views import saved_views
 

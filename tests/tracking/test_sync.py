@@ -10,7 +10,7 @@ import pytest
 from fake_folders import free_port, mlflow_server, shown
 from mlflow import MlflowClient
 
-from fewscan.harness.plan import load_plan
+from fewscan.harness.loading import load_plan
 from fewscan.harness.tracking.tracker import sync
 
 
