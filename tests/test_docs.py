@@ -78,3 +78,10 @@ def test_the_site_has_every_page() -> None:
         for page in it.values()
     ]
     assert sorted(listed) == sorted([*(it.name for it in (ROOT / "docs").glob("*.md"))])
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=ids)
+def test_links_of_the_site_stay_within_it(page: Path) -> None:
+    """`mkdocs build --strict` refuses others."""
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        assert re.match(r"[a-z]+:", target) or not target.startswith(".."), target
