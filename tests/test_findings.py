@@ -168,6 +168,26 @@ def test_an_interval_that_leaves_out_0_before_correction_alone_says_so() -> None
     assert caution(Estimate(0.1, (-0.01, 0.2))) == ""
 
 
+def test_arms_that_are_the_same_are_called_so() -> None:
+    """And not "no effect can be concluded", of which the interval is the proof."""
+    found = verdict({1: 0.0, 8: 0.0}, noise=0.0)
+    assert found.kind == "open"
+    text = " ".join(found.sentences)
+    assert (
+        "denoise and scratch do not differ: the Dice of every patient and seed is the same" in text
+    )
+    assert "prove" not in text
+    assert "interval" not in text
+
+
+def test_one_patient_is_not_enough() -> None:
+    rng = np.random.default_rng(0)
+    scratch, other = ({1: cell(rng.random((5, 1)))} for _ in range(2))
+    (found,) = findings(evidence_of(scratch, other, 5))
+    assert found.kind == "open"
+    assert "two seeds and two patients" in " ".join(found.sentences)
+
+
 def test_one_seed_is_not_enough() -> None:
     found = verdict({1: 0.3}, seeds=1)
     assert found.kind == "open"

@@ -128,6 +128,12 @@ def _not_shown(evidence: Evidence, arm: Arm, reference: Arm, area: Area) -> tupl
     """The primary interval alone: the narrowest of several would be too narrow."""
     title, difference = evidence.quantity.title, area.difference
     assert difference is not None
+    if difference.interval == (0, 0):
+        return "open", [
+            f"{arm.key} and {reference.key} do not differ: the {title} of every patient and seed "
+            f"is the same in both, {_averaged(area)}. Either they are the same runs, or what they "
+            "differ in has no effect on a number."
+        ]
     what = f"No difference of {title} between {arm.key} and {reference.key}"
     if _is_about_pretraining(arm, reference):
         what = f"No effect of pre-training ({arm.key}) on the {title}"
