@@ -42,7 +42,7 @@ class ByCount:
         table = plain_table()
         table.add_column(HEADER, justify="right")
         for arm in arms:
-            table.add_column(escape(arm.key), width=self.width)
+            table.add_column(escape(arm.key), width=self.width, overflow="fold")
         for count in self.counts:
             texts = [self.cell(arm, count) for arm in arms]
             if any(texts):

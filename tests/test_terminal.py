@@ -92,3 +92,12 @@ def test_what_is_not_finished_is_said(grid: Callable[..., Plan]) -> None:
     lines = printed(plan)
     assert ["4", "missing", "missing"] in [line.split() for line in lines]
     assert any(line.split() == ["1/2", "seeds"] * 2 for line in lines)
+
+
+def test_a_long_name_without_a_space_is_broken_and_not_cut(grid: Callable[..., Plan]) -> None:
+    plan = grid(("a_pretraining_with_a_very_long_name",))
+    finish_all(plan)
+    text = "\n".join(printed(plan))
+    assert "…" not in text
+    assert "a_pretraining_wit" in text
+    assert "h_a_very_long_nam" in text
