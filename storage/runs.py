@@ -368,6 +368,11 @@ class StudyFolder:
     def report(self) -> Path:
         return self.path / "report"
 
+    @property
+    def earlier_reports(self) -> Path:
+        """Of smaller grids, a folder each."""
+        return self.path / "reports"
+
     def report_against(self, other: str) -> Path:
         """The report that compares this study with another one."""
         return self.path / ("report-against-" + re.sub(r"[^\w.-]", "_", other))

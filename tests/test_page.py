@@ -162,3 +162,24 @@ def test_means_are_there_for_latex(page: str, finished: Plan) -> None:
         line for line in latex.split("\n") if line.startswith("Dice at the chosen threshold & 1 ")
     ]
     assert re.search(r"& 0\.155 \(0\.\d{3} to 0\.\d{3}\) & 0\.355 \(", row)
+
+
+def test_a_study_that_grows_keeps_its_earlier_report(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any], undrawn: None
+) -> None:
+    small = make_plan(tiny_study(finetune=tiny_document["finetune"] | ARMS | {"seeds": [0, 1]}))
+    finish_all(small)
+    for _ in range(2):  # the same grid: written over
+        write_report(one_study(small))
+    before = (small.folder.report / "report.html").read_text()
+    large = make_plan(tiny_study(finetune=tiny_document["finetune"] | ARMS | {"seeds": [0, 1, 2]}))
+    finish_all(large)
+    write_report(one_study(large))
+    (kept,) = small.folder.earlier_reports.glob("*")
+    assert (kept / "report.html").read_text() == before
+    assert (kept / "areas.csv").exists()
+    page = (large.folder.report / "report.html").read_text()
+    assert f'href="../reports/{kept.name}/report.html"' in page
+    assert "Earlier reports" not in before
+    write_report(one_study(large))
+    assert len([*small.folder.earlier_reports.glob("*")]) == 1

@@ -46,6 +46,7 @@ FILES = {
     "pairs.csv",
     "arithmetic.csv",
     "tables.tex",
+    "grid.txt",
 }
 
 

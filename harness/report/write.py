@@ -21,6 +21,7 @@ from fewscan.harness.concerns import concerns
 from fewscan.harness.listing import growing
 from fewscan.harness.report import study_tables
 from fewscan.harness.report.answer import answers
+from fewscan.harness.report.earlier import GRID, earlier, grid_of, keep_earlier
 from fewscan.harness.report.evidence import Evidence, Outcome, gather
 from fewscan.harness.report.examples import Examples, draw_examples, read_examples
 from fewscan.harness.report.figures import (
@@ -137,6 +138,7 @@ def write_report(studies: Studies) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", _busy(folder), wait_s=OTHERS_WRITE_WITHIN_S):
         remove_leftovers(folder)
+        keep_earlier(studies)
         return _write(report, folder)
 
 
@@ -146,6 +148,7 @@ def _write(report: Report, folder: Path) -> list[Path]:
         save_figure(report.figures[file.stem], file)
     texts = render_csv(report)
     texts |= {"report.html": render_page(report), "tables.tex": render_latex(report)}
+    texts[GRID] = f"{grid_of(report.studies)}\n"
     for name, text in texts.items():
         write_bytes(folder / name, text.encode())
         files.append(folder / name)
@@ -266,6 +269,7 @@ def render_page(report: Report) -> str:
         postprocessing_table=postprocessing_table,
         trials_table=trials_table,
         warnings=list(warnings_of(report.trainings)),
+        earlier=earlier(report.studies),
         next_steps=next_steps(report.studies, report.leading),
         methods=methods,
         abreast=ABREAST,
