@@ -159,7 +159,7 @@ def test_our_errors_have_no_traceback(tmp_path: Path) -> None:
 
 
 def test_other_errors_keep_theirs(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fewscan.harness.plan.make_plan", lambda study: 1 / 0)
+    monkeypatch.setattr("fewscan.harness.loading.make_plan", lambda study: 1 / 0)
     assert isinstance(fewscan("plan", study).exception, ZeroDivisionError)
 
 
@@ -167,7 +167,7 @@ def test_a_full_disk_is_one_clear_error(study: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise DiskFullError("no space left on the disk", remedy="free space")
 
-    monkeypatch.setattr("fewscan.harness.plan.make_plan", full)
+    monkeypatch.setattr("fewscan.harness.loading.make_plan", full)
     shown = fewscan("plan", study)
     assert (shown.exit_code, "remedy: free space" in shown.output) == (1, True)
 
