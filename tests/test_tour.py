@@ -37,6 +37,7 @@ NOTES = {
     "docs/volumes.md": "3D networks: patches, thick slices, weights of a 2D network",
     "docs/statistics.md": "what intervals and p-values are worth, in studies with a known truth",
     "docs/tour.md": "this page",
+    "docs/volumes_hippocampus.png": "3D against 2D on real scans",
     "docs/zoo_phantom.png": "the same on synthetic scans",
     "docs/zoo_hippocampus.png": "the figure of nine pre-trainings on real scans",
     "docs/demo.png": "the figure of the demo",

@@ -210,9 +210,14 @@ def _say_what_is_where(rows: Sequence[Lit], grid: Any, titles: Sequence[str]) ->
         axes.set_title(_plain(title).replace(" (", "\n("))
     if len(rows) > 1:
         for (arm,), all_axes in zip(rows, grid, strict=True):
-            all_axes[0].set_ylabel(_plain(arm.title).replace(" (", "\n("))
+            all_axes[0].set_ylabel(_broken(_plain(arm.title)))
         for axes in grid[:-1].ravel():
             axes.set_xlabel("")
+
+
+def _broken(title: str) -> str:
+    """In lines that fit beside a low panel."""
+    return title.replace(", ", ",\n").replace(": ", ":\n").replace(" (", "\n(")
 
 
 def _limit(axes: Axes, metric: Metric) -> None:
