@@ -40,6 +40,7 @@ NOTES = {
     "docs/volumes_hippocampus.png": "3D against 2D on real scans",
     "docs/zoo_phantom.png": "the same on synthetic scans",
     "docs/zoo_hippocampus.png": "the figure of nine pre-trainings on real scans",
+    "docs/page.png": "the report's page of the demo",
     "docs/demo.png": "the figure of the demo",
     "docs/mlflow.png": "a study in MLflow",
     "experiments/demo.yaml": "the study in small, on synthetic scans",
