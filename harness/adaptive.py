@@ -6,7 +6,7 @@ kept anywhere: whoever plans the study, at any time, on any machine, takes the s
 same results. A look waits until all runs of its plan are finished.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fewscan.experiments.spec import Target
@@ -16,7 +16,7 @@ from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.comparison import Area
 from fewscan.harness.report.evidence import gather
 from fewscan.harness.report.findings import is_shown
-from fewscan.harness.report.results import read_results
+from fewscan.harness.report.results import RunResults, read_results
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.tables import interval, signed
 from fewscan.harness.seed_allocation import grown
@@ -54,7 +54,10 @@ def so_far(plan: Plan) -> Plan:
         part = replace(parts.plan(seeds), look=look, looked=tuple(said))
         if not all(part.folder_of(run).result.exists() for run in part.runs):
             break
-        areas = _areas(part, seeds)
+        results = read_results(one_study(part))
+        if len(results) < len(part.scores):  # a damaged one is computed again first
+            break
+        areas = _areas(part, results, seeds)
         still = [it for it in seeds if it not in areas or not _is_known(areas[it], wish)]
         said.append(_sentence(look, seeds, areas, still))
         part = replace(part, looked=tuple(said))
@@ -65,10 +68,11 @@ def so_far(plan: Plan) -> Plan:
     return part
 
 
-def _areas(part: Plan, comparisons: Iterable[Versus]) -> dict[Versus, Area]:
+def _areas(
+    part: Plan, results: Sequence[RunResults], comparisons: Iterable[Versus]
+) -> dict[Versus, Area]:
     """Of those that something can be said of."""
-    studies = one_study(part)
-    found = gather(studies, read_results(studies), leading=True)
+    found = gather(one_study(part), results, leading=True)
     of_target = {evidence.quantity.target: evidence.areas for evidence in found}
     return {
         it: of_target[it.target][it.arm] for it in comparisons if it.arm in of_target[it.target]

@@ -118,9 +118,8 @@ def _sweep(
         from fewscan.harness.report.write import write_report
 
         if has_results(plan):
-            plan = replace(plan, looked=so_far(plan).looked)
             if not (was_finished and report_is_current(plan)):
-                write_report(one_study(plan))
+                write_report(one_study(replace(plan, looked=so_far(plan).looked)))
             view.log_report()
     finally:
         view.close(finished=read_status(plan).is_finished)

@@ -96,6 +96,19 @@ def test_a_look_waits_for_every_run(make: Make) -> None:
     assert so_far(begun).looked == ()
 
 
+def test_a_look_waits_for_a_damaged_result_to_be_computed_again(make: Make) -> None:
+    begun = so_far(make_plan(make()))
+    finish_new(begun, noise=0.1)
+    assert so_far(begun).runs != begun.runs
+    result = begun.folder_of(begun.grid[0]).result
+    whole = result.read_text()
+    result.write_text(whole[: len(whole) // 2])
+    waiting = so_far(begun)
+    assert (waiting.runs, waiting.looked) == (begun.runs, ())
+    result.write_text(whole)
+    assert so_far(begun).runs != begun.runs
+
+
 def test_what_is_decided_at_the_first_look_is_over(make: Make) -> None:
     begun = so_far(make_plan(make()))
     finish_new(begun, noise=0.0, helps=("denoise",))

@@ -2,21 +2,32 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 from fake_runs import finish_all
 
+from fewscan.experiments.settings import Selection
+from fewscan.experiments.spec import Augmentation, Training
 from fewscan.harness.plan import Plan, make_plan
 from fewscan.harness.report.examples import MARGIN, Choice, Examples, cropped
 from fewscan.harness.report.figures import WIDTH, colours_of, draw_published, save_figure
-from fewscan.harness.report.methods import methods
+from fewscan.harness.report.methods import (
+    AUGMENTATIONS,
+    NORMALISATIONS,
+    OPTIMISERS,
+    SELECTIONS,
+    methods,
+)
 from fewscan.harness.report.results import panel_points, read_results
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.write import write_report
 from fewscan.harness.study import Study
+from fewscan.storage.intensity import Normalisation
+from fewscan.storage.slices import SliceStore
 
 ARMS = {"label_counts": [1, 4, "all"], "seeds": [0, 1]}
 
@@ -86,6 +97,32 @@ def test_methods_change_with_the_study(
     assert said["Computed with"] == "Not recorded."
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (OPTIMISERS, get_type_hints(Training)["optimiser"]),
+        (NORMALISATIONS, Normalisation),
+        (SELECTIONS, Selection),
+        (AUGMENTATIONS, get_type_hints(Augmentation)["policy"]),
+    ],
+)
+def test_methods_have_words_for_every_setting(words: dict[str, str], hint: Any) -> None:
+    assert words.keys() == set(get_args(hint))
+
+
+def test_methods_say_whose_slices_a_pretraining_sees(
+    tiny_study: Callable[..., Study], store_path: Path, tmp_path: Path
+) -> None:
+    """Another store is named; without it they are the study's own training scans."""
+    plan = make_plan(tiny_study())
+    (said,) = (text for term, text in methods(one_study(plan)) if term == "Pre-training")
+    assert "of the training scans, " in said
+    other = SliceStore.open(store_path)
+    elsewhere = replace(plan, stores={"denoise": other})
+    (said,) = (text for term, text in methods(one_study(elsewhere)) if term == "Pre-training")
+    assert f"of the training scans of another store ({other.fingerprint[:12]})" in said
+
+
 def test_nothing_of_ours_is_called_published(page: str) -> None:
     assert "as published</h2>" not in page.lower()
 
@@ -105,19 +142,15 @@ def test_figures_are_as_journals_want_them(finished: Plan, tmp_path: Path) -> No
     assert figure.get_figwidth() == pytest.approx(WIDTH)
     assert 170 / 25.4 < WIDTH < 190 / 25.4
     save_figure(figure, tmp_path / "it.pdf")
-    assert b"/FontFile2" in _unpacked(tmp_path / "it.pdf"), "TrueType"
-    assert b"/Type3" not in _unpacked(tmp_path / "it.pdf")
+    pdf = (tmp_path / "it.pdf").read_bytes()
+    assert b"/FontFile2" in pdf, "TrueType"
+    assert b"/Type3" not in pdf
     for axes in figure.axes:
         low, high = axes.get_ylim()
         for band in axes.collections:
             for path in band.get_paths():
                 assert path.vertices[:, 1].min() >= max(0, low) - 1e-9
                 assert path.vertices[:, 1].max() <= min(1, high) + 1e-9
-
-
-def _unpacked(pdf: Path) -> bytes:
-    """Its objects; those that name fonts are not compressed."""
-    return pdf.read_bytes()
 
 
 def test_panels_of_a_target_that_is_not_asked_for_are_not_drawn(

@@ -3,8 +3,8 @@
 The rule. The target is multi-class where all arms have finished something of it, else binary. Of
 the label counts that all arms have finished with a common seed the middle one (the smaller of two),
 with the first such seed. The test patients are ordered by their Dice, averaged over the arms; shown
-are those at the lower quartile, the median and the upper quartile, each by the slice with the most
-lesion.
+are those at the lower quartile, the median and the upper quartile, each patient once, by the slice
+with the most lesion, cropped to the heads. Probes are left out.
 
 The predictions are computed on the CPU from the kept models and cached, so that a later report with
 the same runs is quick.

@@ -17,11 +17,17 @@ from fewscan.harness.report.bootstrap import RESAMPLES
 from fewscan.harness.report.studies import Studies
 from fewscan.storage.errors import RunError
 from fewscan.storage.geometry import Axis
+from fewscan.storage.intensity import HIGH, LOW, QUANTILE
+from fewscan.storage.splits import FEWEST_TO_HOLD_OUT
 
-OPTIMISERS = {"adam": "Adam (amsgrad)", "adamw": "AdamW", "sgd": "SGD with momentum"}
+OPTIMISERS = {
+    "adam": "Adam (amsgrad)",
+    "adamw": "AdamW (amsgrad)",
+    "sgd": "SGD (Nesterov momentum)",
+}
 NORMALISATIONS = {
-    "quantile": "divided by the 0.99 quantile of the foreground",
-    "percentiles": "clipped to the 0.5 and 99.5 percentiles of the foreground",
+    "quantile": f"divided by the {QUANTILE:g} quantile of the foreground",
+    "percentiles": f"clipped to the {100 * LOW:g} and {100 * HIGH:g} percentiles of the foreground",
     "window": "clipped to a fixed window",
     "labelled-percentiles": "clipped to percentiles of the labelled voxels of the training scans",
 }
@@ -33,8 +39,8 @@ AXES: dict[Axis, str] = {
 SELECTIONS = {
     "validation": "the lowest loss on the labelled scans of the validation split, which choose the "
     "threshold of a mask, too",
-    "within": "the lowest loss on a fifth of the cell's own labelled scans, held out (from four "
-    "scans on; below, the last model at probability 0.5)",
+    "within": "the lowest loss on a fifth of the cell's own labelled scans, held out (from "
+    f"{FEWEST_TO_HOLD_OUT} scans on; below, the last model at probability 0.5)",
     "last": "none: the last model is kept, and a mask is where the probability is above 0.5",
 }
 AUGMENTATIONS = {
@@ -111,8 +117,8 @@ def _training(it: Training, rate: str) -> str:
         course = f"cosine of half period {it.lr_half_period} updates"
     return (
         f"batch {it.batch_size}, {OPTIMISERS[it.optimiser]}, rate {rate} ({course}), weight decay "
-        f"{it.weight_decay:g}, gradients clipped to norm {it.clip_norm:g}, precision "
-        f"{it.precision}, validated every {it.validate_every:,} updates"
+        f"{it.weight_decay:g}{'' if it.decay_norms else ' (not of norms)'}, gradients clipped to "
+        f"norm {it.clip_norm:g}, precision {it.precision}, validated every {it.validate_every:,} updates"
     )
 
 
@@ -131,12 +137,16 @@ def _pretrainings(plan: Plan) -> Iterator[str]:
         rate = f"{wish.training.lr:g}"
         if wish.tune is not None:
             rate = f"the best of {', '.join(f'{lr:g}' for lr in wish.tune.lr)} by validation"
+        store = plan.store_of(name)
         what = "slices without a lesion" if wish.slices == "healthy" else "all slices"
+        whose = "training and unlabelled scans" if store.unlabelled else "training scans"
+        if store is not plan.store:
+            whose += f" of another store ({store.fingerprint[:12]})"
         seeds = len(specs)
         start = "" if wish.init == "scratch" else f", from {wish.init}"
         kind = f"{wish.scheme.kind} ({settings(wish.scheme)})"
         trained = (
-            f"on {what} of the training scans, {wish.training.iterations:,} updates, "
+            f"on {what} of the {whose}, {wish.training.iterations:,} updates, "
             f"{_training(wish.training, rate)}, {seeds} seed{'' if seeds == 1 else 's'}"
         )
         how.setdefault(trained, []).append(f"{name}: {kind}{start}")

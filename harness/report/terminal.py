@@ -46,7 +46,7 @@ def _means(points: Sequence[PanelPoint]) -> list[RenderableType]:
 
     levels = plain_table(show_header=False)
     for it in points:
-        if it not in of_curves.values():
+        if (it.arm, it.labels) not in of_curves:
             where = "" if it.labels is None else f" at {it.labels}"
             levels.add_row(_text(it), escape(f"{it.arm.key}{where}"))
     parts: list[RenderableType] = [ByCount(curves, counts, cell, WIDTH)]
