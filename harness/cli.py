@@ -42,8 +42,9 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except FewscanError as error:
             click.echo(f"error: {error}", err=True)
-            passes = isinstance(error, DiskFullError) and Session.here().is_on_cluster
-            ctx.exit(Session.TRY_AGAIN if passes else 1)
+            passes = isinstance(error, DiskFullError)
+            to_head = Session.TRY_AGAIN if passes else Session.REFUSED
+            ctx.exit(to_head if Session.here().is_on_cluster else 1)
         except OSError as error:  # a path that no file system takes, a disk that has gone
             logging.getLogger(__name__).debug("the command's error", exc_info=error)
             click.echo(

@@ -4,6 +4,7 @@ Ray reads its environment once, at import, so nothing here imports it before `pr
 """
 
 import contextlib
+import gc
 import hashlib
 import logging
 import os
@@ -130,6 +131,9 @@ def _connected(
     try:
         yield
     finally:
+        # Tune leaves references to Ray's objects in cycles. Freed while Ray goes down, by whichever
+        # thread allocates, one makes Ray end this process on the spot, with exit code 1.
+        gc.collect()
         ray.shutdown()
 
 

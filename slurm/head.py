@@ -227,8 +227,8 @@ class Driver:
     def look(self) -> ClusterOutcome | None:
         """Start it when it is time; what its end means for the study, None while that goes on.
 
-        One that was killed, or stopped by something that passes, is started again after a pause; so
-        is one that lost its Ray, by the next generation.
+        One that was killed, ended without a reason, or was stopped by something that passes, is
+        started again after a pause; so is one that lost its Ray, by the next generation.
         """
         if self._process is None:
             if time.monotonic() >= self._start_at:
@@ -244,9 +244,10 @@ class Driver:
         if not self._node.alive():
             return None
         passes = code == Session.TRY_AGAIN
-        lived = time.monotonic() - self._began > STABLE_S
+        # A long life excuses a kill alone: an error of its own may come late each time.
+        lived = code < 0 and time.monotonic() - self._began > STABLE_S
         self._deaths = 0 if passes else 1 if lived else self._deaths + 1
-        if (code >= 0 and not passes) or self._deaths >= self._launch.settings.early_deaths:
+        if code == Session.REFUSED or self._deaths >= self._launch.settings.early_deaths:
             return ClusterOutcome(
                 "failed", f"the driver ended with {_words(code)}:\n{self._last()}", str(self._log)
             )

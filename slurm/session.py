@@ -41,6 +41,8 @@ class Session:
     """Exit code of a driver that has done what it could, while some of its work failed for good."""
     TRY_AGAIN: ClassVar[int] = 11
     """Exit code of a driver that was stopped by something that passes, such as a full disk."""
+    REFUSED: ClassVar[int] = 12
+    """Exit code of a driver that knows that trying again would end the same way."""
 
     folder: Path | None = None
     """The cluster's folder; None elsewhere than on a cluster."""

@@ -38,3 +38,38 @@ def test_workers_import_from_elsewhere_and_an_earlier_rays_late_worker_leaves_no
     assert not {"", str(tmp_path)} & set(done.stdout.split("\n")[:-1])
     late.wait(10)
     assert not [*Path("/tmp").glob(f"fewscan-{digest}-*")]
+
+
+AT_THE_END = """
+import gc, sys, weakref
+from pathlib import Path
+from fewscan.harness.ray_cluster import local_ray
+from fewscan.storage.runs import StudyFolder
+
+class Trial:
+    pass
+
+def shut_down():
+    print("left", left() is not None)
+    really()
+
+folder = StudyFolder(Path(sys.argv[1]))
+folder.prepare()
+gc.disable()
+with local_ray(folder, print):
+    import ray
+    trial = Trial()
+    trial.itself, trial.reference = trial, ray.put(0)
+    left = weakref.ref(trial)
+    del trial
+    really, ray.shutdown = ray.shutdown, shut_down
+"""
+
+
+def test_nothing_of_rays_is_left_for_another_thread_to_free_while_it_goes_down(
+    tmp_path: Path,
+) -> None:
+    """Ray would end the process with exit code 1 (seen: a study's driver, all its runs done)."""
+    command = [sys.executable, "-P", "-c", AT_THE_END, str(tmp_path / "study")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "left False\n"), done.stderr

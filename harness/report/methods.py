@@ -118,7 +118,8 @@ def _training(it: Training, rate: str) -> str:
     return (
         f"batch {it.batch_size}, {OPTIMISERS[it.optimiser]}, rate {rate} ({course}), weight decay "
         f"{it.weight_decay:g}{'' if it.decay_norms else ' (not of norms)'}, gradients clipped to "
-        f"norm {it.clip_norm:g}, precision {it.precision}, validated every {it.validate_every:,} updates"
+        f"norm {it.clip_norm:g}, precision {it.precision}, validated every "
+        f"{it.validate_every:,} updates"
     )
 
 
