@@ -52,6 +52,9 @@ class Design:
     """The probability that a run is not finished."""
     empty: float = 0.0
     """The probability that a patient has no such structure: nan in all runs."""
+    folds: int = 1
+    """Of a cross-validation: what is said of labelled scans, runs and pre-trainings is drawn for
+    each fold, and patients are tested in one of them."""
 
     def truth(self, arm: str, count: int) -> float:
         """The mean over all seeds, pre-trainings and patients that there might be."""
@@ -69,24 +72,31 @@ def simulate_study(design: Design, rng: np.random.Generator) -> dict[str, dict[i
     patient_P = _effects(rng, design.patient_sd, patients, design.skewed)
     patient_P[rng.random(patients) < design.empty] = np.nan
     counts = sorted({count for curve in design.curves.values() for count in curve})
-    subset_S1 = {count: rng.normal(0, design.subset_sd, (seeds, 1)) for count in counts}
+    fold_P = np.arange(patients) % design.folds
+
+    def drawn_SP(deviation: float) -> np.ndarray:
+        """An effect of each seed and fold, for the patients of the fold."""
+        return rng.normal(0, deviation, (seeds, design.folds))[:, fold_P]
+
+    subset_SP = {count: drawn_SP(design.subset_sd) for count in counts}
     from_S = np.arange(seeds) % (design.pretrainings or seeds)
     study: dict[str, dict[int, Cell]] = {}
     for arm, curve in design.curves.items():
         gain_P = np.zeros(patients)
-        pretraining_S1 = np.zeros((seeds, 1))
+        pretraining_SP = np.zeros((seeds, patients))
         if arm != SCRATCH:
             gain_P = rng.normal(0, design.gain_sd, patients)
-            pretraining_S1 = rng.normal(0, design.pretraining_sd, seeds)[from_S][:, None]
+            pretraining_SP = drawn_SP(design.pretraining_sd)[from_S]
         study[arm] = {}
         for count, mean in curve.items():
             residual_SP = _effects(rng, design.residual_sd, (seeds, patients), design.skewed)
-            run_S1 = rng.normal(0, design.run_sd, (seeds, 1))
-            scores_SP = mean + patient_P + gain_P + subset_S1[count] + pretraining_S1 + run_S1
+            run_SP = drawn_SP(design.run_sd)
+            scores_SP = mean + patient_P + gain_P + subset_SP[count] + pretraining_SP + run_SP
             scores_SP = scores_SP + residual_SP
-            fallen_S = rng.random(seeds) < design.collapse.get(arm, 0.0)
+            share = design.collapse.get(arm, 0.0)
+            fallen_SP = (rng.random((seeds, design.folds)) < share)[:, fold_P]
             near_0_SP = rng.uniform(0, 2 * COLLAPSED, (seeds, patients)) + 0 * patient_P
-            scores_SP[fallen_S] = near_0_SP[fallen_S]
+            scores_SP[fallen_SP] = near_0_SP[fallen_SP]
             there = np.flatnonzero(rng.random(seeds) >= design.missing)
             if there.size:
                 study[arm][count] = Cell(

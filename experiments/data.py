@@ -22,6 +22,7 @@ from fewscan.storage.errors import RunError
 from fewscan.storage.labels import PretrainSlices
 from fewscan.storage.runs import RunFolder
 from fewscan.storage.slices import SliceStore
+from fewscan.storage.splits import Fold
 
 VALIDATION_BATCH = 32
 """Slices a validation batch; fixed, because what a scheme draws is drawn batch by batch. Of patches
@@ -32,7 +33,7 @@ def open_store(folder: RunFolder, fingerprint: str) -> SliceStore:
     """The store of a run. Raises `RunError` if its content is not what the run was planned for."""
     place = RunRecord.read(folder).store
     assert place is not None, "imported weights have no store, and no stage"
-    store = SliceStore.open(place)
+    store = SliceStore.open(place, Fold.of_fingerprint(fingerprint))
     if store.fingerprint != fingerprint:
         raise RunError(
             f"the store's content has changed: its fingerprint is {store.fingerprint}",

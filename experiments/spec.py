@@ -253,7 +253,7 @@ class Pretrain:
 
     kind: ClassVar[str] = "pretrain"
     data: str
-    """Fingerprint of the slice store."""
+    """Fingerprint of the slice store; of a cross-validation with the fold that is tested."""
     network: Network
     training: Training
     scheme: Scheme = Denoise()
@@ -286,7 +286,7 @@ class Finetune:
 
     kind: ClassVar[str] = "finetune"
     data: str
-    """Fingerprint of the slice store."""
+    """Fingerprint of the slice store; of a cross-validation with the fold that is tested."""
     network: Network
     target: Target
     """binary: lesion or not. multiclass: each class of the store."""
@@ -368,7 +368,7 @@ class Score:
 
     kind: ClassVar[str] = "score"
     data: str
-    """Fingerprint of the slice store."""
+    """Fingerprint of the slice store; of a cross-validation with the fold that is tested."""
     evaluation: Evaluation
     parents: tuple[str, ...]
     """Ids of the runs whose networks are scored together."""

@@ -8,6 +8,7 @@ same results. A look waits until all runs of its plan are finished.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm
@@ -55,7 +56,7 @@ def so_far(plan: Plan) -> Plan:
         if not all(part.folder_of(run).result.exists() for run in part.runs):
             break
         results = read_results(one_study(part))
-        if len(results) < len(part.scores):  # a damaged one is computed again first
+        if sum(len(it.runs) for it in results) < len(part.scores):  # damaged: computed again
             break
         areas = _areas(part, results, seeds)
         still = [it for it in seeds if it not in areas or not _is_known(areas[it], wish)]
@@ -121,10 +122,11 @@ class _Parts:
         for run in self._all.runs:
             before = (self._needs.get(parent, frozenset()) for parent in run.parents)
             self._needs[run.run_id] = frozenset({run.run_id}).union(*before)
-        places = {
-            (r.place.target, r.place.arm, r.place.labels, r.place.seed): r for r in self._all.grid
-        }
-        self._cells = {place: self._needs[run.run_id] for place, run in places.items()}
+        self._cells: dict[tuple[Any, ...], frozenset[str]] = {}
+        """Target, arm, labelled scans and seed → the runs of it, in all folds."""
+        for run in self._all.grid:
+            key = (run.place.target, run.place.arm, run.place.labels, run.place.seed)
+            self._cells[key] = self._cells.get(key, frozenset()) | self._needs[run.run_id]
         first = len(study.finetune.seeds)
         self.begin: Seeds = {
             versus: dict.fromkeys(counts, first) for versus, counts in self._comparisons()

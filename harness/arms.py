@@ -5,6 +5,7 @@ from typing import Literal
 
 from fewscan.experiments.settings import FROM_SCRATCH, Schedule, Transfer
 from fewscan.experiments.spec import Target
+from fewscan.storage.splits import Fold
 
 ArmKind = Literal["pre-training", "fine-tuning", "unsupervised", "tuning"]
 
@@ -144,6 +145,13 @@ class Place:
     seed: int
     pretraining: int | None = None
     """Seed of the pre-training that it started from; None: of none of this study."""
+    fold: Fold | None = None
+    """Of a cross-validation: in which it is tested."""
+
+    @property
+    def in_all_folds(self) -> "Place":
+        """The same, whoever is tested."""
+        return replace(self, fold=None)
 
     @property
     def is_cell(self) -> bool:

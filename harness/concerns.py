@@ -118,8 +118,10 @@ def concerns(plan: "Plan") -> Iterator[str]:
     yield from plan.left_out
     yield from _who_chooses(plan)
     yield from _masks_of_pretrainings(plan)
-    yield from _labels_without_lesion(plan)
-    yield from _absent_classes(plan.store)
+    for store in plan.folds or [plan.store]:
+        where = f", {store.fold}" if store.fold else ""
+        yield from _labels_without_lesion(plan, store, where)
+        yield from _absent_classes(store, where)
     yield from _of_patches(plan)
     yield from _common_patients(plan)
     if not plan.store.keeps_scan_labels:
@@ -216,9 +218,9 @@ def mask_told(store: SliceStore, subject: str) -> bool:
     return found.labelled and not found.healthy
 
 
-def _labels_without_lesion(plan: "Plan") -> Iterator[str]:
+def _labels_without_lesion(plan: "Plan", store: SliceStore, where: str) -> Iterator[str]:
     """Cells whose labelled scans teach nothing of a lesion, or of some class."""
-    store, bare = plan.store, dict[str, dict[int, list[int]]]()
+    bare: dict[str, dict[int, list[int]]] = {}
     counts = sorted(_label_counts(plan))
     for seed in plan.study.finetune.seeds:
         for count in counts:
@@ -228,7 +230,7 @@ def _labels_without_lesion(plan: "Plan") -> Iterator[str]:
         seeds = [f"seed {seed} at {', '.join(map(str, found))}" for seed, found in cells.items()]
         first = next(iter(cells))
         ids = named(store.labelled_subset(cells[first][0], first))
-        yield f"labelled scans show no {name}: {_first(seeds)} (seed {first}: {ids})"
+        yield f"labelled scans show no {name}: {_first(seeds)} (seed {first}: {ids}){where}"
 
 
 def _label_counts(plan: "Plan") -> set[int]:
@@ -250,11 +252,12 @@ def _lacking(store: SliceStore, ids: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name, n in zip(store.classes, pixels_K, strict=True) if not n)
 
 
-def _absent_classes(store: SliceStore) -> Iterator[str]:
+def _absent_classes(store: SliceStore, where: str) -> Iterator[str]:
     for part in ("validation", "test"):
         lacking = _lacking(store, getattr(store.split, part))
         if lacking:
-            yield f"no scan of the {part} split has {' or '.join(lacking)}: not defined there"
+            what = " or ".join(lacking)
+            yield f"no scan of the {part} split has {what}: not defined there{where}"
 
 
 def _of_patches(plan: "Plan") -> Iterator[str]:

@@ -8,7 +8,7 @@ pre-training that the cell starts from. To average the networks of several seeds
 labels of all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from fewscan.experiments.spec import Finetune
@@ -30,10 +30,11 @@ def ensembles_of(
     return found
 
 
-def dividable(counts: list[int], study: Finetuning, store: SliceStore) -> list[int]:
+def dividable(counts: list[int], study: Finetuning, stores: Collection[SliceStore]) -> list[int]:
     """The label counts whose labelled scans make the study's folds: a patient for each, or more.
 
-    A count is left out if any seed has too few patients, so that a cell has all of its seeds.
+    A count is left out if any seed has too few patients, so that a cell has all of its seeds; of a
+    cross-validation, in any fold.
     Raises `StudyError` if none is left.
     """
     if not study.folds:
@@ -42,6 +43,7 @@ def dividable(counts: list[int], study: Finetuning, store: SliceStore) -> list[i
         count: min(
             len({store.patient(i) for i in store.labelled_subset(count, seed)})
             for seed in study.seeds
+            for store in stores
         )
         for count in counts
     }

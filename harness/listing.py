@@ -122,7 +122,7 @@ def _group_of(run: PlannedRun) -> str:
     """The same for runs that differ in label count and seed alone."""
     place = run.place
     if not place.is_cell:
-        return run.name
+        return run.name_in_all_folds
     return f"{VERBS[run.kind]} {place.target} · {place.arm.key}"
 
 
@@ -174,11 +174,13 @@ def _other_runs(status: StudyStatus) -> Table:
     several: dict[str, list[PlannedRun]] = {}
     for run in status.plan.runs:
         if not run.place.is_cell:
-            several.setdefault(run.name.partition(" · seed ")[0], []).append(run)
+            name = run.name_in_all_folds.partition(" · seed ")[0]
+            several.setdefault(name, []).append(run)
     for name, runs in several.items():
         states = render_states([status.states[run.run_id] for run in runs])
         percent = sum(status.fractions[run.run_id] for run in runs) / len(runs)
-        which = runs[0].run_id if len(runs) == 1 else f"{len(runs)} seeds"
+        of_what = "runs" if runs[0].place.fold else "seeds"
+        which = runs[0].run_id if len(runs) == 1 else f"{len(runs)} {of_what}"
         table.add_row(states, name, f"{percent:.0%}", which)
     return table
 
@@ -194,7 +196,8 @@ def _grid(status: StudyStatus, target: Target) -> Group:
     arms = list(dict.fromkeys(arm for arm, _ in cells))
     counts = sorted({count for _, count in cells})
     table = ByCount(arms, counts, lambda arm, count: texts.get((arm, count), ""), width)
-    return Group(f"{target}: the seeds of each cell", table)
+    folds = " and folds" if status.plan.folds else ""
+    return Group(f"{target}: the seeds{folds} of each cell", table)
 
 
 def render_states(states: Sequence[State]) -> str:

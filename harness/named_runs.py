@@ -85,7 +85,7 @@ def _cell(
     if not of_target:
         found = f"{arm} has no target {wanted}"
         raise _unknown(plan, name, found, targets, "give another --target, or none")
-    count = None if labels is None else int(labels) if labels != "all" else len(plan.split.train)
+    count = None if labels is None else int(labels) if labels != "all" else plan.everything
     of_count = [run for run in of_target if run.place.labels == count]
     if not of_count:
         counts = _each(_as_written(arm, run) for run in of_target)

@@ -21,7 +21,7 @@ def only(plan: Plan, wishes: Sequence[str]) -> Plan:
     """
     if not wishes:
         return plan
-    everything = str(len(plan.split.train))
+    everything = str(plan.everything)
     named: set[str] = set()
     values: dict[str, set[str]] = {}
     for wish in wishes:

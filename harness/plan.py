@@ -4,10 +4,10 @@ The plan is a function of the study file and the store; it runs nothing. Runs ar
 parents come before children.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from itertools import product
+from itertools import chain, product
 from typing import Any, Literal
 
 from fewscan.experiments.catalogue import computed
@@ -47,7 +47,7 @@ from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder, StudyFolder
 from fewscan.storage.slice_format import SliceFormat
 from fewscan.storage.slices import SliceStore
-from fewscan.storage.splits import Split
+from fewscan.storage.splits import Fold, Split
 
 VERBS = {Finetune.kind: "fine-tune", Score.kind: "score"}
 """How the names of runs of a cell begin."""
@@ -69,6 +69,11 @@ class PlannedRun:
     @cached_property
     def run_id(self) -> str:
         return run_id(self.spec)
+
+    @property
+    def name_in_all_folds(self) -> str:
+        """The same for the runs of a cross-validation that differ in who is tested."""
+        return self.name.removesuffix(_fold_words(self.place.fold))
 
     @property
     def kind(self) -> str:
@@ -95,7 +100,7 @@ class Plan:
 
     study: Study
     store: SliceStore
-    """That it is fine-tuned and scored on."""
+    """That it is fine-tuned and scored on; of a cross-validation as its first fold sees it."""
     runs: tuple[PlannedRun, ...]
     stores: Mapping[str, SliceStore] = field(default_factory=dict)
     """Pre-training's name → the store that it learns from; by default the study's."""
@@ -108,6 +113,8 @@ class Plan:
     left_out: tuple[str, ...] = ()
     """What of `finetune.inits`, probes and folds there is no arm for, and why: sentences without a
     full stop."""
+    folds: tuple[SliceStore, ...] = ()
+    """Of a cross-validation, the store as each fold sees it."""
 
     @property
     def folder(self) -> StudyFolder:
@@ -146,8 +153,18 @@ class Plan:
 
     @property
     def split(self) -> Split:
-        """Who is labelled, who validates, who is tested."""
+        """Who is labelled, validates and is tested; of a cross-validation in its first fold."""
         return self.store.split
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """The scans that are tested, in some fold."""
+        return tuple(id_ for store in self.folds or [self.store] for id_ in store.split.test)
+
+    @property
+    def everything(self) -> int:
+        """What `all` labelled scans are."""
+        return everything_of(self.folds or [self.store])
 
     def store_of(self, pretraining: str) -> SliceStore:
         """The store that a pre-training learns from."""
@@ -158,6 +175,16 @@ class Plan:
 def slice_format(store: SliceStore) -> SliceFormat:
     """What a new scan must be made into, so that a run on this store can be used on it."""
     return SliceFormat.of_store(store)
+
+
+def _fold_words(fold: Fold | None) -> str:
+    """At the end of a run's name."""
+    return "" if fold is None else f" · {fold}"
+
+
+def everything_of(folds: Iterable[SliceStore]) -> int:
+    """The training scans that there are in every fold."""
+    return min(len(store.split.train) for store in folds)
 
 
 @lru_cache(maxsize=16)
@@ -173,11 +200,12 @@ def make_plan(study: Study) -> Plan:
     Raises `StoreError` if a store cannot be used and `StudyError` if a name, a count, the order of
     the pre-trainings or what they learn from makes no sense for it.
     """
-    store = SliceStore.open(study.store)
-    require_possible(study, store)
-    planner = _Planner(study, store)
+    folds = SliceStore.open(study.store).outer_folds(study.split.folds)
+    for store in folds:
+        require_possible(study, store)
+    planners = [_Planner(study, store, folds) for store in folds]
     unique: dict[str, PlannedRun] = {}
-    for run in planner.runs():
+    for run in chain.from_iterable(planner.runs() for planner in planners):
         first = unique.setdefault(run.run_id, run)
         if first.name != run.name:
             raise StudyError(
@@ -186,8 +214,16 @@ def make_plan(study: Study) -> Plan:
                 expected="names for different things",
                 remedy="give one another seed or setting, or leave it out",
             )
-    runs, left_out = tuple(unique.values()), tuple(dict.fromkeys(planner.left_out))
-    return Plan(study, store, runs, planner.stores, left_out=left_out)
+    runs, first_fold = tuple(unique.values()), planners[0]
+    left_out = dict.fromkeys(chain.from_iterable(planner.left_out for planner in planners))
+    return Plan(
+        study,
+        first_fold.store,
+        runs,
+        first_fold.stores,
+        left_out=tuple(left_out),
+        folds=folds if study.split.folds else (),
+    )
 
 
 def meaningful(arm: Arm) -> Arm:
@@ -201,9 +237,14 @@ def meaningful(arm: Arm) -> Arm:
 
 
 class _Planner:
-    def __init__(self, study: Study, store: SliceStore) -> None:
+    """Of the study, or of one fold of its cross-validation."""
+
+    def __init__(self, study: Study, store: SliceStore, folds: Collection[SliceStore]) -> None:
         self.study = study
         self.store = store
+        self.folds = folds
+        """What each fold has in common with the others is found in all of them."""
+        self.everything = everything_of(folds)
         self.imports = StudyFolder(study.folder).read_imports()
         self.ids: dict[tuple[str, int | None], str] = {
             (name, None): run_id for name, run_id in self.imports.items()
@@ -309,6 +350,8 @@ class _Planner:
             network = self.networks.get(place.arm.init or "", network)
         if isinstance(spec, Pretrain | Finetune):
             require_room(self.study, spec, store, name)
+        if store.fold is not None:
+            place, name = replace(place, fold=store.fold), name + _fold_words(store.fold)
         return PlannedRun(spec, place, name, run_flops(spec, network, store), store)
 
     def _start(self, init: str, seed: int) -> tuple[str | None, int | None]:
@@ -443,9 +486,9 @@ class _Planner:
         baselines, probes."""
         finetune, baselines = self.study.finetune, self.study.baselines
         counts = self._label_counts(finetune.label_counts, "finetune.label_counts")
-        divided = dividable(counts, finetune, self.store)
+        divided = dividable(counts, finetune, self.folds)
         self.left_out += not_divided(counts, divided, finetune)
-        everything = len(self.store.split.train)
+        everything = self.everything
         self.whole = self._named(self._combinations())
         found = dict.fromkeys(self.whole, counts)
         ensembles = {arm: ensembles_of(arm, finetune, counts, divided) for arm in found}
@@ -581,7 +624,7 @@ class _Planner:
         return replace(arm, schedule=own, oversample_foreground=share)
 
     def _label_counts(self, wanted: Collection[int | Literal["all"]], where: str) -> list[int]:
-        everything = len(self.store.split.train)
+        everything = self.everything
         counts = [everything if c == "all" else c for c in wanted]
         if max(counts) > everything:
             raise StudyError(

@@ -602,6 +602,20 @@ class Adaptive:
 
 
 @dataclass(frozen=True)
+class Splitting:
+    """Who is tested; by default those whom the store says."""
+
+    folds: Annotated[int, Field(ge=0)] = 0
+    """Cross-validation: so many outer folds, in each of which other patients are tested, until all
+    have been, once. The whole study, pre-trainings too, is run once a fold, and costs as many times
+    as much; all is the smallest training part of a fold. 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.folds == 1:
+            raise ValueError("folds is 1, expected 0, none, or at least 2")
+
+
+@dataclass(frozen=True)
 class Study:
     """One study: a store of slices, a grid of runs, a folder that holds all that comes of it."""
 
@@ -613,6 +627,7 @@ class Study:
     folder: Path
     """Where runs, MLflow's data and reports go; relative to the study file."""
     finetune: Finetuning
+    split: Splitting = Splitting()
     network: Architecture = Architecture()
     pretrain: dict[str, Pretraining] = field(default_factory=dict)
     """The pre-trainings, each by a name of yours, under which `finetune.inits` knows it."""

@@ -31,6 +31,7 @@ from fewscan.harness.study import (
     Resources,
     Scoring,
     Share,
+    Splitting,
     Study,
     Tuning,
     TuningCell,
@@ -105,6 +106,7 @@ resources:
   finetune: {devices: 1, cpus: 2, gpu_share: 0.5}
   checkpoint_every_s: 120
 """,
+    Splitting: "split: {folds: 5}\n",
     Share: "resources:\n  pretrain: {devices: 2, cpus: 4}\n",
     Settings: """\
 slurm: {partition: gpu, gpus: 1, cpus: 4, memory_gb: 32, max_workers: 4, time_limit_min: 240}

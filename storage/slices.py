@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from fewscan.storage.atomic import write_bytes
-from fewscan.storage.errors import StoreError
+from fewscan.storage.errors import StoreError, StudyError
 from fewscan.storage.geometry import Frame, slice_axis
 from fewscan.storage.labels import LabelMeaning, PretrainSlices, Region
 from fewscan.storage.manifest import PREPARE_AGAIN, Manifest, Parameters, StoreFolder, Subject
 from fewscan.storage.shards import ZSTD_LEVEL, DamagedShard, decode_shard
-from fewscan.storage.splits import Split, folds, hold_out, label_subset
+from fewscan.storage.splits import Fold, Split, folds, hold_out, label_subset, split_of_fold
 from fewscan.storage.system.workers import usable_cpus
 
 
@@ -64,34 +64,58 @@ class SliceStore:
     """by id, sorted"""
     fingerprint: str
     """what the ids of runs on this store depend on"""
+    fold: Fold | None
+    """of a cross-validation: who is tested here; None: there is none"""
 
-    def __init__(self, folder: StoreFolder, manifest: Manifest) -> None:
+    def __init__(self, folder: StoreFolder, manifest: Manifest, fold: Fold | None = None) -> None:
         """Reads nothing: see `open`."""
         self.folder, self.path, self.manifest = folder, folder.path, manifest
         self.protocol, self.size = manifest.parameters.protocol, manifest.parameters.size
         self.channels, self.classes = manifest.parameters.channels, manifest.parameters.classes
         self.meaning, self.regions = manifest.parameters.meaning, manifest.parameters.regions
-        self.subjects, self.fingerprint = manifest.subjects, manifest.fingerprint
+        self.subjects, self.fold = manifest.subjects, fold
+        self.fingerprint = manifest.fingerprint + (fold.suffix if fold else "")
 
     @classmethod
-    def open(cls, path: Path) -> "SliceStore":
-        """Open a store; reads the manifest and nothing else.
+    def open(cls, path: Path, fold: Fold | None = None) -> "SliceStore":
+        """Open a store, or one fold of its cross-validation; reads the manifest and nothing else.
 
         Raises `StoreError` if there is none, or it is unfinished, damaged or of another protocol.
         """
         folder = StoreFolder.at(path)
         try:
-            return cls(folder, Manifest.read(folder.manifest))
+            return cls(folder, Manifest.read(folder.manifest), fold)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise _no_store(folder) from error
 
+    def outer_folds(self, count: int) -> tuple["SliceStore", ...]:
+        """The same store as each fold of a cross-validation sees it; 0: itself alone.
+
+        Raises `StudyError` if somebody has said who is tested.
+        """
+        if not count:
+            return (self,)
+        if self.manifest.split is not None:
+            raise StudyError(
+                f"{count} folds of a store whose split was given",
+                where=f"split.folds, {self.path}",
+                expected="a store that was prepared without a split: in a cross-validation each "
+                "labelled scan is tested once",
+                remedy="prepare the scans without --split, or leave split.folds out",
+            )
+        each = (Fold(number, count) for number in range(1, count + 1))
+        return tuple(SliceStore(self.folder, self.manifest, fold) for fold in each)
+
     @cached_property
     def split(self) -> Split:
-        """Of the labelled scans: the given one, or by the rule.
+        """Of the labelled scans: that of the fold, the given one, or by the rule.
 
         Raises `StudyError` if they are too few.
         """
-        manifest = self.manifest
+        manifest, fold = self.manifest, self.fold
+        if fold is not None:
+            fewest = manifest.parameters.fewest_validated
+            return split_of_fold(manifest.labelled, manifest.patient_of, fold, fewest)
         return manifest.split or manifest.split_by_rule(manifest.labelled)
 
     @cached_property

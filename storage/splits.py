@@ -7,11 +7,14 @@ unless a split is given as a file; but 5 % of a small set is a patient or two, w
 models and thresholds. So at least `FEWEST_VALIDATED` patients validate and as many are tested, or
 as many as a person says.
 
+Or a study asks for cross-validation: then each labelled scan is tested once (`split_of_fold`).
+
 A patient is never divided. Where patients have several scans, patients are shuffled in place of
 scans, and the parts end where a patient does; label counts go on counting scans.
 """
 
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,6 +137,68 @@ def split_by_rule(
     published = published and (train, validation) == _ends(sizes, 1)
     train_ids, validation_ids, test_ids = (tuple(chain(*part)) for part in parts)
     return Split(train_ids, validation_ids, test_ids, published)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One of the parts in which cross-validation tests all labelled scans, each once.
+
+    An outer fold, as people say where labelled scans are divided once more (`folds`).
+    """
+
+    number: int
+    """from 1"""
+    of: int
+
+    def __str__(self) -> str:
+        return f"outer fold {self.number} of {self.of}"
+
+    @property
+    def suffix(self) -> str:
+        """What the fingerprint of a store's data ends with, where this is tested."""
+        return f"+fold{self.number}of{self.of}"
+
+    @classmethod
+    def of_fingerprint(cls, text: str) -> "Fold | None":
+        """The fold that a fingerprint ends with."""
+        found = re.search(r"\+fold(\d+)of(\d+)$", text)
+        return None if found is None else cls(int(found[1]), int(found[2]))
+
+
+def split_of_fold(
+    subject_ids: Iterable[str], patient_of: Mapping[str, str] | None, fold: Fold, fewest: int
+) -> Split:
+    """Split the subjects for one fold of a cross-validation, in which each is tested once.
+
+    Patients are shuffled as by `SPLIT_RULE`, and dealt into parts (`folds`). The fold's part is
+    tested. Of the others, beginning with the next part, patients validate until they have 5 % of
+    all scans, and are at least `fewest` and at least one; the rest train.
+
+    Raises `StudyError` if an id comes twice or there are too few patients.
+    """
+    ids = sorted(subject_ids)
+    _require_once(ids)
+    patients = _scans_by_patient(ids, patient_of)
+    fewest = max(1, fewest)
+    random.Random(0).shuffle(patients)
+    shuffled = tuple(chain(*patients))
+    parts = folds(shuffled, fold.of, patient_of) if fold.of <= len(patients) else ()
+    tested_at_most = max((len(_scans_by_patient(it, patient_of)) for it in parts), default=0)
+    if not parts or len(patients) - tested_at_most <= fewest:
+        raise StudyError(
+            f"{len(patients)} patients are too few for {fold.of} folds and {fewest} patients in "
+            "validation",
+            where="split.folds",
+            expected="a patient for each fold, and some left to train",
+            remedy="ask for fewer folds, or prepare the scans with a smaller `--validation`",
+        )
+    before, tested, after = parts[: fold.number - 1], parts[fold.number - 1], parts[fold.number :]
+    others = _scans_by_patient(tuple(chain(*after, *before)), patient_of)
+    up_to = [*accumulate(map(len, others))]
+    enough = next(n for n, scans in enumerate(up_to, 1) if scans >= int(0.05 * len(ids)))
+    validated = tuple(chain(*others[: min(max(fewest, enough), len(others) - 1)]))
+    left = {*ids} - {*tested, *validated}
+    return Split(tuple(id_ for id_ in shuffled if id_ in left), validated, tested)
 
 
 def is_published(subject_ids: Iterable[str]) -> bool:

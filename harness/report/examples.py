@@ -95,7 +95,11 @@ def read_examples(plan: Plan, results: Sequence[RunResults]) -> Examples | None:
 
 
 def choose(plan: Plan, results: Sequence[RunResults]) -> Choice | None:
-    """Apply the rule of this module; None where nothing is finished that it could choose."""
+    """Apply the rule of this module; None where nothing is finished that it could choose.
+
+    Of a cross-validation it is applied to the first fold.
+    """
+    results = [it.runs[0] for it in results]
     targets: tuple[Target, ...] = ("multiclass", "binary")
     choices = (_choose(plan, results, it) for it in targets if it in plan.study.finetune.targets)
     return next(filter(None, choices), None)

@@ -11,6 +11,7 @@ from typing import Any
 from fewscan.experiments.cost import parameter_count
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Finetune, Pretrain, Training
+from fewscan.harness.listing import spans
 from fewscan.harness.networks import median_spacing_mm
 from fewscan.harness.plan import Plan, slices_a_scan
 from fewscan.harness.report.bootstrap import RESAMPLES
@@ -18,7 +19,7 @@ from fewscan.harness.report.studies import Studies
 from fewscan.storage.errors import RunError
 from fewscan.storage.geometry import Axis
 from fewscan.storage.intensity import HIGH, LOW, QUANTILE
-from fewscan.storage.splits import FEWEST_TO_HOLD_OUT
+from fewscan.storage.splits import FEWEST_TO_HOLD_OUT, PARTS
 
 OPTIMISERS = {
     "adam": "Adam (amsgrad)",
@@ -68,16 +69,25 @@ def methods(studies: Studies) -> list[tuple[str, str]]:
 
 def _data(plan: Plan) -> str:
     store, split = plan.store, plan.split
-    parts = [f"{len(getattr(split, name))} {name}" for name in ("train", "validation", "test")]
+    parts = [f"{len(getattr(split, name))} {name}" for name in PARTS]
     text = f"{len(store.subjects)} scans: {', '.join(parts)}"
+    if plan.folds:
+        sizes = [
+            f"{spans({len(getattr(it.split, name)) for it in plan.folds})} {name}" for name in PARTS
+        ]
+        text = (
+            f"{len(store.subjects)} scans; cross-validation in {len(plan.folds)} outer folds of "
+            f"{', '.join(sizes)}, in which each labelled scan is tested once, by networks that "
+            "have not seen it, pre-training included"
+        )
     if store.unlabelled:
         text += f", {len(store.unlabelled)} without labels"
-    patients = {store.patient(it) for it in split.test}
+    patients = {store.patient(it) for it in plan.tested}
     whose = "the published lists" if split.published else "ours"
     text += (
         f"; {len(patients)} test patients. Split: {whose}, no patient in two parts. "
         f"Channels: {', '.join(store.channels)}. Classes: {', '.join(store.classes)}. "
-        f"Fingerprint {store.fingerprint}."
+        f"Fingerprint {store.manifest.fingerprint}."
     )
     return text
 
@@ -141,7 +151,7 @@ def _pretrainings(plan: Plan) -> Iterator[str]:
         store = plan.store_of(name)
         what = "slices without a lesion" if wish.slices == "healthy" else "all slices"
         whose = "training and unlabelled scans" if store.unlabelled else "training scans"
-        if store is not plan.store:
+        if store is not plan.store:  # which the first fold has, if there are some
             whose += f" of another store ({store.fingerprint[:12]})"
         seeds = len(specs)
         start = "" if wish.init == "scratch" else f", from {wish.init}"

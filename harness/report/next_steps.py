@@ -134,7 +134,8 @@ def _cost(plan: Plan, target: Target, arms: Sequence[Arm], count: int) -> str:
         if own is not None and len({*starts.values()}) > 1:  # a new seed has a new pre-training
             name = f"pre-train {arm.init}"
             runs = [it for it in plan.runs if it.name.partition(" · seed ")[0] == name]
-            seconds += fmean(_device_s(plan, it) for it in runs) if runs else 0.0
+            each_fold = fmean(_device_s(plan, it) for it in runs) if runs else 0.0
+            seconds += each_fold * max(1, len(plan.folds))
     return f"about {seconds / 3600:.2g} device-hours"
 
 

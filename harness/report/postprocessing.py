@@ -59,7 +59,7 @@ class Postprocessed:
 def read_postprocessed(studies: Studies, results: Sequence[RunResults]) -> list[Postprocessed]:
     """A row for each arm and label count with a finished run that was asked for it; the unlabelled
     ones last."""
-    asked = [it for it in results if it.postprocess]
+    asked = [run for it in results for run in it.runs if run.postprocess]
     found = []
     for target in studies.targets:
         runs = runs_of_target(asked, target)

@@ -162,7 +162,7 @@ def _middles(n: int) -> np.ndarray:
 def planned_comparisons(plan: Plan) -> list[PlannedComparison]:
     """Each arm that the plan compares, for each target."""
     references = one_study(plan).references()
-    patients = len({plan.store.patient(subject) for subject in plan.store.split.test})
+    patients = len({plan.store.patient(subject) for subject in plan.tested})
     found = []
     for target in plan.study.finetune.targets:
         runs = [run.place for run in plan.grid if run.place.target == target]

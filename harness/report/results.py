@@ -41,6 +41,13 @@ class RunResults:
     """Patient → column of `cases.csv` → number; nan: not defined for that patient."""
     postprocess: Mapping[str, Any] = field(default_factory=dict)
     """What was fitted, as `result.json` has it; empty: nothing was asked for."""
+    folds: tuple["RunResults", ...] = ()
+    """Of a cross-validation the runs that these are made of, one a fold; empty: it is one run."""
+
+    @property
+    def runs(self) -> tuple["RunResults", ...]:
+        """Each run of it."""
+        return self.folds or (self,)
 
     def value(self, patient: str, columns: Iterable[str]) -> float:
         """Mean over the columns that are defined for a patient; nan if none is."""
@@ -49,17 +56,47 @@ class RunResults:
 
 
 def read_results(studies: Studies) -> list[RunResults]:
-    """The results of every finished run that has test numbers."""
+    """The results of every finished run that has test numbers.
+
+    Of a cross-validation, of every place in the grid that is finished in all folds.
+    """
     found = []
     for plan in studies.plans:
+        own: dict[Place, list[RunResults]] = {}
         for run in plan.scores:
             folder = plan.folder_of(run)
             if folder.result.exists():
                 with suppress(RunError):  # the run's log names it
                     result, patients = Result.read(folder), read_patients(folder.cases)
                     measured = (result.test, result.labelled, patients, result.postprocess)
-                    found.append(RunResults(folder, run.place, *measured))
+                    there = own.setdefault(run.place.in_all_folds, [])
+                    there.append(RunResults(folder, run.place, *measured))
+        if plan.folds:
+            found += [together(it) for it in own.values() if len(it) == len(plan.folds)]
+        else:
+            found += [it for each in own.values() for it in each]
     return found
+
+
+def together(folds: Sequence[RunResults]) -> RunResults:
+    """The folds of a cross-validation as one: each patient as the network scored her that had not
+    seen her; numbers over a split in the mean over folds, as many times as they have patients."""
+    first = folds[0]
+    weights = np.array([max(1, len(it.patients)) for it in folds])
+    test: dict[str, float | None] = {}
+    for key in dict.fromkeys(key for it in folds for key in it.test):
+        values = np.array([it.test.get(key) for it in folds], float)  # None is nan
+        there = ~np.isnan(values)
+        mean_ = np.average(values[there], weights=weights[there]) if there.any() else None
+        test[key] = None if mean_ is None else float(mean_)
+    return RunResults(
+        first.folder,
+        first.place.in_all_folds,
+        test,
+        labelled=tuple(f"{id_}, {it.place.fold}" for it in folds for id_ in it.labelled),
+        patients={patient: row for it in folds for patient, row in it.patients.items()},
+        folds=tuple(folds),
+    )
 
 
 def read_patients(path: Path) -> dict[str, dict[str, float]]:

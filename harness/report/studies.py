@@ -95,8 +95,12 @@ class Studies:
         return tuple(dict.fromkeys(it for plan in self.plans for it in plan.study.published))
 
     def planned(self, target: Target) -> dict[Labelled, int]:
-        """The runs with test numbers that the studies ask for: arm by arm, unlabelled ones last."""
-        places = [run.place for plan in self.plans for run in plan.scores]
+        """The runs with test numbers that the studies ask for: arm by arm, unlabelled ones last.
+
+        Those of all folds of a cross-validation are one.
+        """
+        runs = (run for plan in self.plans for run in plan.scores)
+        places = dict.fromkeys(run.place.in_all_folds for run in runs)
         arms = list(dict.fromkeys(place.arm for place in places))
         found = Counter((it.arm, it.labels) for it in places if it.target == target)
         order = sorted(found, key=lambda it: (it[1] is None, arms.index(it[0]), it[1] or 0))
@@ -219,7 +223,7 @@ def _obstacles(first: Plan, second: Plan) -> Iterator[tuple[str, str, str]]:
     if data[0] != data[1]:
         found = f"their data differ: {data[0]} and {data[1]}"
         yield found, "one store, or two of the same content", "sweep both on one store"
-    odd = {*first.store.split.test} ^ {*second.store.split.test}
+    odd = {*first.tested} ^ {*second.tested}
     if odd:
         found = f"their test splits differ: {len(odd)} patients are in one alone"
         yield found, "the same test patients", "prepare both stores with one split"

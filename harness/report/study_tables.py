@@ -65,8 +65,9 @@ class Number(NamedTuple):
 def numbers_table(results: Iterable[RunResults]) -> Table:
     """Every test metric of every finished run."""
     run = _csv(run_id="run.folder.run_id", arm="run.place.arm", target="run.place.target")
-    cell = _csv(label_count="run.place.labels", seed="run.place.seed")
-    rows = [Number(it, metric, value) for it in results for metric, value in it.test.items()]
+    cell = _csv(label_count="run.place.labels", seed="run.place.seed", fold="run.place.fold")
+    runs = [run for it in results for run in it.runs]
+    rows = [Number(run, metric, value) for run in runs for metric, value in run.test.items()]
     return Table((*run, *cell, *_csv(metric="metric", value="value")), rows)
 
 

@@ -146,8 +146,8 @@ def _name(run: PlannedRun) -> str:
         return run.name
     cell = f"{place.scans} · seed {place.seed} · {place.arm.key} · {place.target}"
     if isinstance(run.spec, Finetune):
-        return f"{cell} · training{which_network(run.spec)}"
-    return cell
+        cell = f"{cell} · training{which_network(run.spec)}"
+    return cell if place.fold is None else f"{cell} · {place.fold}"
 
 
 def _begun_ms(folder: RunFolder, events: Sequence[Event]) -> int:
@@ -170,6 +170,7 @@ def _params(run: PlannedRun) -> dict[str, str]:
         "target": place.target,
         "label_count": _label_count(run),
         "seed": place.seed,
+        "outer_fold": None if place.fold is None else place.fold.number,
         "networks": place.arm.networks if place.arm.is_ensemble else None,
     }
     return {k: str(v) for k, v in flat({**named, **spec}) if v is not None}
