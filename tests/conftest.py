@@ -1,10 +1,12 @@
 """What many tests share: tiny scans, a tiny store, a tiny study."""
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_slurm
 import hypothesis
 import pytest
 from tiny import tiny_values, write_tiny_scan
@@ -51,6 +53,18 @@ def tiny_study(tiny_document: dict[str, Any]) -> Callable[..., Study]:
         return parse_study(tiny_document | changes, "tiny")
 
     return make
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A faked Slurm; its state folder."""
+    folder = tmp_path / "fake"
+    binaries = fake_slurm.install(folder)
+    monkeypatch.setenv(fake_slurm.ENVIRONMENT, str(folder))
+    monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with fake_slurm.serving(folder):
+        yield folder
 
 
 @pytest.fixture

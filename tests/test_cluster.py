@@ -1,11 +1,10 @@
 """The cluster on a faked Slurm: real processes, real signals, real Ray; no root needed."""
 
 import json
-import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,18 +22,6 @@ from fewscan.storage.errors import ClusterError
 
 QUICK = {"poll_s": 1, "idle_s": 60, "signal_delay_s": 30, "time_limit_min": 5}
 TOY = Path(__file__).parent / "slurm_lab" / "toy_driver.py"
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A faked Slurm; its state folder."""
-    folder = tmp_path / "fake"
-    binaries = fake_slurm.install(folder)
-    monkeypatch.setenv(fake_slurm.ENVIRONMENT, str(folder))
-    monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with fake_slurm.serving(folder):
-        yield folder
 
 
 def until(what: Callable[[], Any], wait_s: float = 150) -> Any:

@@ -41,7 +41,7 @@ def test_anchors_are_there(page: Path) -> None:
 
 def commands(page: Path) -> Iterator[str]:
     """Lines of code blocks that begin with `fewscan`, continued lines joined, without comments."""
-    text = page.read_text().replace("\\\n", " ")
+    text = re.sub(r"\s*\\\n\s*", " ", page.read_text())
     for line in text.split("\n"):
         found = re.match(r"(?:    |\t|\$ )?\s*(?:\.venv/bin/)?(fewscan [a-z].*)", line)
         in_code = line.startswith(("    ", "\t")) or "`" not in line

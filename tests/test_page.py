@@ -59,6 +59,17 @@ def test_links_within_the_page_lead_somewhere(page: str) -> None:
     assert wanted <= set(re.findall(r'id="([^"]+)"', page))
 
 
+def test_a_number_leads_to_the_runs_it_is_made_of(page: str, finished: Plan) -> None:
+    cells = re.findall(r'<a class="runs" href="#([^"]+)">', page)
+    assert len({*cells}) >= len(finished.grid) / 2, "each cell has two seeds"
+    for anchor in cells:
+        (row,) = re.findall(rf'<tr id="{anchor}">.*?href="\.\./runs/([^"]+)"', page, re.DOTALL)
+        (run,) = [it for it in finished.scores if it.run_id == row]
+        place = run.place
+        words = {str(place.target), *re.findall(r"\w+", place.arm.key), str(place.labels or 0)}
+        assert words <= {*anchor.split("-")}
+
+
 def test_links_lead_to_files_that_are_there(page: str, finished: Plan) -> None:
     links = re.findall(r'href="([^"#]+)"', page)
     assert {"figure.pdf", "figure.png"} <= {*links}

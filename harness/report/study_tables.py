@@ -1,5 +1,6 @@
 """The tables of what was measured: those of the CSV files, and the same numbers for people."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from fewscan.harness.report.tables import (
     ABREAST,
     MISSING,
     Column,
+    Linked,
     Table,
     at,
     interval,
@@ -262,6 +264,28 @@ def needed_table(evidence: Sequence[Evidence]) -> Table:
     return Table(columns, rows)
 
 
+def runs_anchor(target: Target | None, arm: Arm, labels: int | None) -> str:
+    """Of the runs that differ in seed alone, where the page lists runs."""
+    return re.sub(r"\W+", "-", f"runs {target} {arm.key} {labels or 0}").strip("-")
+
+
+def run_anchors(studies: Studies) -> dict[str, str]:
+    """Run → its anchor: of those that differ in seed alone the first has one."""
+    first: dict[str, str] = {}
+    for plan in studies.plans:
+        for run in plan.scores:
+            place = run.place
+            first.setdefault(runs_anchor(place.target, place.arm, place.labels), run.run_id)
+    return {run_id: anchor for anchor, run_id in first.items()}
+
+
+def _linked(it: Any, text: str) -> str:
+    """To the runs that a number is made of."""
+    if text == MISSING:
+        return text
+    return Linked(text, runs_anchor(it.quantity.target, it.arm, it.labels))
+
+
 def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
     """A row for each label count, a column for each arm; a title stands in its first row alone.
 
@@ -271,7 +295,7 @@ def _by_arm(items: Sequence[Any], text: Callable[[Any], str]) -> Table:
     arms = dict.fromkeys(it.arm for it in items)
     finetuned = {arm: replace(arm, kind="fine-tuning") for arm in arms}
     place = {arm: finetuned[arm] if finetuned[arm] in arms else arm for arm in arms}
-    texts = {(it.quantity.title, it.labels, place[it.arm]): text(it) for it in items}
+    texts = {(it.quantity.title, it.labels, place[it.arm]): _linked(it, text(it)) for it in items}
     shown = list(dict.fromkeys(place.values()))
     if len(shown) > ABREAST:
         return _arm_by_arm(texts, shown)

@@ -37,6 +37,20 @@ def at(path: str, missing: Any = None) -> Callable[[Any], Any]:
     return follow
 
 
+class Linked(str):
+    """A text that leads to a place on the page."""
+
+    anchor: str
+
+    def __new__(cls, text: str, anchor: str) -> "Linked":
+        made = super().__new__(cls, text)
+        made.anchor = anchor
+        return made
+
+    def __str__(self) -> "Linked":
+        return self
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table."""

@@ -275,6 +275,7 @@ def render_page(report: Report) -> str:
         abreast=ABREAST,
         growing=growing,
         run_folder=partial(_run_folder, report.studies),
+        anchors=study_tables.run_anchors(report.studies),
     )
 
 

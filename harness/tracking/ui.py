@@ -14,6 +14,7 @@ import secrets
 import socket
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
@@ -57,11 +58,13 @@ def serve(uri: str, artifacts: Path, pages: Mapping[str, str], port: int | None)
     """
     secret = secrets.token_urlsafe(SECRET_BYTES)
     with listening(port) if port else listening_as_ever(uri) as listener:
-        gate = Gate(application(uri), secret, StudyFiles(MlflowClient(uri), artifacts))
+        files = StudyFiles(MlflowClient(uri), artifacts)
+        gate = Gate(application(uri), secret, files, front=next(iter(pages.values()), "/"))
         for name, page in pages.items():
             print(f"{name}\n    http://{HOST}:{listener.getsockname()[1]}/{secret}{page}")
         print("Whoever has a link gets in. Ctrl-C ends it", flush=True)
-        uvicorn.Server(uvicorn.Config(gate, log_level="error")).run([listener])
+        with suppress(KeyboardInterrupt):  # uvicorn ends well, and raises it then
+            uvicorn.Server(uvicorn.Config(gate, log_level="error")).run([listener])
 
 
 def application(uri: str) -> App:
@@ -128,12 +131,16 @@ class StudyFiles:
 
 
 class Gate:
-    """In front of an application: who may ask, what may be asked, which files are given out."""
+    """In front of an application: who may ask, what may be asked, which files are given out.
 
-    def __init__(self, app: App, secret: str, files: StudyFiles) -> None:
+    The secret alone, as an address, leads to the page `front`.
+    """
+
+    def __init__(self, app: App, secret: str, files: StudyFiles, front: str = "/") -> None:
         self._app = app
         self._secret = secret
         self._files = files
+        self._front = front
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """One request, as ASGI has it."""
@@ -149,7 +156,7 @@ class Gate:
             return
         path = slash + rest
         if not path:  # or the page would ask for its parts beside the secret
-            await _redirect(send, f"/{self._secret}/")
+            await _redirect(send, f"/{self._secret}{self._front}")
             return
         why_not = self._objection(scope["method"], path, scope["query_string"].decode())
         if why_not:

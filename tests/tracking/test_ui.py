@@ -1,5 +1,6 @@
 """The UI: its server, its addresses."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -10,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import psutil
@@ -126,6 +127,24 @@ def test_nobody_gets_in_without_the_secret_and_the_link_opens_it(served: _Served
     status, page = ask(f"{served.address}/")
     assert (status, b"<title>MLflow</title>" in page) == (200, True)
     assert ask(served.address) == (status, page)
+
+
+def test_the_secret_alone_leads_to_the_study() -> None:
+    """A page whose address has a fragment is asked for without it, so this is not seen above."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def nothing(*_: Any) -> None:
+        raise AssertionError
+
+    files: Any = None
+    gate = ui.Gate(nothing, "secret", files, front="/#/experiments/1/runs?mode=CHART")
+    scope = {"type": "http", "method": "GET", "path": "/secret", "query_string": b""}
+    asyncio.run(gate(scope, nothing, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 307
+    assert (b"location", b"/secret/#/experiments/1/runs?mode=CHART") in sent[0]["headers"]
 
 
 @pytest.mark.parametrize(
