@@ -41,6 +41,21 @@ def never() -> bool:
     return False
 
 
+@contextlib.contextmanager
+def tiny_numbers_as_zero() -> Iterator[None]:
+    """Take numbers below 1e-38 as 0 for the block: in this thread, and in those that it begins.
+
+    Of a confident network's gradients some are so small, and a CPU computes with each of them a
+    hundred times as long (docs/performance.md).
+    """
+    before = not (torch.full((1,), 1e-30) * 1e-10).any()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
 @dataclass(frozen=True)
 class Devices:
     """The place of one rank of a run."""
@@ -79,9 +94,6 @@ class Devices:
             torch.cuda.set_device(self.device)
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)  # says which operation is not
-        # Numbers below 1e-38 are 0: of a confident network's gradients many are so small, and a CPU
-        # computes with each of them a hundred times as long. Threads inherit it from this one.
-        torch.set_flush_denormal(True)
 
     def share_of(self, batch_size: int) -> slice:
         """This rank's part of a global batch."""

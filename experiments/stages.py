@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-from fewscan.experiments.devices import Devices
+from fewscan.experiments.devices import Devices, tiny_numbers_as_zero
 from fewscan.experiments.finetune import finetune
 from fewscan.experiments.pretrain import pretrain
 from fewscan.experiments.results import Result, RunRecord
@@ -38,7 +38,7 @@ def run_stage(folder: RunFolder, devices: Devices) -> None:
         devices.set_up()
         devices.wait_for_all()  # nobody reads a checkpoint before the first rank owns the folder
         spec = RunRecord.read(folder).spec
-        with sampled(folder, devices):
+        with sampled(folder, devices), tiny_numbers_as_zero():
             result = STAGES[spec.kind](spec, folder, devices)
         if devices.is_first:
             precision = spec.training.precision if isinstance(spec, Pretrain | Finetune) else "fp32"

@@ -7,7 +7,7 @@ from fewscan.experiments.settings import FROM_SCRATCH, Schedule, Transfer
 from fewscan.experiments.spec import Target
 from fewscan.storage.splits import Fold
 
-ArmKind = Literal["pre-training", "fine-tuning", "unsupervised", "tuning"]
+ArmKind = Literal["pre-training", "fine-tuning", "unsupervised", "tuning", "partner"]
 
 SCRATCH = "scratch"
 """How people write the initial weights that are random; no pre-training may be called so."""
@@ -19,7 +19,8 @@ class Arm:
 
     kind: ArmKind
     """unsupervised: a pre-trained network's own anomaly score, or one of the images alone. tuning:
-    trials of a learning rate, which are not scored."""
+    trials of a learning rate, which are not scored. partner: fine-tunings of another study, for the
+    ensembles with them."""
     init: str | None = None
     """The pre-training or imported checkpoint that it starts from; None: random weights. Of an
     anomaly score of the images alone its name, such as "channel flair"."""
@@ -39,6 +40,8 @@ class Arm:
     folds: int = 0
     """Fine-tunings whose probabilities are averaged, each on the labelled scans without one of so
     many parts. 0: no such."""
+    partner: str = ""
+    """The study whose networks are averaged with this one's, cell by cell; empty: none."""
     study: str = ""
     """Set where two studies are compared."""
 
@@ -56,12 +59,12 @@ class Arm:
     @property
     def networks(self) -> int:
         """How many fine-tunings of a cell are scored together."""
-        return self.folds or self.members
+        return (self.folds or self.members) + bool(self.partner)
 
     @property
     def single(self) -> "Arm":
         """The same with one network."""
-        return replace(self, members=1, folds=0)
+        return replace(self, members=1, folds=0, partner="")
 
     @property
     def is_compared(self) -> bool:
@@ -85,6 +88,7 @@ class Arm:
             oversample_foreground=self.oversample_foreground,
             members=self.members,
             folds=self.folds,
+            partner=self.partner,
         )
 
     @property
@@ -99,12 +103,14 @@ class Arm:
         if self.oversample_foreground:
             how.append(f"oversampled {self.oversample_foreground:.2g}")
         if self.is_ensemble:
-            how.append(f"{self.folds} folds" if self.folds else f"{self.members} members")
+            many = f"{self.folds} folds" if self.folds else f"{self.members} members"
+            how.append(f"with {self.partner}" if self.partner else many)
         taken = f"{init} ({', '.join(how)})" if how else init
         name = {
             "unsupervised": f"unsupervised: {taken}",
             "pre-training": "pre-training",
             "tuning": f"tuning: {taken}",
+            "partner": f"partner: {taken}",
         }
         words = name.get(self.kind, taken)
         return f"{self.study}/{words}" if self.study else words

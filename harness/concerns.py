@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fewscan.experiments.schemes import SCHEMES
 from fewscan.experiments.spec import Network
 from fewscan.harness.networks import median_spacing_mm, most_levels, network_of
+from fewscan.harness.partner import finished_elsewhere
 from fewscan.harness.study import Study
 from fewscan.storage.errors import StudyError, named
 from fewscan.storage.slices import SliceStore
@@ -116,6 +117,8 @@ def normalisation_of(store: SliceStore) -> str:
 def concerns(plan: "Plan") -> Iterator[str]:
     """Sentences on what a person may not expect of the study, without a full stop."""
     yield from plan.left_out
+    if taken := len(finished_elsewhere(plan)):
+        yield f"{taken} runs of the partner are finished, and are taken over by the next sweep"
     yield from _who_chooses(plan)
     yield from _masks_of_pretrainings(plan)
     for store in plan.folds or [plan.store]:

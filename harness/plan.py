@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import chain, product
+from pathlib import Path
 from typing import Any, Literal
 
 from fewscan.experiments.catalogue import computed
@@ -42,6 +43,7 @@ from fewscan.harness.ensembles import (
 )
 from fewscan.harness.looks import Look
 from fewscan.harness.networks import network_of, pretraining_network, require_room
+from fewscan.harness.partner import partner_of
 from fewscan.harness.study import Share, Study
 from fewscan.storage.errors import StudyError
 from fewscan.storage.runs import RunFolder, StudyFolder
@@ -65,6 +67,8 @@ class PlannedRun:
     """Floating-point operations, roughly: for the order of runs and the estimate of hours."""
     store: SliceStore | None = field(default=None, repr=False, compare=False)
     """Whose slices it sees; None: the study's."""
+    made_in: Path | None = None
+    """The folder of another study, whose run it is: what is finished there is taken over."""
 
     @cached_property
     def run_id(self) -> str:
@@ -207,7 +211,7 @@ def make_plan(study: Study) -> Plan:
     unique: dict[str, PlannedRun] = {}
     for run in chain.from_iterable(planner.runs() for planner in planners):
         first = unique.setdefault(run.run_id, run)
-        if first.name != run.name:
+        if first.name != run.name and run.made_in is first.made_in is None:
             raise StudyError(
                 f"{first.name!r} and {run.name!r} are the same run",
                 where="pretrain",
@@ -240,6 +244,9 @@ class _Planner:
     """Of the study, or of one fold of its cross-validation."""
 
     def __init__(self, study: Study, store: SliceStore, folds: Collection[SliceStore]) -> None:
+        # First, for a study that asks for itself.
+        partner = None if study.finetune.partner is None else partner_of(study, store)
+        self.partner = None if partner is None else _Partner(_Planner(partner, store, folds))
         self.study = study
         self.store = store
         self.folds = folds
@@ -486,6 +493,7 @@ class _Planner:
         baselines, probes."""
         finetune, baselines = self.study.finetune, self.study.baselines
         counts = self._label_counts(finetune.label_counts, "finetune.label_counts")
+        counts_of_grid = counts
         divided = dividable(counts, finetune, self.folds)
         self.left_out += not_divided(counts, divided, finetune)
         everything = self.everything
@@ -519,7 +527,24 @@ class _Planner:
         together: dict[Arm, list[int]] = {}
         for arm, own in found.items():
             together |= {arm: own} | ensembles.get(arm, {})
+            if self.partner is not None and arm in ensembles and arm.is_ranked:
+                together |= self._with_partner(self.partner, arm, counts_of_grid)
         return together
+
+    def _with_partner(
+        self, partner: "_Partner", arm: Arm, counts: Sequence[int]
+    ) -> dict[Arm, list[int]]:
+        """The average with another study's same arm, at the label counts of both."""
+        grid = product(self.study.finetune.targets, self.study.finetune.seeds)
+        places = [*grid]
+        shared = [n for n in counts if all((t, arm, n, s) in partner.cells for t, s in places)]
+        if not shared:
+            self.left_out.append(
+                f"finetune.partner: no {arm.key} with {partner.name}, which lacks the arm, or its "
+                "label counts, seeds or targets"
+            )
+            return {}
+        return {replace(arm, partner=partner.name): shared}
 
     def _arm(self, init: str) -> Arm:
         """Plain fine-tuning from this init."""
@@ -655,18 +680,47 @@ class _Planner:
 
     def _cell(self, place: Place, rate_from: tuple[str, ...] = ()) -> Iterator[PlannedRun]:
         """The fine-tuning of one cell and seed, or those of an ensemble, and their score."""
+        name = f"{VERBS[Score.kind]} {place.cell}"
         single, place = self._finetuning(place), self._started(place)
         if rate_from:
             training = replace(single.training, lr=0.0)
             single = replace(single, training=training, rate_from=rate_from)
         trained = []
+        if place.arm.partner and self.partner is not None:
+            yield from self._averaged(self.partner, single, place, name)
+            return
         for spec in networks_of(place.arm, single):
             own = replace(place, arm=place.arm.single) if spec == single else place
-            name = f"{VERBS[spec.kind]} {own.cell}{which_network(spec)}"
-            trained.append(self._planned(spec, own, name))
+            words = f"{VERBS[spec.kind]} {own.cell}{which_network(spec)}"
+            trained.append(self._planned(spec, own, words))
         yield from trained
         parents = tuple(run.run_id for run in trained)
-        yield self._score(parents, place, f"{VERBS[Score.kind]} {place.cell}")
+        yield self._score(parents, place, name)
+
+    def _averaged(
+        self, partner: "_Partner", single: Finetune, place: Place, name: str
+    ) -> Iterator[PlannedRun]:
+        """The network of a cell and that of another study's, and the score of both together."""
+        alone = replace(place, arm=place.arm.single)
+        assert place.target is not None
+        assert place.labels is not None
+        own = self._planned(single, alone, f"{VERBS[single.kind]} {alone.cell}")
+        theirs = partner.cells[place.target, alone.arm, place.labels, place.seed]
+        if own.run_id == theirs.run_id:
+            raise StudyError(
+                f"{own.name!r} is the same network in {partner.name}",
+                where="finetune.partner",
+                expected="a study whose networks differ from this one's",
+                remedy="name another study, or ask for finetune.members",
+            )
+        yield own
+        yield from partner.with_parents(theirs)
+        both = self._score((own.run_id, theirs.run_id), place, name)
+        each = (
+            planner._score((run.run_id,), place, name).flops
+            for planner, run in ((self, own), (partner.planner, theirs))
+        )
+        yield replace(both, flops=sum(each))
 
     def _started(self, place: Place) -> Place:
         """The place with the seed of the pre-training that its run starts from."""
@@ -718,3 +772,42 @@ class _Planner:
                 remedy="set finetune.transfer to encoder",
             )
         return transfer
+
+
+class _Partner:
+    """Another study of the same store, whose networks are averaged with this one's."""
+
+    def __init__(self, planner: _Planner) -> None:
+        self.planner = planner
+        self.name = planner.study.name
+        runs = [self._named(run) for run in planner.runs()]
+        self._runs = {run.run_id: run for run in runs}
+        self.cells: dict[tuple[Target, Arm, int, int], PlannedRun] = {}
+        """Target, arm, labelled scans and seed → the fine-tuning of a single network."""
+        for run in runs:
+            if isinstance(run.spec, Finetune) and run.place.arm.kind == "partner":
+                arm = replace(run.place.arm, kind="fine-tuning", study="")
+                assert run.place.target is not None
+                assert run.place.labels is not None
+                key = (run.place.target, arm, run.place.labels, run.place.seed)
+                if not run.spec.member and not run.spec.folds:
+                    self.cells[key] = run
+
+    def _named(self, run: PlannedRun) -> PlannedRun:
+        """As a run of another study, none of whose places is one of this study's grid."""
+        arm = run.place.arm.of_study(self.name)
+        if arm.kind == "fine-tuning":
+            arm = replace(arm, kind="partner")
+        return replace(
+            run,
+            place=replace(run.place, arm=arm),
+            name=f"{self.name}: {run.name}",
+            made_in=self.planner.study.folder,
+        )
+
+    def with_parents(self, run: PlannedRun) -> Iterator[PlannedRun]:
+        """What a run starts from, directly or not, and the run."""
+        for parent in run.parents:
+            if parent in self._runs:
+                yield from self.with_parents(self._runs[parent])
+        yield run

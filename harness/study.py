@@ -397,6 +397,10 @@ class Finetuning:
     so many fine-tunings learns from the scans without one part, whole patients, which chooses its
     model; the threshold is chosen from what each says of its own part. Cells with fewer labelled
     patients have none. 0: none."""
+    partner: Path | None = None
+    """Another study file, of the same store: beside each arm that both have, the average of this
+    study's network and that one's, cell by cell, which learn from the same labelled scans. So 2D
+    and 3D make an ensemble. What is finished there is taken over. None: none."""
 
     def __post_init__(self) -> None:
         for name in ("label_counts", "seeds", "inits", "targets"):

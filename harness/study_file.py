@@ -148,8 +148,9 @@ def _paths(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """Where a document holds paths: mappings and keys. What is no path is left for the checks."""
     wishes = document.get("pretrain")
     inner = wishes.values() if isinstance(wishes, dict) else ()
-    for mapping in filter(lambda it: isinstance(it, dict), (document, *inner)):
-        for key in ("store", "folder"):
+    every = (document, document.get("finetune"), *inner)
+    for mapping in filter(lambda it: isinstance(it, dict), every):
+        for key in ("store", "folder", "partner"):
             if isinstance(mapping.get(key), str):
                 yield mapping, key
 

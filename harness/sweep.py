@@ -21,6 +21,7 @@ from fewscan.experiments.catalogue import panels
 from fewscan.experiments.results import Result
 from fewscan.harness.minutes import MinuteLines
 from fewscan.harness.on_slurm import workers_wanted
+from fewscan.harness.partner import finished_elsewhere, take_over
 from fewscan.harness.plan import Plan
 from fewscan.harness.ray_cluster import cluster_ray, local_ray
 from fewscan.harness.repeated import repeated
@@ -106,6 +107,9 @@ def _sweep(
     """All runs of a plan, of an adaptive study up to its next look."""
     view = MlflowUpdates(plan, console)
     try:
+        if taken := finished_elsewhere(plan):
+            take_over(plan, taken)
+            console.print(f"{len(taken)} finished runs of the partner are taken over")
         status = without_failures(without_damage(read_status(plan), console))
         was_finished = status.is_finished
         if was_finished:

@@ -1,26 +1,55 @@
-"""How a rank's process is set up."""
+"""What a run's threads do with numbers that are too small."""
 
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
-from fewscan.experiments.devices import Devices
+from fewscan.experiments import stages
+from fewscan.experiments.devices import Devices, tiny_numbers_as_zero
+from fewscan.experiments.results import Result
+from fewscan.harness.plan import make_plan
+from fewscan.harness.study import Study
+from fewscan.storage.runs import RunFolder
 
 MANY = 1 << 20  # enough for torch to share the work among its threads
 
 
-def test_every_thread_that_computes_takes_numbers_below_1e_38_as_zero() -> None:
-    """A CPU is a hundred times as slow with each: gradients of a confident network have many."""
+def tiny_numbers() -> int:
+    """How many numbers of about 1e-40 are not taken as zero."""
+    return int((torch.full((MANY,), 1e-30) * 1e-10).count_nonzero())
+
+
+def test_every_thread_takes_them_as_zero_for_the_block_alone() -> None:
+    def rank() -> tuple[int, bool]:
+        torch.set_num_threads(2)
+        with tiny_numbers_as_zero():
+            within = tiny_numbers()
+        return within, bool((torch.full((1,), 1e-30) * 1e-10).any())
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(rank).result()
+    torch.set_num_threads(threads)
+    assert found == (0, True)
+
+
+def test_a_run_takes_them_as_zero(
+    tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU is a hundred times as slow with each, and has many in a network that is confident."""
+    plan = make_plan(tiny_study())
+    run = plan.runs[0]
+    folder = plan.folder_of(run)
+    plan.record(run).write(folder)
     found = []
 
-    def rank() -> None:
-        torch.set_flush_denormal(False)  # whatever an earlier test has left
-        Devices(threads=2).set_up()
-        found.append(int((torch.full((MANY,), 1e-30) * 1e-10).count_nonzero()))
+    def stage(spec: object, folder: RunFolder, devices: Devices) -> Result:
+        found.append(tiny_numbers())
+        return Result(run.kind)
 
-    before = torch.get_num_threads()
-    thread = threading.Thread(target=rank)
-    thread.start()
-    thread.join()
-    torch.set_num_threads(before)
+    monkeypatch.setitem(stages.STAGES, run.kind, stage)
+    stages.run_stage(folder, Devices())
     assert found == [0]
+    assert (torch.full((1,), 1e-30) * 1e-10).any(), "not for what follows in this process"

@@ -182,7 +182,7 @@ def _reference(arm: Arm, arms: Sequence[Arm]) -> Arm:
     if arm.init is None:
         return arm.single
     plain = Arm("fine-tuning")
-    as_many = replace(plain, members=arm.members, folds=arm.folds)
+    as_many = replace(plain, members=arm.members, folds=arm.folds, partner=arm.partner)
     wanted = (arm.scratch, as_many, plain, *filter(lambda it: it.is_scratch, arms))
     return next((it for it in wanted if it in arms), plain)
 
