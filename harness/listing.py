@@ -121,9 +121,16 @@ def _groups(status: StudyStatus) -> Table:
 def _group_of(run: PlannedRun) -> str:
     """The same for runs that differ in label count and seed alone."""
     place = run.place
+    if run.made_in is not None:
+        return _of_partner(run)
     if not place.is_cell:
         return run.name_in_all_folds
     return f"{VERBS[run.kind]} {place.target} · {place.arm.key}"
+
+
+def _of_partner(run: PlannedRun) -> str:
+    """All runs of another study together."""
+    return f"{run.place.arm.study}, the partner"
 
 
 def spans(numbers: Iterable[int]) -> str:
@@ -175,11 +182,12 @@ def _other_runs(status: StudyStatus) -> Table:
     for run in status.plan.runs:
         if not run.place.is_cell:
             name = run.name_in_all_folds.partition(" · seed ")[0]
+            name = name if run.made_in is None else _of_partner(run)
             several.setdefault(name, []).append(run)
     for name, runs in several.items():
         states = render_states([status.states[run.run_id] for run in runs])
         percent = sum(status.fractions[run.run_id] for run in runs) / len(runs)
-        of_what = "runs" if runs[0].place.fold else "seeds"
+        of_what = "runs" if runs[0].place.fold or runs[0].made_in else "seeds"
         which = runs[0].run_id if len(runs) == 1 else f"{len(runs)} {of_what}"
         table.add_row(states, name, f"{percent:.0%}", which)
     return table

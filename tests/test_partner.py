@@ -94,7 +94,10 @@ def test_a_partners_runs_are_no_cells_of_the_study(both: tuple[Plan, Plan]) -> N
     assert not any(run.place.is_cell for run in taken)
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(render_plan(plan))
-    assert "with slices" in console.export_text()
+    text = console.export_text()
+    assert "denoise (with slices)" in text
+    (line,) = [it for it in text.splitlines() if "slices, the partner" in it]
+    assert f" {len(taken)} " in line
 
 
 def test_it_is_compared_with_random_weights_in_the_same_company(both: tuple[Plan, Plan]) -> None:
