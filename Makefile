@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lowest bench mutants lint format clean
+.PHONY: demo test lowest pythons bench mutants lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole study on synthetic scans, on this machine"
 	@echo "make test    lint, types, tests, and the tests on a real Slurm (root, Debian)"
 	@echo "make lowest  the tests on the lowest versions that pyproject.toml allows, about 15 minutes"
+	@echo "make pythons the wheel on other Pythons, from scans to the report, about 10 minutes each"
 	@echo "make bench   the fast paths against the published way, about ten minutes"
 	@echo "make mutants whether the tests notice what is changed in the source, about half an hour"
 	@echo "make lint    ruff and mypy alone"
@@ -46,6 +47,11 @@ $(LOWEST)/installed: pyproject.toml constraints-lowest.txt
 
 lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/python -m pytest -rs
+
+# Each in an environment of its own, 2 to 6 GB below build/ (with what torch brings along).
+PYTHONS ?= python3.11 python3.12 python3.13
+pythons:
+	for python in $(PYTHONS); do $$python tests/on_another_python.py || exit 1; done
 
 # Run it alone on the machine. Writes benchmarks/results/ and the table in benchmarks/README.md.
 bench: $(VENV)/installed

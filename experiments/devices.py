@@ -46,7 +46,8 @@ def tiny_numbers_as_zero() -> Iterator[None]:
     """Take numbers below 1e-38 as 0 for the block: in this thread, and in those that it begins.
 
     Of a confident network's gradients some are so small, and a CPU computes with each of them a
-    hundred times as long (docs/performance.md).
+    hundred times as long (docs/performance.md). For trainings alone: scipy's trees of points, by
+    which surfaces are compared, halve intervals until they are 0, and never end so.
     """
     before = not (torch.full((1,), 1e-30) * 1e-10).any()
     torch.set_flush_denormal(True)

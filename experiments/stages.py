@@ -38,7 +38,8 @@ def run_stage(folder: RunFolder, devices: Devices) -> None:
         devices.set_up()
         devices.wait_for_all()  # nobody reads a checkpoint before the first rank owns the folder
         spec = RunRecord.read(folder).spec
-        with sampled(folder, devices), tiny_numbers_as_zero():
+        trains = isinstance(spec, Pretrain | Finetune)
+        with sampled(folder, devices), tiny_numbers_as_zero() if trains else nullcontext():
             result = STAGES[spec.kind](spec, folder, devices)
         if devices.is_first:
             precision = spec.training.precision if isinstance(spec, Pretrain | Finetune) else "fp32"

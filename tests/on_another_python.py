@@ -1,0 +1,63 @@
+"""Install the wheel on another Python, and go from scans to a report with what is installed.
+
+    python3.13 tests/on_another_python.py [ENVIRONMENT]
+
+The environment is made with the Python that runs this, below build/ if none is named; what it has
+already is kept. Nothing of the clone is imported: what the wheel lacks is missed here.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "pretrain.denoise.training.iterations": 4,
+    "pretrain.denoise.training.validate_every": 2,
+    "finetune.training.iterations": 4,
+    "finetune.training.validate_every": 2,
+    "finetune.iterations": "null",
+    "finetune.label_counts": "[1, all]",
+    "finetune.seeds": "[0, 1]",
+    "pretrain.denoise.seeds": "[0, 1]",
+    "evaluation.nsd_tolerance_mm": "null",
+    "network.width": 4,
+    "resources.device": "cpu",
+}
+SUBJECTS, SIZE = 25, 32
+
+
+def main() -> None:
+    version = sysconfig.get_python_version()
+    environment = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / f"python{version}")
+    if not (environment / "bin" / "python").exists():
+        venv.create(environment, with_pip=True)
+    python, fewscan = (environment / "bin" / name for name in ("python", "fewscan"))
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+
+        def run(*command: object) -> None:
+            print("$", *command, flush=True)
+            subprocess.run(list(map(str, command)), check=True)
+
+        run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", ".", ROOT)
+        (wheel,) = Path().glob("fewscan-*.whl")
+        run(python, "-m", "pip", "install", "--quiet", wheel)
+        run(fewscan, "phantom", "scans", "--subjects", SUBJECTS)
+        run(fewscan, "prepare", "scans", "scans.zarr", "--size", SIZE)
+        run(fewscan, "check", "scans.zarr")
+        run(fewscan, "init", "scans.zarr", "mine.yaml")
+        small = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+        run(fewscan, "sweep", "mine.yaml", *small)
+        run(fewscan, "report", "mine.yaml", *small)
+        (page,) = Path().glob("**/report.html")
+        assert page.stat().st_size > 100_000, page
+    print(f"fewscan works on Python {sys.version.partition(' ')[0]}")
+
+
+if __name__ == "__main__":
+    main()
