@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fewscan.experiments.cost import flops_by_part
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study_file import load_study
 from fewscan.storage.conventions.brats import CHANNELS, CLASSES
 from fewscan.storage.manifest import STORE_PROTOCOL, Manifest, Parameters, StoreFolder, Subject

@@ -13,7 +13,8 @@ from typing import Any
 from fewscan.experiments.spec import Target
 from fewscan.harness.arms import Arm
 from fewscan.harness.looks import Look, planned_looks
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.comparison import Area
 from fewscan.harness.report.evidence import gather
 from fewscan.harness.report.findings import is_shown

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study_file import load_study
 
 

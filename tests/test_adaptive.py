@@ -13,7 +13,8 @@ from rich.console import Console
 import fewscan.harness.sweep
 from fewscan.harness.adaptive import so_far
 from fewscan.harness.listing import growing
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.evidence import gather
 from fewscan.harness.report.results import read_results
 from fewscan.harness.report.studies import one_study

@@ -11,7 +11,7 @@ from fake_runs import finish_all
 
 from fewscan.experiments.catalogue import METRICS
 from fewscan.harness.arms import Arm
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.answer import answer, how_many
 from fewscan.harness.report.bootstrap import Estimate
 from fewscan.harness.report.comparison import Area

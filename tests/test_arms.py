@@ -12,7 +12,8 @@ from tiny import run_in_process
 from fewscan.experiments.spec import Finetune
 from fewscan.harness.arms import Arm
 from fewscan.harness.concerns import concerns
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.studies import one_study, two_studies
 from fewscan.harness.report.write import write_report
 from fewscan.harness.study import Arms, Study

@@ -13,7 +13,7 @@ from benchmarks.__main__ import NAMES
 from benchmarks.measure import Cost, SideBySide, side_by_side
 from benchmarks.results import Finding
 from benchmarks.setting import Setting
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study import Study
 from fewscan.storage.system.workers import usable_cpus
 

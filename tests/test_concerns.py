@@ -11,7 +11,8 @@ from tiny import run_in_process, tiny_values
 
 from fewscan.harness.concerns import concerns
 from fewscan.harness.listing import render_plan
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.write import write_report
 from fewscan.harness.study_file import parse_study

@@ -13,7 +13,7 @@ from scipy import stats
 from fewscan.experiments.catalogue import METRICS, Metric
 from fewscan.experiments.spec import Score
 from fewscan.harness.arms import Arm
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report import evidence as evidence_module
 from fewscan.harness.report.bootstrap import Estimate, draw_resamples, estimate, p_value
 from fewscan.harness.report.cells import Cell, difference

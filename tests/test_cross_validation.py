@@ -20,7 +20,8 @@ from tiny import run_in_process
 
 from fewscan.experiments.spec import Finetune, Pretrain
 from fewscan.harness.listing import render_plan
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.methods import methods
 from fewscan.harness.report.power import planned_comparisons
 from fewscan.harness.report.results import panel_points, read_patients, read_results
@@ -126,7 +127,7 @@ def test_what_learns_from_another_store_is_learnt_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fewscan.harness.plan.require_fitting_store", lambda *args: None)
+    monkeypatch.setattr("fewscan.harness.planner.require_fitting_store", lambda *args: None)
     pretrain = tiny_document["pretrain"]
     pretrain["denoise"]["store"] = str(store_path)
     found = make_plan(tiny_study(split={"folds": FOLDS}, pretrain=pretrain))

@@ -12,7 +12,8 @@ from tiny import run_in_process, tiny_values
 
 from fewscan.harness import sweep as sweeping
 from fewscan.harness.listing import render_plan, render_status, run_lines
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.examples import read_examples
 from fewscan.harness.report.results import read_results
 from fewscan.harness.report.studies import one_study, two_studies

@@ -9,7 +9,7 @@ import torch
 from fewscan.experiments import stages
 from fewscan.experiments.devices import Devices, tiny_numbers_as_zero
 from fewscan.experiments.results import Result
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study import Study
 from fewscan.storage.runs import RunFolder
 

@@ -27,7 +27,8 @@ from fewscan.harness.cli import main
 from fewscan.harness.concerns import concerns
 from fewscan.harness.label_budget import label_budgets
 from fewscan.harness.named_runs import named_runs
-from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.planner import make_plan
 from fewscan.harness.predict import predict
 from fewscan.harness.report.power import Deviations, planned_comparisons
 from fewscan.harness.report.results import read_results

@@ -13,7 +13,8 @@ from fewscan.experiments.measures import MEASURES, Masks
 from fewscan.experiments.predictor import load_predictor
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Evaluation
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.examples import Choice, choose, draw_examples, read_examples
 from fewscan.harness.report.results import RunResults, read_results
 from fewscan.harness.report.studies import one_study

@@ -16,7 +16,7 @@ from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Pretrain, Training
 from fewscan.experiments.train import Loop, make_optimiser
 from fewscan.experiments.unet import UNet
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study import Study
 from fewscan.storage.errors import LossNotFiniteError
 

@@ -19,7 +19,8 @@ from fewscan.experiments.predictor import Predictor
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Evaluation, Score, from_json, run_id, to_json
 from fewscan.harness.arms import Arm
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.predict import predict
 from fewscan.harness.report.results import panel_points, read_results
 from fewscan.harness.report.studies import one_study

@@ -16,7 +16,7 @@ import yaml
 from whole_sweep import WholeSweep
 
 from fewscan.experiments.results import Result
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.ray_cluster import require_same_code
 from fewscan.harness.study import Study
 from fewscan.harness.study_file import load_study

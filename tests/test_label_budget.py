@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fewscan.harness.label_budget import LabelBudget, label_budgets
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study import Study
 
 TRAIN, VALIDATION = 18, 1

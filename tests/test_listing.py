@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from fewscan.harness.listing import render_plan, render_states, render_status, run_lines, spans
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.status import read_status
 from fewscan.harness.study import Study
 from fewscan.storage.atomic import write_json

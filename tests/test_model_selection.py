@@ -9,7 +9,8 @@ from tiny import run_in_process
 
 from fewscan.experiments.results import Result
 from fewscan.experiments.score import MIDDLE
-from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study import Epochs, Study
 from fewscan.harness.study_file import parse_study
 from fewscan.storage.errors import StudyError

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from fake_runs import finish
 
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.evidence import gather
 from fewscan.harness.report.next_steps import next_steps, variance

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from fewscan.harness.listing import render_estimate
 from fewscan.harness.on_slurm import launch_sweep, render_cluster, workers_wanted
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.status import read_paces, read_status
 from fewscan.harness.study import Study
 from fewscan.slurm import Settings

@@ -7,7 +7,8 @@ import pytest
 from fake_runs import finish
 
 from fewscan.harness.only import only
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.status import read_status
 from fewscan.harness.study import Study
 from fewscan.storage.errors import StudyError

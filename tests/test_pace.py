@@ -16,7 +16,8 @@ from fewscan.experiments.pace import WITHIN_S, flops_per_s
 from fewscan.experiments.spec import Network, Training
 from fewscan.harness.first_pace import FirstPace, first_pace
 from fewscan.harness.listing import render_estimate
-from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.planner import make_plan
 from fewscan.harness.status import read_status
 from fewscan.harness.study import Study
 

@@ -12,7 +12,8 @@ from fake_runs import finish_all
 
 from fewscan.experiments.settings import Selection
 from fewscan.experiments.spec import Augmentation, Training
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.examples import MARGIN, Choice, Examples, cropped
 from fewscan.harness.report.figures import WIDTH, colours_of, draw_published, save_figure
 from fewscan.harness.report.methods import (

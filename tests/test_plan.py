@@ -9,7 +9,7 @@ from fewscan.experiments import catalogue
 from fewscan.experiments.catalogue import Metric
 from fewscan.experiments.cost import forward_flops
 from fewscan.experiments.spec import Finetune, Network
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.status import read_status
 from fewscan.harness.study import Study
 from fewscan.storage.errors import StoreError, StudyError

@@ -22,7 +22,7 @@ from fewscan.experiments.postprocess import (
 )
 from fewscan.experiments.spec import Evaluation, Postprocess, Score, from_json, run_id, to_json
 from fewscan.harness.concerns import concerns
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study import Study
 from fewscan.harness.study_file import dump_study, parse_study
 from fewscan.storage.errors import StudyError

@@ -9,7 +9,8 @@ import pytest
 from fake_runs import finish, finish_all
 
 from fewscan.experiments.postprocess import Fitted, Rule, Tried
-from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.postprocessing import postprocessing_table, read_postprocessed
 from fewscan.harness.report.results import read_results
 from fewscan.harness.report.studies import one_study, two_studies

@@ -11,7 +11,8 @@ from scipy import stats
 
 from benchmarks.simulated import SCRATCH, Design, simulate_study
 from fewscan.harness.arms import Arm
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.comparison import area, differences
 from fewscan.harness.report.power import (
     HOW,

@@ -27,7 +27,8 @@ from fewscan.experiments.scan_grid import on_the_scan
 from fewscan.experiments.spec import Postprocess
 from fewscan.experiments.stages import run_stage
 from fewscan.harness.cli import main
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.predict import predict, write_prediction
 from fewscan.harness.study_file import parse_study
 from fewscan.harness.trained import load_trained

@@ -28,7 +28,8 @@ from fewscan.experiments.schemes import Denoise
 from fewscan.experiments.spec import Evaluation, Score, Target, run_id
 from fewscan.experiments.stages import run_stage
 from fewscan.experiments.unet import UNet
-from fewscan.harness.plan import Plan, PlannedRun, make_plan, slice_format
+from fewscan.harness.plan import Plan, PlannedRun, slice_format
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study_file import parse_study
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder

@@ -13,7 +13,8 @@ from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Finetune
 from fewscan.experiments.unet import UNet
 from fewscan.harness.arms import Arm
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.study import Study
 from fewscan.storage.errors import StudyError

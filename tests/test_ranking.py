@@ -13,7 +13,8 @@ from fake_runs import PATIENTS, finish_all, write_cases
 
 from fewscan.experiments.spec import Score
 from fewscan.harness.arms import Arm
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import area
 from fewscan.harness.report.evidence import gather

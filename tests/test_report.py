@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from fake_runs import PATIENTS, dice_of, finish, finish_all
 
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.cells import Cell
 from fewscan.harness.report.comparison import Branch, area, compare, corrected
 from fewscan.harness.report.evidence import Quartiles, gather, quartiles

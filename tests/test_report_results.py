@@ -12,7 +12,7 @@ from fake_scores import cell
 from fewscan.experiments import catalogue
 from fewscan.experiments.catalogue import Metric
 from fewscan.harness.arms import Arm
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.bootstrap import draw_resamples, percentiles
 from fewscan.harness.report.comparison import estimates
 from fewscan.harness.report.figures import colours_of, draw_published

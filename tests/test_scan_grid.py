@@ -23,7 +23,8 @@ from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.score import score
 from fewscan.experiments.spec import Evaluation, Score
 from fewscan.harness.concerns import concerns
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.write import write_report
 from fewscan.harness.study_file import parse_study

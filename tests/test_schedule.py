@@ -15,7 +15,8 @@ from ray.tune.search import Searcher
 
 from fewscan.experiments.devices import PeerLost
 from fewscan.experiments.results import RunRecord
-from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.planner import make_plan
 from fewscan.harness.schedule import SILENT_AT_MOST, ReadyRuns
 from fewscan.harness.study import Study
 from fewscan.harness.trial import HEAD, config_of, errors_of_ranks, placement

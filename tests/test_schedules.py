@@ -20,7 +20,7 @@ from fewscan.experiments.schedules import parts_of
 from fewscan.experiments.spec import Finetune, Training
 from fewscan.experiments.train import everything, learning_rate, make_optimiser
 from fewscan.experiments.unet import UNet
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study import Study
 from fewscan.storage.labels import LabelMeaning
 from fewscan.storage.runs import RunFolder

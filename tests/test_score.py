@@ -27,7 +27,8 @@ from fewscan.experiments.predictor import Predictor
 from fewscan.experiments.results import Result, RunRecord
 from fewscan.experiments.score import score
 from fewscan.experiments.spec import Evaluation, Postprocess, Score, ScoredSplit, Target
-from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study import Study
 from fewscan.storage.errors import RunError
 from fewscan.storage.runs import RunFolder

@@ -10,7 +10,8 @@ import pytest
 from fake_runs import finish, finish_all
 
 from fewscan.experiments.spec import Evaluation
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.run_log import read_logs
 from fewscan.harness.report.studies import Studies, one_study, two_studies
 from fewscan.harness.report.write import write_report

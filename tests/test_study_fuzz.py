@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study import Study
 from fewscan.harness.study_file import dump_study, load_study, parse_study
 from fewscan.storage.errors import StudyError

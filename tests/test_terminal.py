@@ -7,7 +7,8 @@ import pytest
 from fake_runs import finish, finish_all
 from rich.console import Console
 
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.terminal import render_report
 from fewscan.harness.study import Study

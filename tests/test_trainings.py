@@ -8,7 +8,8 @@ import pytest
 
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Finetune, Pretrain
-from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.planner import make_plan
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.tables import to_csv
 from fewscan.harness.report.trainings import (

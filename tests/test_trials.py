@@ -12,7 +12,8 @@ from fewscan.experiments import train as train_module
 from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Finetune, Pretrain
 from fewscan.experiments.trials import with_rate
-from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study import Study
 from fewscan.harness.study_file import parse_study
 from fewscan.storage.errors import RunError, StudyError

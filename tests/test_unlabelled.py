@@ -12,7 +12,7 @@ from tiny import run_in_process, tiny_values
 
 from fewscan.harness.concerns import concerns
 from fewscan.harness.imports import import_run
-from fewscan.harness.plan import make_plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study_file import parse_study
 from fewscan.storage.catalog import Selection
 from fewscan.storage.check import check

@@ -23,7 +23,8 @@ from fewscan.experiments.results import Result
 from fewscan.experiments.spec import Finetune, Network, Pretrain, Score, Training
 from fewscan.experiments.unet import UNet
 from fewscan.harness.concerns import concerns
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study import Architecture, Study, flat_levels
 from fewscan.storage.errors import StudyError
 from fewscan.storage.slices import SliceStore

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.status import read_status
 from fewscan.harness.study import Study
 from fewscan.harness.sweep import MlflowUpdates, Watch, watched

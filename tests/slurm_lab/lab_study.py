@@ -15,7 +15,8 @@ import yaml
 from fewscan.experiments.devices import Devices
 from fewscan.experiments.stages import run_stage
 from fewscan.harness.on_slurm import launch_sweep
-from fewscan.harness.plan import Plan, make_plan
+from fewscan.harness.plan import Plan
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study_file import parse_study
 from fewscan.slurm import Status, cancel, status
 from fewscan.slurm.folder import JOINED

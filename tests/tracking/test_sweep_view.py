@@ -15,7 +15,8 @@ from rich.console import Console
 from tiny import run_in_process
 
 from fewscan.harness import sweep as sweeping
-from fewscan.harness.plan import Plan, PlannedRun, make_plan
+from fewscan.harness.plan import Plan, PlannedRun
+from fewscan.harness.planner import make_plan
 from fewscan.harness.study import Study
 from fewscan.harness.sweep import sweep
 from fewscan.harness.tracking.tracker import Tracker
