@@ -19,12 +19,13 @@ from fewscan.experiments.spec import Finetune, Score
 from fewscan.harness.arms import Arm
 from fewscan.harness.concerns import concerns
 from fewscan.harness.label_budget import label_budgets
-from fewscan.harness.listing import render_plan
+from fewscan.harness.listing import render_status
 from fewscan.harness.loading import load_plan
 from fewscan.harness.partner import finished_elsewhere, take_over
 from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.report.studies import one_study
 from fewscan.harness.report.write import write_report
+from fewscan.harness.status import read_status
 from fewscan.harness.trained import load_trained
 from fewscan.storage.errors import StudyError
 
@@ -93,11 +94,11 @@ def test_a_partners_runs_are_no_cells_of_the_study(both: tuple[Plan, Plan]) -> N
     assert {run.name.partition(": ")[0] for run in taken} == {"slices"}
     assert not any(run.place.is_cell for run in taken)
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(render_plan(plan))
+    console.print(render_status(read_status(plan)))
     text = console.export_text()
     assert "denoise (with slices)" in text
     (line,) = [it for it in text.splitlines() if "slices, the partner" in it]
-    assert f" {len(taken)} " in line
+    assert f"{len(taken)} runs" in line
 
 
 def test_it_is_compared_with_random_weights_in_the_same_company(both: tuple[Plan, Plan]) -> None:
