@@ -202,8 +202,8 @@ def _died(folder: RunFolder) -> RunError:
         f"the run's process died {INFRASTRUCTURE_RETRIES + 1} times",
         where=folder.path,
         expected="a process that lives until the run's end",
-        remedy="look for lack of memory on the node; give runs more of a device "
-        "(resources), then sweep again: it goes on from the last checkpoint",
+        remedy="ask the node (`dmesg`): for lack of memory give runs more of a device (resources); "
+        "a segfault is a library's, or ours. Then sweep again: it goes on from the last checkpoint",
     )
 
 
@@ -275,7 +275,7 @@ class Deaths(tune.Callback):  # type: ignore[misc] # Ray's classes have no types
         """See `tune.Callback`: it is started again."""
         name = self._names[Path(trial.config["folder"]).name]
         low = "low on memory" in str(trial.get_error())
-        why = "for lack of memory on the node" if low else "perhaps for lack of memory"
+        why = "for lack of memory on the node" if low else "for lack of memory, or by a crash"
         tries = f"try {trial.run_metadata.num_failures + 1} of {INFRASTRUCTURE_RETRIES + 1}"
         self._tell(f"[yellow]↻[/] {name}: its process was killed, {why}; it goes on, {tries}")
 

@@ -160,7 +160,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(
     sweep = start_sweep(path)
     said = path.with_suffix(".log")
     for victim, words in {
-        is_a_trial: "its process was killed, perhaps for lack of memory; it goes on, try",
+        is_a_trial: "its process was killed, for lack of memory, or by a crash; it goes on, try",
         is_raylet: "Ray's raylet has died; the sweep begins again where it was",
     }.items():
         before = sum(committed_steps(plan).values())
