@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_runs import finish
 from hypothesis import given
@@ -19,6 +20,7 @@ from rich.console import Console
 from tiny import run_in_process
 
 from fewscan.experiments.spec import Finetune, Pretrain
+from fewscan.harness.adaptive import so_far
 from fewscan.harness.listing import render_plan
 from fewscan.harness.plan import Plan
 from fewscan.harness.planner import make_plan
@@ -137,10 +139,11 @@ def test_what_learns_from_another_store_is_learnt_once(
     assert starts == {None, learnt[0].run_id}
 
 
-def finish_fold_by_fold(plan: Plan, complete: bool = True) -> None:
+def finish_fold_by_fold(plan: Plan, complete: bool = True, noise: float = 0.0) -> None:
     """Each fold tests its own patients; with `complete` false the last one lacks a run."""
+    rng = np.random.default_rng(0)
     for run in plan.runs if complete else plan.runs[:-1]:
-        finish(plan, run)
+        finish(plan, run, bonus=rng.normal(0, noise))
         cases = plan.folder_of(run).cases
         if cases.exists():
             assert run.store is not None
@@ -207,6 +210,25 @@ def test_the_report_says_how_it_was_tested(plan: Plan) -> None:
         rows = [*csv.DictReader(file)]
     assert {row["fold"] for row in rows} == {f"outer fold {n} of 3" for n in (1, 2, 3)}
     assert len({row["run_id"] for row in rows}) == len(plan.scores)
+
+
+def test_an_adaptive_study_adds_seeds_in_all_folds(
+    tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
+) -> None:
+    finetune = tiny_document["finetune"] | {"targets": ["binary"], "seeds": [0, 1]}
+    pretrain = {"denoise": tiny_document["pretrain"]["denoise"] | {"seeds": [0, 1]}}
+    adaptive = {"until": "decided", "at_most": 4}
+    study = tiny_study(
+        split={"folds": FOLDS}, finetune=finetune, pretrain=pretrain, adaptive=adaptive
+    )
+    begun = so_far(make_plan(study))
+    finish_fold_by_fold(begun, noise=0.3)
+    grown = so_far(begun)
+    assert len(grown.looked) == 1
+    added = {run.place for run in grown.grid} - {run.place for run in begun.grid}
+    assert added
+    folds = Counter(place.in_all_folds for place in added)
+    assert {*folds.values()} == {FOLDS}
 
 
 def test_a_fold_is_trained_and_tested_as_planned(plan: Plan) -> None:
