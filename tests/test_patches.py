@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fewscan.experiments import windows
 from fewscan.experiments.data import SliceData
 from fewscan.experiments.devices import Devices, Residency
 from fewscan.experiments.patches import Patches
@@ -184,6 +185,23 @@ def test_what_one_window_covers_is_passed_through_as_it_is() -> None:
         padded[:, :, :3, :, 1:6] = small
         found = Windowed(model, (4, 8, 8))(small)
         assert torch.equal(found, model(padded)[:, :, :3, :, 1:6])
+
+
+@pytest.mark.parametrize("voxels", [1, 600, 1 << 18])
+def test_how_many_windows_go_through_together_changes_no_number(
+    voxels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network().double()
+    volume = torch.rand(2, 2, 7, 12, 12, dtype=torch.float64)
+    sizes = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    with torch.no_grad():
+        each = torch.cat([Windowed(model, (4, 8, 8))(it[None]) for it in volume])
+        sizes.clear()
+        monkeypatch.setattr(windows, "VOXELS_AT_ONCE", voxels)
+        found = Windowed(model, (4, 8, 8))(volume)
+    torch.testing.assert_close(found, each, rtol=1e-6, atol=1e-9)
+    assert max(sizes) == {1: 2, 600: 4, 1 << 18: 24}[voxels], "two volumes, so many windows each"
 
 
 class Twice(nn.Module):
