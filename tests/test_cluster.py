@@ -6,18 +6,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fake_slurm
 import pytest
 
-from fewscan.slurm import Settings, cancel, head, launch, processes, slurm_scheduler, status
+from fewscan.slurm import Settings, cancel, launch, slurm_scheduler, status
 from fewscan.slurm.doctor import checks
 from fewscan.slurm.elastic import Elastic
 from fewscan.slurm.folder import Folder, Launch, WorkerReport
 from fewscan.slurm.head_recovery import recover_head, submit_head
-from fewscan.slurm.session import TEMPORARY, Session
 from fewscan.storage.errors import ClusterError
 
 QUICK = {"poll_s": 1, "idle_s": 60, "signal_delay_s": 30, "time_limit_min": 5}
@@ -159,7 +157,6 @@ def test_what_is_cancelled_has_checkpointed_and_leaves_nothing(slurm: Path, tmp_
 DRIVER = """
 import os, sys
 import neighbour
-from fewscan.slurm.session import TEMPORARY, Session
 print(neighbour.__file__, sys.path[0], os.environ.get("PYTHONSAFEPATH"), Session.here())
 sys.exit(0 if Session.here().is_on_cluster and "PYTHONSAFEPATH" not in os.environ else 1)
 """
@@ -181,39 +178,6 @@ def test_files_where_it_is_launched_do_not_matter_and_a_driver_imports_as_ever(
     launch([sys.executable, str(program / "driver.py")], folder, Settings(**QUICK))
     until(lambda: status(folder).state not in ("pending", "starting", "running"))
     assert status(folder).state == "done", status(folder)
-
-
-ONCE = "import os, pathlib as p; f = p.Path('begun'); f.exists() or (f.touch(), os._exit(1))"
-
-
-@pytest.mark.parametrize(
-    ("program", "state", "times"),
-    [
-        (ONCE, "done", 2),
-        ("raise SystemExit(1)", "failed", 3),
-        (f"raise SystemExit({Session.REFUSED})", "failed", 1),
-    ],
-)
-def test_a_driver_that_ends_without_a_reason_is_begun_again_but_not_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, state: str, times: int
-) -> None:
-    """However long it lived: an error of its own may come late each time."""
-    monkeypatch.setattr(head, "PAUSE_S", 0.0)
-    monkeypatch.setattr(head, "STABLE_S", 0.0)
-    folder = Folder(tmp_path / "study")
-    folder.prepare()
-    counted = f"open('log', 'a').write('.'); {program}"
-    command = (sys.executable, "-c", counted)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(processes, "await_end", lambda process, wait_s: None)
-    monkeypatch.setenv(TEMPORARY, str(tmp_path))
-    node: Any = SimpleNamespace(
-        process=None, alive=lambda: True, address="", stop_file=tmp_path, temporary=tmp_path
-    )
-    share: Any = SimpleNamespace(closes_unix=lambda settings: 0.0, node="here")
-    launched = Launch("1", command, str(tmp_path), Settings(**QUICK))
-    outcome = until(head.Driver(folder, launched, share, node).look, 30)
-    assert (outcome.state, len((tmp_path / "log").read_text())) == (state, times)
 
 
 def test_a_controller_that_is_busy_is_asked_again_to_requeue(

@@ -14,7 +14,7 @@ from fewscan.slurm.allocation import Allocation
 from fewscan.slurm.folder import ClusterOutcome, Folder, Launch
 from fewscan.slurm.head import Driver, HopelessError
 from fewscan.slurm.ray_node import RayNode
-from fewscan.slurm.session import TEMPORARY
+from fewscan.slurm.session import TEMPORARY, Session
 
 COUNTING = """
 import os, pathlib, sys
@@ -65,7 +65,25 @@ def test_one_that_is_killed_at_once_again_and_again_is_given_up(node: RayNode) -
     assert "signal SIGKILL:\nstart 0\nstart 1\nstart 2" in outcome.detail
 
 
-@pytest.mark.parametrize(("code", "state"), [(0, "done"), (1, "failed"), (10, "incomplete")])
+def test_one_that_ends_without_a_reason_is_begun_again_but_not_for_ever(
+    node: RayNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray ends a driver that touches what has gone, or Python one with a fault; however long it
+    lived, for a fault may come late each time."""
+    monkeypatch.setattr(head_module, "STABLE_S", 0.0)
+    assert watched(driver_of(node, "os._exit(0 if n else 1)")).state == "done"
+    assert (node.temporary / "times").read_text() == "xx"
+    (node.temporary / "times").unlink()
+    outcome = watched(driver_of(node, "sys.exit(1)"))
+    assert outcome.state == "failed"
+    assert "exit code 1:" in outcome.detail
+    assert (node.temporary / "times").read_text() == "xxx"
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [(0, "done"), (Session.REFUSED, "failed"), (Session.INCOMPLETE, "incomplete")],
+)
 def test_its_own_end_is_the_end(node: RayNode, code: int, state: str) -> None:
     outcome = watched(driver_of(node, f"sys.exit({code})"))
     assert (outcome.state, outcome.log) == (state, str(node.temporary / "cluster/logs/driver.log"))
