@@ -39,6 +39,7 @@ NOTES = {
     "docs/tour.md": "this page",
     "docs/volumes_hippocampus.png": "3D against 2D on real scans",
     "docs/zoo_phantom.png": "the same on synthetic scans",
+    "docs/hippocampus.png": "the curve of the hippocampus, as a newcomer draws it",
     "docs/zoo_hippocampus.png": "the figure of nine pre-trainings on real scans",
     "docs/page.png": "the report's page of the demo",
     "docs/demo.png": "the figure of the demo",
