@@ -55,7 +55,6 @@ def finished_elsewhere(plan: "Plan") -> "list[PlannedRun]":
         for run in plan.runs
         if run.made_in is not None
         and not plan.folder_of(run).path.exists()
-        and _there(run.made_in, run).result.exists()
         and _there(run.made_in, run).state() == "finished"
     ]
 

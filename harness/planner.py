@@ -99,7 +99,6 @@ class _Planner:
     """Of the study, or of one fold of its cross-validation."""
 
     def __init__(self, study: Study, store: SliceStore, folds: Collection[SliceStore]) -> None:
-        # First, for a study that asks for itself.
         partner = None if study.finetune.partner is None else partner_of(study, store)
         self.partner = None if partner is None else _Partner(_Planner(partner, store, folds))
         self.study = study
