@@ -157,6 +157,7 @@ def test_what_is_cancelled_has_checkpointed_and_leaves_nothing(slurm: Path, tmp_
 DRIVER = """
 import os, sys
 import neighbour
+from fewscan.slurm.session import Session
 print(neighbour.__file__, sys.path[0], os.environ.get("PYTHONSAFEPATH"), Session.here())
 sys.exit(0 if Session.here().is_on_cluster and "PYTHONSAFEPATH" not in os.environ else 1)
 """
