@@ -5,19 +5,16 @@ Both are found before anything runs: `require_possible` refuses, `concerns` tell
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from fewscan.experiments.schemes import SCHEMES
 from fewscan.experiments.spec import Network
 from fewscan.harness.networks import median_spacing_mm, most_levels, network_of
 from fewscan.harness.partner import finished_elsewhere
+from fewscan.harness.plan import Plan
 from fewscan.harness.study import Study
 from fewscan.storage.errors import StudyError, named
 from fewscan.storage.slices import SliceStore
 from fewscan.storage.splits import FEWEST_TO_HOLD_OUT
-
-if TYPE_CHECKING:
-    from fewscan.harness.plan import Plan
 
 SHOWN = 3
 """Seeds that are named."""
@@ -114,7 +111,7 @@ def normalisation_of(store: SliceStore) -> str:
     return store.manifest.parameters.normalisation
 
 
-def concerns(plan: "Plan") -> Iterator[str]:
+def concerns(plan: Plan) -> Iterator[str]:
     """Sentences on what a person may not expect of the study, without a full stop."""
     yield from plan.left_out
     if taken := len(finished_elsewhere(plan)):
@@ -175,7 +172,7 @@ def _require_scans_to_fit_on(study: Study) -> None:
         )
 
 
-def _who_chooses(plan: "Plan") -> Iterator[str]:
+def _who_chooses(plan: Plan) -> Iterator[str]:
     """Labels that are none of the label count, and yet decide the numbers."""
     selection, validation = plan.study.finetune.selection, len(plan.split.validation)
     if selection == "validation":
@@ -201,7 +198,7 @@ def _who_chooses(plan: "Plan") -> Iterator[str]:
         )
 
 
-def _masks_of_pretrainings(plan: "Plan") -> Iterator[str]:
+def _masks_of_pretrainings(plan: Plan) -> Iterator[str]:
     for name, wish in plan.study.pretrain.items():
         if wish.slices == "healthy":
             store = plan.store_of(name)
@@ -221,7 +218,7 @@ def mask_told(store: SliceStore, subject: str) -> bool:
     return found.labelled and not found.healthy
 
 
-def _labels_without_lesion(plan: "Plan", store: SliceStore, where: str) -> Iterator[str]:
+def _labels_without_lesion(plan: Plan, store: SliceStore, where: str) -> Iterator[str]:
     """Cells whose labelled scans teach nothing of a lesion, or of some class."""
     bare: dict[str, dict[int, list[int]]] = {}
     counts = sorted(_label_counts(plan))
@@ -236,7 +233,7 @@ def _labels_without_lesion(plan: "Plan", store: SliceStore, where: str) -> Itera
         yield f"labelled scans show no {name}: {_first(seeds)} (seed {first}: {ids}){where}"
 
 
-def _label_counts(plan: "Plan") -> set[int]:
+def _label_counts(plan: Plan) -> set[int]:
     """Of the grid and its baselines."""
     return {run.place.labels for run in plan.grid if run.place.labels is not None}
 
@@ -263,7 +260,7 @@ def _absent_classes(store: SliceStore, where: str) -> Iterator[str]:
             yield f"no scan of the {part} split has {what}: not defined there{where}"
 
 
-def _of_patches(plan: "Plan") -> Iterator[str]:
+def _of_patches(plan: Plan) -> Iterator[str]:
     """What a 3D study sees of its scans."""
     network, store = plan.network, plan.store
     if network.patch is None:
@@ -305,7 +302,7 @@ def _of_patches(plan: "Plan") -> Iterator[str]:
         )
 
 
-def _common_patients(plan: "Plan") -> Iterator[str]:
+def _common_patients(plan: Plan) -> Iterator[str]:
     split = plan.store.split
     kept = {plan.store.patient(i) for i in (*split.validation, *split.test)}
     for name in plan.study.pretrain:

@@ -1,18 +1,60 @@
 """Another study whose networks are averaged with a study's own (`finetune.partner`)."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from fewscan.experiments.spec import Finetune, Score, Target
+from fewscan.harness.arms import Arm
+from fewscan.harness.plan import Plan, PlannedRun
 from fewscan.harness.study import Study
 from fewscan.harness.study_file import load_study
 from fewscan.storage.errors import StudyError, disk_full_explained
 from fewscan.storage.runs import RunFolder, StudyFolder
 from fewscan.storage.slices import SliceStore
 
-if TYPE_CHECKING:
-    from fewscan.harness.plan import Plan, PlannedRun
+
+class Partner:
+    """Another study of the same store, with the runs that are planned for it."""
+
+    def __init__(self, study: Study, runs: Iterable[PlannedRun]) -> None:
+        self.name = study.name
+        self._runs: dict[str, PlannedRun] = {}
+        self.cells: dict[tuple[Target, Arm, int, int], PlannedRun] = {}
+        """Target, arm, labelled scans and seed → the fine-tuning of a single network."""
+        self.score_flops: dict[str, float] = {}
+        """Run id of a fine-tuning → what the score of it alone costs."""
+        for planned in runs:
+            run, place = _as_anothers(planned, study), planned.place
+            self._runs[run.run_id] = run
+            match run.spec:
+                case Finetune(member=0, folds=0) if place.is_cell:
+                    assert place.target is not None
+                    assert place.labels is not None
+                    self.cells[place.target, place.arm, place.labels, place.seed] = run
+                case Score(parents=(trained,)):
+                    self.score_flops[trained] = run.flops
+
+    def with_parents(self, run: PlannedRun) -> Iterator[PlannedRun]:
+        """What a run of the partner starts from, directly or not, and the run."""
+        for parent in run.parents:
+            if parent in self._runs:
+                yield from self.with_parents(self._runs[parent])
+        yield run
+
+
+def _as_anothers(run: PlannedRun, study: Study) -> PlannedRun:
+    """A run of this study as another plan has it, of whose grid it is no cell."""
+    arm = run.place.arm.of_study(study.name)
+    if arm.kind == "fine-tuning":
+        arm = replace(arm, kind="partner")
+    return replace(
+        run,
+        place=replace(run.place, arm=arm),
+        name=f"{study.name}: {run.name}",
+        made_in=study.folder,
+    )
 
 
 def partner_of(study: Study, store: SliceStore) -> Study:
@@ -48,7 +90,7 @@ def partner_of(study: Study, store: SliceStore) -> Study:
     return partner
 
 
-def finished_elsewhere(plan: "Plan") -> "list[PlannedRun]":
+def finished_elsewhere(plan: Plan) -> list[PlannedRun]:
     """The runs of the plan that its partner has finished, and it has not."""
     return [
         run
@@ -59,7 +101,7 @@ def finished_elsewhere(plan: "Plan") -> "list[PlannedRun]":
     ]
 
 
-def take_over(plan: "Plan", runs: "Iterable[PlannedRun]") -> None:
+def take_over(plan: Plan, runs: Iterable[PlannedRun]) -> None:
     """Copy these finished runs into the plan's folder, each whole or not at all.
 
     The sweep that calls it has the folder for itself. Raises `DiskFullError`.
@@ -74,5 +116,5 @@ def take_over(plan: "Plan", runs: "Iterable[PlannedRun]") -> None:
         partial.rename(place)
 
 
-def _there(folder: Path, run: "PlannedRun") -> RunFolder:
+def _there(folder: Path, run: PlannedRun) -> RunFolder:
     return StudyFolder(folder).run(run.run_id)

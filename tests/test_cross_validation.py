@@ -129,7 +129,7 @@ def test_what_learns_from_another_store_is_learnt_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fewscan.harness.planner.require_fitting_store", lambda *args: None)
+    monkeypatch.setattr("fewscan.harness.weights.require_fitting_store", lambda *args: None)
     pretrain = tiny_document["pretrain"]
     pretrain["denoise"]["store"] = str(store_path)
     found = make_plan(tiny_study(split={"folds": FOLDS}, pretrain=pretrain))

@@ -151,8 +151,12 @@ def test_two_names_for_the_same_run_are_refused(
     tiny_study: Callable[..., Study], tiny_document: dict[str, Any]
 ) -> None:
     wish = tiny_document["pretrain"]["denoise"]
+    study = tiny_study(
+        pretrain={"a": wish, "b": wish},
+        finetune=tiny_document["finetune"] | {"inits": ["a", "b"]},
+    )
     with pytest.raises(StudyError, match=r"(?s)'pre-train a' and 'pre-train b' are the same run"):
-        make_plan(tiny_study(pretrain={"a": wish, "b": wish}, finetune=tiny_document["finetune"]))
+        make_plan(study)
 
 
 def test_too_many_labels_are_refused(
