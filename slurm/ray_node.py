@@ -23,6 +23,8 @@ from fewscan.storage.errors import ClusterError
 
 START_TRIES = 3
 START_S = 90
+SETTLE_S = 5
+"""From a node's first task to Ray's word that the node has started, at most."""
 JOB_LABEL = "slurm-job"
 HEAD_RESOURCE = "head"
 """The head's node has 1000 of it, so that drivers can pin what must not be lost with a worker."""
@@ -153,11 +155,17 @@ def _start(folder: Folder, share: Allocation, command: CommandMaker) -> RayNode:
 
 
 def _settled(process: subprocess.Popen[bytes], temporary: Path) -> bool:
-    """Whether Ray says that it runs, rather than ending."""
+    """Whether Ray says that it runs, rather than ending.
+
+    If the node is wanted back meanwhile, it may have been given tasks already, which may checkpoint:
+    so for a moment it is waited for all the same.
+    """
     deadline = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < deadline and not processes.stop_waits():
+    while process.poll() is None and time.monotonic() < deadline:
         if "Ray runtime started" in tail(temporary / "ray.log", 60):
             return True
+        if processes.stop_waits():
+            deadline = min(deadline, time.monotonic() + SETTLE_S)
         time.sleep(0.1)
     return False
 
