@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lowest pythons bench mutants lint format clean
+.PHONY: demo test lowest pythons container bench mutants lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make test    lint, types, tests, and the tests on a real Slurm (root, Debian)"
 	@echo "make lowest  the tests on the lowest versions that pyproject.toml allows, about 15 minutes"
 	@echo "make pythons the wheel on other Pythons, from scans to the report, about 10 minutes each"
+	@echo "make container  the image that docs/containers.md prints, from scans to the report, with docker"
 	@echo "make bench   the fast paths against the published way, about ten minutes"
 	@echo "make mutants whether the tests notice what is changed in the source, about half an hour"
 	@echo "make lint    ruff and mypy alone"
@@ -33,9 +34,12 @@ lint: $(VENV)/installed $(VENV)/links
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# A session's fixtures are made once for each; what one finishes early it takes of the other's.
+TWO := --numprocesses 2 --dist worksteal
+
 # -rs: a lab that cannot come up here is said aloud (and fails with CI=true).
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 	$(BIN)/python -m pytest -m slurm -rs tests/slurm_lab
 
 # In an environment of its own, 2.4 GB below build/.
@@ -46,12 +50,16 @@ $(LOWEST)/installed: pyproject.toml constraints-lowest.txt
 	touch $@
 
 lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest -rs
+	$(LOWEST)/bin/python -m pytest $(TWO) -rs
 
 # Each in an environment of its own, 2 to 6 GB below build/ (with what torch brings along).
 PYTHONS ?= python3.11 python3.12 python3.13
 pythons:
 	for python in $(PYTHONS); do $$python tests/on_another_python.py || exit 1; done
+
+# 7 GB, most of them torch's; other engines: tests/in_a_container.py --help
+container: $(VENV)/installed
+	$(BIN)/python tests/in_a_container.py
 
 # Run it alone on the machine. Writes benchmarks/results/ and the table in benchmarks/README.md.
 bench: $(VENV)/installed

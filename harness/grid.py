@@ -16,7 +16,7 @@ from fewscan.storage.errors import StudyError
 from fewscan.storage.slices import SliceStore
 
 
-class Grid:
+class ArmGrid:
     """Of a study; the same in each fold of its cross-validation.
 
     What the folds have in common is looked for in all of them. Raises `StudyError` for an init, a

@@ -15,7 +15,7 @@ from fewscan.experiments.spec import Finetune, Pretrain, RunSpec, Score, Target,
 from fewscan.harness.arms import SCRATCH, Arm, Place
 from fewscan.harness.concerns import require_possible
 from fewscan.harness.ensembles import networks_of, which_network
-from fewscan.harness.grid import Grid
+from fewscan.harness.grid import ArmGrid
 from fewscan.harness.networks import require_room
 from fewscan.harness.partner import Partner, partner_of
 from fewscan.harness.plan import VERBS, Plan, PlannedRun, fold_words, slices_a_scan
@@ -68,7 +68,7 @@ class _Planner:
         if study.finetune.partner is not None:
             other = partner_of(study, store)
             self.partner = Partner(other, _Planner(other, store, folds).runs())
-        self.grid = Grid(study, self.weights, folds, self.partner)
+        self.grid = ArmGrid(study, self.weights, folds, self.partner)
 
     def runs(self) -> Iterator[PlannedRun]:
         order, study = self.weights.in_order(), self.study

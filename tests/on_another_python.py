@@ -14,21 +14,9 @@ import tempfile
 import venv
 from pathlib import Path
 
+from scans_to_report import PAGE, commands
+
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = {
-    "pretrain.denoise.training.iterations": 4,
-    "pretrain.denoise.training.validate_every": 2,
-    "finetune.training.iterations": 4,
-    "finetune.training.validate_every": 2,
-    "finetune.iterations": "null",
-    "finetune.label_counts": "[1, all]",
-    "finetune.seeds": "[0, 1]",
-    "pretrain.denoise.seeds": "[0, 1]",
-    "evaluation.nsd_tolerance_mm": "null",
-    "network.width": 4,
-    "resources.device": "cpu",
-}
-SUBJECTS, SIZE = 25, 32
 
 
 def main() -> None:
@@ -47,14 +35,9 @@ def main() -> None:
         run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", ".", ROOT)
         (wheel,) = Path().glob("fewscan-*.whl")
         run(python, "-m", "pip", "install", "--quiet", wheel)
-        run(fewscan, "phantom", "scans", "--subjects", SUBJECTS)
-        run(fewscan, "prepare", "scans", "scans.zarr", "--size", SIZE)
-        run(fewscan, "check", "scans.zarr")
-        run(fewscan, "init", "scans.zarr", "mine.yaml")
-        small = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
-        run(fewscan, "sweep", "mine.yaml", *small)
-        run(fewscan, "report", "mine.yaml", *small)
-        page = Path("studies", "mine", "report", "report.html")
+        for words in commands():
+            run(fewscan, *words)
+        page = Path(PAGE)
         assert page.stat().st_size > 100_000, page
     print(f"fewscan works on Python {sys.version.partition(' ')[0]}")
 

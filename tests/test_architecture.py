@@ -43,7 +43,7 @@ ONE_ROOM = {
 
 
 def sources() -> list[Path]:
-    return [p for name in OURS for p in sorted((ROOT / name).rglob("*.py"))]
+    return [p for name in sorted(OURS) for p in sorted((ROOT / name).rglob("*.py"))]
 
 
 def imports(path: Path) -> dict[str, bool]:
