@@ -74,7 +74,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# 48 scans, slices of 48², 53 runs. Each step goes on if it was interrupted.
+# 48 scans, slices of 48², 79 runs. Each step goes on if it was interrupted.
 demo: $(VENV)/installed
 	$(BIN)/fewscan phantom demo/scans --subjects 48
 	$(BIN)/fewscan prepare demo/scans demo/slices.zarr --size 48
