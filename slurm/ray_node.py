@@ -157,8 +157,8 @@ def _start(folder: Folder, share: Allocation, command: CommandMaker) -> RayNode:
 def _settled(process: subprocess.Popen[bytes], temporary: Path) -> bool:
     """Whether Ray says that it runs, rather than ending.
 
-    If the node is wanted back meanwhile, it may have been given tasks already, which may checkpoint:
-    so for a moment it is waited for all the same.
+    A node that is wanted back meanwhile may have been given tasks already, which may checkpoint: so
+    for a moment it is waited for all the same.
     """
     deadline = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < deadline:
