@@ -118,6 +118,9 @@ def why_impossible() -> str | None:
         return "only root may make network namespaces"
     if not Path("/etc/debian_version").exists():
         return "the recipe is for Debian and its Slurm packages"
+    for needed in (Path(__file__).resolve(), Path(sys.executable)):
+        if needed.is_relative_to("/tmp"):
+            return f"{needed} is below /tmp, of which each node has its own; clone elsewhere"
     command = ["unshare", "--net", "--mount", "--uts", "true"]
     tried = subprocess.run(command, capture_output=True, text=True)
     return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
