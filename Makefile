@@ -11,7 +11,7 @@ help:
 	@echo "make test    lint, types, tests, and the tests on a real Slurm (root, Debian)"
 	@echo "make lowest  the tests on the lowest versions that pyproject.toml allows, about 15 minutes"
 	@echo "make pythons the wheel on other Pythons, from scans to the report, about 10 minutes each"
-	@echo "make container  the image that docs/containers.md prints, from scans to the report, with docker"
+	@echo "make container the image that docs/containers.md prints, from scans to the report, with docker"
 	@echo "make bench   the fast paths against the published way, about ten minutes"
 	@echo "make mutants whether the tests notice what is changed in the source, about half an hour"
 	@echo "make lint    ruff and mypy alone"

@@ -41,8 +41,8 @@ class ArmGrid:
             weights.require_known(init, where="finetune.inits")
         self._whole = without_what_is_shared(self._combinations())
         self.arms = self._arms()
-        """Of each target: those that `finetune.inits` asks for with their ensembles, baselines,
-        probes."""
+        """Arm → its label counts, the same for each target: what `finetune.inits` asks for with its
+        ensembles, baselines, probes."""
         if (tune := self._finetune.tune) is not None:
             self._label_counts([tune.on.labels], "finetune.tune.on.labels")
 

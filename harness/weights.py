@@ -30,8 +30,9 @@ class Weights:
         self.network = network_of(study, store)
         """Of all fine-tunings."""
         self.stores = {name: self._store_of(name) for name in study.pretrain}
+        """Name of a pre-training → what it learns from."""
         self.networks = {name: pretraining_network(study, name, store) for name in self.stores}
-        """Of each pre-training, as its store."""
+        """Name of a pre-training → its network."""
         self._planned: dict[tuple[str, int], str] = {}
 
     def _store_of(self, name: str) -> SliceStore:

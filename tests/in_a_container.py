@@ -30,9 +30,9 @@ def printed(first_word: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", type=shlex.split, default=["docker"])
-    parser.add_argument("--build", type=shlex.split, default=[])
-    parser.add_argument("--run", type=shlex.split, default=[])
+    parser.add_argument("--engine", type=shlex.split, default=["docker"], help="and its options")
+    parser.add_argument("--build", type=shlex.split, default=[], help="options of its build")
+    parser.add_argument("--run", type=shlex.split, default=[], help="options of its run")
     asked = parser.parse_args()
 
     def run(*command: object) -> None:

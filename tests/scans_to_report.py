@@ -1,4 +1,4 @@
-"""What an installation that is not this clone's is asked to do: every command, on small scans."""
+"""What an installation that is not this clone's is asked to do: a first study, small."""
 
 from collections.abc import Iterator
 
